@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/* The types that the BPF programs share with each other and with kecho/bpf.py. No code. */
+#ifndef KECHO_H
+#define KECHO_H
+
+#include "hist.h"
+
+/*
+ * What one path did on one CPU: the value of the per-CPU array `paths`, whose index is the path.
+ * An echo is one verdict that redirected: one sk_msg on path msg, one skb on path skb.
+ */
+struct path_stats {
+	unsigned long long echoes;
+	unsigned long long bytes;
+	unsigned long long fallbacks; /* connections handed from this path to path user, each time */
+	unsigned long long latency[HIST_SLOTS];
+};
+
+#endif

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: MIT
+"""The bpf(2) system call, as far as kecho needs it: maps, links, and programs written as instructions.
+
+Numbers and layouts are those of include/uapi/linux/bpf.h. Independent of bcc, so that `doctor` can probe without it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+from collections.abc import Iterator
+
+MAP_TYPE_SOCKHASH = 18
+
+PROG_TYPE_SOCK_OPS = 13
+PROG_TYPE_SK_SKB = 14
+PROG_TYPE_SK_MSG = 16
+PROG_TYPE_RAW_TRACEPOINT = 17
+
+ATTACH_CGROUP_SOCK_OPS = 3
+ATTACH_SK_SKB_STREAM_VERDICT = 5
+ATTACH_SK_MSG_VERDICT = 7
+
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_NEXT_KEY, _PROG_LOAD, _PROG_ATTACH = 0, 1, 2, 4, 5, 8
+_LINK_CREATE = 28
+
+_SYSCALL = {"x86_64": 321, "aarch64": 280}
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _bpf(command: int, attr: bytes, what: str) -> int:
+    number = _SYSCALL.get(platform.machine())
+    if number is None:
+        raise OSError(0, f"kecho does not know the bpf system call of {platform.machine()}")
+    buffer = ctypes.create_string_buffer(attr, max(len(attr), 128))
+    result: int = _libc.syscall(number, command, buffer, len(buffer))
+    if result < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, f"{what}: {os.strerror(errno)}")
+    return result
+
+
+def map_create(map_type: int, key_size: int, value_size: int, max_entries: int) -> int:
+    """A new map's descriptor. Raises OSError."""
+    return _bpf(_MAP_CREATE, struct.pack("=IIII", map_type, key_size, value_size, max_entries), "BPF_MAP_CREATE")
+
+
+def map_lookup(map_fd: int, key: bytes, size: int) -> bytes:
+    """The value of `key`, `size` bytes: for a per-CPU map those of all possible CPUs, each padded to 8 bytes.
+
+    Raises OSError (ENOENT: no such key).
+    """
+    key_buffer, value = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(size)
+    attr = struct.pack("=IIQQ", map_fd, 0, ctypes.addressof(key_buffer), ctypes.addressof(value))
+    _bpf(_MAP_LOOKUP, attr, "BPF_MAP_LOOKUP_ELEM")
+    return value.raw
+
+
+def map_update(map_fd: int, key: bytes, value: bytes) -> None:
+    """Sets `key`, new or not. Raises OSError."""
+    key_buffer, value_buffer = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
+    attr = struct.pack("=IIQQQ", map_fd, 0, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer), 0)
+    _bpf(_MAP_UPDATE, attr, "BPF_MAP_UPDATE_ELEM")
+
+
+def map_keys(map_fd: int, key_size: int) -> Iterator[bytes]:
+    """The keys of a hash map; entries that come or go meanwhile may be missed."""
+    key, following = None, ctypes.create_string_buffer(key_size)
+    while True:
+        previous = ctypes.create_string_buffer(key, key_size) if key is not None else None
+        address = ctypes.addressof(previous) if previous is not None else 0
+        try:
+            _bpf(_MAP_NEXT_KEY, struct.pack("=IIQQ", map_fd, 0, address, ctypes.addressof(following)), "")
+        except FileNotFoundError:
+            return
+        key = following.raw
+        yield key
+
+
+def prog_load(prog_type: int, instructions: bytes) -> int:
+    """A program's descriptor. Raises OSError if the kernel refuses the type or the program."""
+    program = ctypes.create_string_buffer(instructions, len(instructions))
+    licence = ctypes.create_string_buffer(b"GPL")
+    attr = struct.pack(
+        "=IIQQ", prog_type, len(instructions) // 8, ctypes.addressof(program), ctypes.addressof(licence)
+    )
+    return _bpf(_PROG_LOAD, attr, "BPF_PROG_LOAD")
+
+
+def prog_attach(prog_fd: int, target_fd: int, attach_type: int) -> None:
+    """Attaches to a sockhash, for as long as the map lives. Raises OSError."""
+    _bpf(_PROG_ATTACH, struct.pack("=IIII", target_fd, prog_fd, attach_type, 0), "BPF_PROG_ATTACH")
+
+
+def link_create(prog_fd: int, target_fd: int, attach_type: int) -> int:
+    """Attaches to a cgroup for as long as the returned descriptor is open: it ends with the process, whatever kills it.
+
+    Raises OSError.
+    """
+    return _bpf(_LINK_CREATE, struct.pack("=IIII", prog_fd, target_fd, attach_type, 0), "BPF_LINK_CREATE")
+
+
+def instruction(opcode: int, dst: int = 0, src: int = 0, offset: int = 0, immediate: int = 0) -> bytes:
+    """One instruction in the machine's byte order (little-endian register nibbles)."""
+    return struct.pack("=BBhi", opcode, dst | src << 4, offset, immediate)
+
+
+# r0 = 1; exit
+RETURN_ONE = instruction(0xB7, immediate=1) + instruction(0x95)
+
+
+def msg_redirect_to_self(sockhash_fd: int) -> bytes:
+    """An sk_msg program that redirects to the ingress queue of the socket under key 0 (u32) of `sockhash_fd`."""
+    return b"".join(
+        (
+            instruction(0x62, 10, offset=-4),  # *(u32 *)(fp - 4) = 0
+            instruction(0x18, 2, 1, immediate=sockhash_fd),  # r2 = map, 16 bytes
+            instruction(0),
+            instruction(0xBF, 3, 10),  # r3 = fp - 4
+            instruction(0x07, 3, immediate=-4),
+            instruction(0xB7, 4, immediate=1),  # r4 = BPF_F_INGRESS
+            instruction(0x85, immediate=71),  # bpf_msg_redirect_hash(msg, map, &key, flags)
+            instruction(0x95),
+        )
+    )

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: MIT
+# Builds the native programs from the top-level directory, included by its Makefile or by `make -f` alone.
+#
+#   make -f kecho/native/native.mk                           build/user-echo-server
+#   make -f kecho/native/native.mk BUILD=build/asan SAN=1    the same with address and UB sanitizers
+
+BUILD      ?= build
+CC         ?= cc
+NATIVE_DIR := kecho/native
+
+NATIVE_PROGRAMS := $(BUILD)/user-echo-server
+
+NATIVE_CFLAGS  := -std=gnu11 -O2 -g -Wall -Wextra -Wconversion -Wshadow -Werror -D_GNU_SOURCE -pthread
+NATIVE_LDFLAGS := -pthread
+ifeq ($(SAN),1)
+NATIVE_CFLAGS  += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+NATIVE_LDFLAGS += -fsanitize=address,undefined
+endif
+
+NATIVE_SERVER_OBJECTS := user-echo-server.o args.o engine-epoll.o
+
+NATIVE_OBJ := $(BUILD)/native
+
+.PHONY: native native-clean
+native: $(NATIVE_PROGRAMS)
+
+$(BUILD)/user-echo-server: $(addprefix $(NATIVE_OBJ)/,$(NATIVE_SERVER_OBJECTS))
+	$(CC) $(NATIVE_LDFLAGS) $(LDFLAGS) -o $@ $^ $(NATIVE_SERVER_LIBS)
+
+# This makefile is a prerequisite so that a change of flags rebuilds.
+$(NATIVE_OBJ)/%.o: $(NATIVE_DIR)/%.c $(NATIVE_DIR)/native.mk
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(NATIVE_CFLAGS) -MMD -MP -c -o $@ $<
+
+native-clean:
+	rm -rf $(NATIVE_PROGRAMS) $(NATIVE_OBJ)
+
+-include $(wildcard $(NATIVE_OBJ)/*.d)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
 # Builds the native programs from the top-level directory, included by its Makefile or by `make -f` alone.
 #
-#   make -f kecho/native/native.mk                           build/user-echo-server
+#   make -f kecho/native/native.mk                           build/user-echo-server build/bench
 #   make -f kecho/native/native.mk BUILD=build/asan SAN=1    the same with address and UB sanitizers
 
 BUILD      ?= build
 CC         ?= cc
 NATIVE_DIR := kecho/native
 
-NATIVE_PROGRAMS := $(BUILD)/user-echo-server
+NATIVE_PROGRAMS := $(BUILD)/user-echo-server $(BUILD)/bench
 
 NATIVE_CFLAGS  := -std=gnu11 -O2 -g -Wall -Wextra -Wconversion -Wshadow -Werror -D_GNU_SOURCE -pthread
 NATIVE_LDFLAGS := -pthread
@@ -18,6 +18,8 @@ NATIVE_LDFLAGS += -fsanitize=address,undefined
 endif
 
 NATIVE_SERVER_OBJECTS := user-echo-server.o args.o engine-epoll.o
+NATIVE_BENCH_OBJECTS  := bench.o bench-run.o bench-conn.o bench-drive.o bench-closed.o bench-burst.o \
+	bench-report.o histogram.o args.o
 
 NATIVE_OBJ := $(BUILD)/native
 
@@ -26,6 +28,9 @@ native: $(NATIVE_PROGRAMS)
 
 $(BUILD)/user-echo-server: $(addprefix $(NATIVE_OBJ)/,$(NATIVE_SERVER_OBJECTS))
 	$(CC) $(NATIVE_LDFLAGS) $(LDFLAGS) -o $@ $^ $(NATIVE_SERVER_LIBS)
+
+$(BUILD)/bench: $(addprefix $(NATIVE_OBJ)/,$(NATIVE_BENCH_OBJECTS))
+	$(CC) $(NATIVE_LDFLAGS) $(LDFLAGS) -o $@ $^ -lm $(NATIVE_BENCH_LIBS)
 
 # This makefile is a prerequisite so that a change of flags rebuilds.
 $(NATIVE_OBJ)/%.o: $(NATIVE_DIR)/%.c $(NATIVE_DIR)/native.mk

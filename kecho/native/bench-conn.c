@@ -14,7 +14,11 @@
 #include <unistd.h>
 
 #define CONNECTS_AT_ONCE 64 /* half of the usual backlog, over all threads */
-#define DRAIN_NS	 NS_PER_S
+#define PAUSE_NS	 NS_PER_MS
+#define PAUSE_MAX_NS	 (64 * NS_PER_MS)
+#define SYN_RETRY_NS                                                                               \
+	(900 * NS_PER_MS) /* a connection that took this long was made at the second attempt */
+#define DRAIN_NS NS_PER_S
 
 static bool fail_connect(struct thread *thread, const struct conn *conn, int error)
 {
@@ -62,12 +66,11 @@ static bool conn_opened(struct thread *thread, struct conn *conn)
 	return true;
 }
 
-/* Those before first are connected; a connection that takes too long ends the wait. */
-static bool check_connecting(struct thread *thread, unsigned int started)
+static bool check_connecting(struct thread *thread, unsigned int first, unsigned int n)
 {
 	uint64_t now = clock_ns(), timeout_ns = thread->run->options->connect_timeout_ns;
 
-	for (unsigned int i = 0; i < started; i++)
+	for (unsigned int i = first; i < first + n; i++)
 		if (thread->conns[i].busy && now - thread->conns[i].begin_ns >= timeout_ns)
 			return run_fail(thread,
 					"cannot connect to %s: no answer in %g s (connection %u)",
@@ -76,28 +79,53 @@ static bool check_connecting(struct thread *thread, unsigned int started)
 	return true;
 }
 
-bool conns_connect(struct thread *thread)
+static bool connect_batch(struct thread *thread, unsigned int first, unsigned int n)
 {
-	unsigned int window = CONNECTS_AT_ONCE / thread->run->options->threads;
 	struct epoll_event events[CONNECTS_AT_ONCE];
-	unsigned int started = 0, done = 0;
+	unsigned int done = 0;
 
-	if (!window)
-		window = 1;
-	while (done < thread->nconns) {
-		int n;
+	for (unsigned int i = 0; i < n; i++)
+		if (!conn_open(thread, &thread->conns[first + i]))
+			return false;
+	while (done < n) {
+		int ready = epoll_wait(thread->epoll_fd, events, CONNECTS_AT_ONCE, 20);
 
-		for (; started < thread->nconns && started - done < window; started++)
-			if (!conn_open(thread, &thread->conns[started]))
-				return false;
-		n = epoll_wait(thread->epoll_fd, events, CONNECTS_AT_ONCE, 20);
 		if (run_stops(thread->run))
 			return false;
-		for (int i = 0; i < n; i++, done++)
+		for (int i = 0; i < ready; i++, done++)
 			if (!conn_opened(thread, events[i].data.ptr))
 				return false;
-		if (n <= 0 && !check_connecting(thread, started))
+		if (ready <= 0 && !check_connecting(thread, first, n))
 			return false;
+	}
+	return true;
+}
+
+/*
+ * The kernel makes connections faster than a server accepts them, and what overflows its backlog is
+ * tried again only after a second. So they are made in batches, with a pause for the server that
+ * doubles each time one was not enough.
+ */
+bool conns_connect(struct thread *thread)
+{
+	unsigned int batch = CONNECTS_AT_ONCE / thread->run->options->threads;
+	uint64_t pause_ns = PAUSE_NS;
+
+	__atomic_store_n(&thread->phase, PHASE_CONNECT, __ATOMIC_RELAXED);
+	if (!batch)
+		batch = 1;
+	for (unsigned int first = 0; first < thread->nconns; first += batch) {
+		unsigned int left = thread->nconns - first;
+		uint64_t begin_ns = clock_ns();
+		struct timespec pause = {0};
+
+		if (!connect_batch(thread, first, left < batch ? left : batch))
+			return false;
+		if (clock_ns() - begin_ns >= SYN_RETRY_NS && pause_ns < PAUSE_MAX_NS)
+			pause_ns *= 2;
+		pause.tv_nsec = (long)pause_ns;
+		if (left > batch)
+			nanosleep(&pause, NULL);
 	}
 	return true;
 }

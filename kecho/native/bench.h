@@ -131,7 +131,7 @@ static inline bool run_stops(const struct run *run)
 
 /* ---- bench-conn.c: false means that the run fails or stops, and the error has been told ---- */
 
-/* Connects all of the thread's connections, in parallel. */
+/* Connects all of the thread's connections, some at a time. */
 bool conns_connect(struct thread *thread);
 /* Half-closes all, waits for the server to do the same, and fails if it sends anything but that. */
 bool conns_drain(struct thread *thread);

@@ -19,7 +19,7 @@
 
 #define EVENTS_PER_WAIT	 256
 #define ACCEPTS_PER_WAIT 256
-#define BUFFER_BYTES	 (64 * 1024)
+#define BUFFER_BYTES	 (256 * 1024)
 #define RECVS_PER_EVENT	 16  /* of a full buffer each, before others get their turn */
 #define PAUSE_MS	 100 /* for which a listener rests when connections cannot even be refused */
 

@@ -11,7 +11,7 @@
  * magic is stored last, so a reader that sees it sees a valid header. Each counter has one writer,
  * its thread; a reader adds up the blocks and may see a sum in the making, never a torn counter.
  */
-#define STATS_MAGIC   0x315453484345ull /* "ECHST1", the first byte lowest */
+#define STATS_MAGIC   0x3154534f4843454bull /* "KECHOST1" in a little-endian file */
 #define STATS_VERSION 1ull
 #define STATS_ALIGN   128 /* two cache lines: the prefetcher fetches them in pairs */
 

@@ -26,8 +26,7 @@ static bool fail_connect(struct thread *thread, const struct conn *conn, int err
 			thread->run->options->address.text, strerror(error), conn->id);
 }
 
-/* Starts to connect, and has epoll tell when that is over. */
-static bool conn_open(struct thread *thread, struct conn *conn)
+bool conn_open(struct thread *thread, struct conn *conn)
 {
 	const struct address *address = &thread->run->options->address;
 	struct epoll_event event = {.events = EPOLLOUT, .data.ptr = conn};
@@ -39,17 +38,18 @@ static bool conn_open(struct thread *thread, struct conn *conn)
 				conn->id);
 	if (setsockopt(conn->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)))
 		return fail_connect(thread, conn, errno);
-	conn->begin_ns = clock_ns();
+	conn->sent_ns = clock_ns();
 	if (connect(conn->fd, (const struct sockaddr *)&address->sa, address->sa_len) &&
 	    errno != EINPROGRESS)
 		return fail_connect(thread, conn, errno);
 	if (epoll_ctl(thread->epoll_fd, EPOLL_CTL_ADD, conn->fd, &event))
 		return run_fail(thread, "epoll_ctl: %s", strerror(errno));
-	conn->busy = true;
+	conn->connecting = true;
+	conn->blocked = false;
 	return true;
 }
 
-static bool conn_opened(struct thread *thread, struct conn *conn)
+bool conn_opened(struct thread *thread, struct conn *conn)
 {
 	struct epoll_event event = {.events = EPOLLIN, .data.ptr = conn};
 	socklen_t len = sizeof(int);
@@ -61,21 +61,56 @@ static bool conn_opened(struct thread *thread, struct conn *conn)
 		return fail_connect(thread, conn, error);
 	if (epoll_ctl(thread->epoll_fd, EPOLL_CTL_MOD, conn->fd, &event))
 		return run_fail(thread, "epoll_ctl: %s", strerror(errno));
-	conn->busy = false;
+	conn->connecting = false;
 	__atomic_fetch_add(&thread->connected, 1, __ATOMIC_RELAXED);
 	return true;
 }
 
-static bool check_connecting(struct thread *thread, unsigned int first, unsigned int n)
+void conn_close(struct thread *thread, struct conn *conn)
 {
-	uint64_t now = clock_ns(), timeout_ns = thread->run->options->connect_timeout_ns;
+	close(conn->fd);
+	conn->fd = -1;
+	conn->busy = false;
+	__atomic_fetch_sub(&thread->connected, 1, __ATOMIC_RELAXED);
+}
 
-	for (unsigned int i = first; i < first + n; i++)
-		if (thread->conns[i].busy && now - thread->conns[i].begin_ns >= timeout_ns)
-			return run_fail(thread,
-					"cannot connect to %s: no answer in %g s (connection %u)",
-					thread->run->options->address.text,
-					(double)timeout_ns / 1e9, thread->conns[i].id);
+bool conn_watch_room(struct thread *thread, struct conn *conn, bool blocked)
+{
+	struct epoll_event event = {
+		.events = blocked ? EPOLLIN | EPOLLOUT : EPOLLIN,
+		.data.ptr = conn,
+	};
+
+	if (conn->blocked == blocked)
+		return true;
+	conn->blocked = blocked;
+	if (epoll_ctl(thread->epoll_fd, EPOLL_CTL_MOD, conn->fd, &event))
+		return run_fail(thread, "epoll_ctl: %s", strerror(errno));
+	return true;
+}
+
+static bool fail_connect_timeout(struct thread *thread, const struct conn *conn)
+{
+	const struct options *o = thread->run->options;
+
+	return run_fail(thread, "cannot connect to %s: no answer in %g s (connection %u)",
+			o->address.text, (double)o->connect_timeout_ns / 1e9, conn->id);
+}
+
+bool conns_in_time(struct thread *thread)
+{
+	const struct options *o = thread->run->options;
+	uint64_t now = clock_ns();
+
+	for (unsigned int i = 0; i < thread->nconns; i++) {
+		const struct conn *conn = &thread->conns[i];
+		uint64_t taken_ns = now > conn->sent_ns ? now - conn->sent_ns : 0;
+
+		if (conn->connecting && taken_ns >= o->connect_timeout_ns)
+			return fail_connect_timeout(thread, conn);
+		if (!conn->connecting && conn->busy && taken_ns >= o->io_timeout_ns)
+			return conn_fail_timeout(thread, conn);
+	}
 	return true;
 }
 
@@ -95,7 +130,7 @@ static bool connect_batch(struct thread *thread, unsigned int first, unsigned in
 		for (int i = 0; i < ready; i++, done++)
 			if (!conn_opened(thread, events[i].data.ptr))
 				return false;
-		if (ready <= 0 && !check_connecting(thread, first, n))
+		if (ready <= 0 && !conns_in_time(thread))
 			return false;
 	}
 	return true;
@@ -137,6 +172,7 @@ void conns_close(struct thread *thread)
 			close(thread->conns[i].fd);
 		thread->conns[i].fd = -1;
 		thread->conns[i].busy = false;
+		thread->conns[i].connecting = false;
 	}
 	__atomic_store_n(&thread->connected, 0, __ATOMIC_RELAXED);
 }
@@ -174,9 +210,11 @@ bool conns_drain(struct thread *thread)
 void conn_begin(struct thread *thread, struct conn *conn, uint64_t begin_ns)
 {
 	conn->begin_ns = begin_ns;
+	conn->sent_ns = begin_ns;
 	conn->tx_bytes = 0;
 	conn->rx_bytes = 0;
 	conn->requests++;
+	thread->begun++;
 	conn->busy = true;
 	conn->measured = begin_ns >= thread->record_ns && thread->quota;
 	if (conn->measured && thread->quota != NO_LIMIT)
@@ -187,7 +225,7 @@ void conn_end(struct thread *thread, struct conn *conn)
 {
 	conn->busy = false;
 	if (conn->measured)
-		histogram_record(&thread->histogram, thread->last_ns - conn->begin_ns);
+		thread_record(thread, thread->last_ns - conn->begin_ns);
 }
 
 bool conn_fail_send(struct thread *thread, const struct conn *conn)

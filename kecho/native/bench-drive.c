@@ -40,22 +40,6 @@ static struct conn *idle_take(struct driver *d)
 	return conn;
 }
 
-/* While there is no room to send, epoll tells when there is. */
-static bool watch_room(struct driver *d, struct conn *conn, bool blocked)
-{
-	struct epoll_event event = {
-		.events = blocked ? EPOLLIN | EPOLLOUT : EPOLLIN,
-		.data.ptr = conn,
-	};
-
-	if (conn->blocked == blocked)
-		return true;
-	conn->blocked = blocked;
-	if (epoll_ctl(d->thread->epoll_fd, EPOLL_CTL_MOD, conn->fd, &event))
-		return run_fail(d->thread, "epoll_ctl: %s", strerror(errno));
-	return true;
-}
-
 /* Sends what there is room for and takes what has come. */
 static bool advance(struct driver *d, struct conn *conn)
 {
@@ -63,7 +47,7 @@ static bool advance(struct driver *d, struct conn *conn)
 
 	if (conn->tx_bytes < d->thread->run->options->size_bytes)
 		sent = conn_send(d->thread, conn);
-	if (sent == IO_FAILED || !watch_room(d, conn, sent == IO_WAIT))
+	if (sent == IO_FAILED || !conn_watch_room(d->thread, conn, sent == IO_WAIT))
 		return false;
 	received = conn_recv(d->thread, conn);
 	if (received == IO_DONE) {
@@ -95,6 +79,20 @@ static uint64_t next_due(struct driver *d)
 	return d->idle ? d->due(d->thread, d->thread->last_ns) : NO_LIMIT;
 }
 
+/* A request that was due at a given time begins now: because the timer was late, or no connection
+ * was idle before. */
+static void note_late(struct thread *thread, struct conn *conn, uint64_t now)
+{
+	uint64_t late_ns = now - conn->begin_ns;
+
+	conn->sent_ns = now;
+	if (!conn->measured)
+		return;
+	thread->late_sum_ns += late_ns;
+	if (late_ns > thread->late_max_ns)
+		thread->late_max_ns = late_ns;
+}
+
 /* Begins a request on an idle connection if one is due. */
 static bool begin_due(struct driver *d, bool *begun)
 {
@@ -110,7 +108,8 @@ static bool begin_due(struct driver *d, bool *begun)
 	*begun = true;
 	conn = idle_take(d);
 	conn_begin(d->thread, conn, due_ns ? due_ns : now);
-	conn->sent_ns = now;
+	if (due_ns)
+		note_late(d->thread, conn, now);
 	d->busy++;
 	return advance(d, conn);
 }
@@ -123,21 +122,6 @@ static bool begin_round(struct driver *d)
 	for (unsigned int n = d->idle; n && begun; n--)
 		if (!begin_due(d, &begun))
 			return false;
-	return true;
-}
-
-static bool look_for_timeouts(struct driver *d, uint64_t now)
-{
-	struct thread *thread = d->thread;
-
-	d->look_ns = now + LOOK_NS;
-	for (unsigned int i = 0; i < thread->nconns; i++) {
-		const struct conn *conn = &thread->conns[i];
-
-		if (conn->busy && now > conn->sent_ns &&
-		    now - conn->sent_ns >= thread->run->options->io_timeout_ns)
-			return conn_fail_timeout(thread, conn);
-	}
 	return true;
 }
 
@@ -169,9 +153,10 @@ static bool wait_events(struct driver *d)
 		if (!begin_due(d, &begun))
 			return false;
 	}
-	if (now >= d->look_ns && !look_for_timeouts(d, clock_ns()))
-		return false;
-	return true;
+	if (now < d->look_ns)
+		return true;
+	d->look_ns = now + LOOK_NS;
+	return conns_in_time(thread);
 }
 
 bool drive(struct thread *thread, uint64_t (*due)(struct thread *thread, uint64_t now_ns))

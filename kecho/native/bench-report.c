@@ -40,6 +40,10 @@ void report_text(const struct result *r)
 	       rate * (double)o->size_bytes / 1e6);
 	if (!h->total)
 		return;
+	if (o->mode == &mode_open)
+		printf("  %-10s %16.3f us  at most %.3f us; %llu never sent\n", "late by",
+		       (double)r->late_sum_ns / (double)h->total / 1e3,
+		       (double)r->late_max_ns / 1e3, (unsigned long long)r->unsent);
 	printf("  latency\n");
 	print_us("min", (double)h->min);
 	print_us("mean", histogram_mean(h));
@@ -85,6 +89,15 @@ void report_json(const struct result *r)
 	       (double)o->warmup_ns / 1e9, (unsigned long long)o->seed);
 	if (o->mode == &mode_burst)
 		printf(",\"rounds\":%u", o->rounds);
+	if (o->mode == &mode_pipeline)
+		printf(",\"depth\":%u", o->depth);
+	if (o->mode == &mode_open)
+		printf(",\"rate_per_s\":%g,\"unsent\":%llu,\"late_ns\":{\"mean\":%.3f,\"max\":%"
+		       "llu}",
+		       o->rate, (unsigned long long)r->unsent,
+		       r->histogram->total ? (double)r->late_sum_ns / (double)r->histogram->total
+					   : 0,
+		       (unsigned long long)r->late_max_ns);
 	printf(",\"elapsed_ns\":%llu,\"requests\":%llu,\"bytes\":%llu,\"interrupted\":%s,\"latency_"
 	       "ns\":",
 	       (unsigned long long)r->elapsed_ns, (unsigned long long)r->histogram->total,

@@ -50,6 +50,12 @@ bool run_fail(struct thread *thread, const char *format, ...)
 	return false;
 }
 
+void thread_keep_sample(struct thread *thread, uint64_t latency_ns)
+{
+	if (!samples_put(&thread->samples, latency_ns))
+		run_fail(thread, "out of memory for the samples of --raw");
+}
+
 bool run_gate(struct run *run)
 {
 	bool open;
@@ -82,9 +88,10 @@ bool run_release(struct thread *thread)
 
 	if (!run_gate(thread->run))
 		return false;
-	thread->record_ns = add_times(thread->run->opened_ns, o->warmup_ns);
+	thread->release_ns = thread->run->opened_ns;
+	thread->record_ns = add_times(thread->release_ns, o->warmup_ns);
 	thread->end_ns = add_times(thread->record_ns, o->duration_ns);
-	thread->last_ns = thread->run->opened_ns;
+	thread->last_ns = thread->release_ns;
 	__atomic_store_n(&thread->phase, PHASE_RUN, __ATOMIC_RELAXED);
 	return true;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The load generator: options, and a run from its memory to its report.
 #include "bench.h"
+#include "hdr-log.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -10,11 +11,13 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
+#include <time.h>
 #include <unistd.h>
 
 #define MAX_CONNECTIONS 15000
 #define MAX_THREADS	256
 #define MAX_SIZE	(1024 * 1024)
+#define BUFFER_LEAST	(64 * 1024)
 #define DEFAULT_NS	5000000000ull
 #define LONGEST_S	3600.0
 
@@ -40,8 +43,16 @@ static const char usage[] =
 	"Instead of the closed loop, where a connection has one request under way:\n"
 	"  --burst N              N connections, made, released at once, one message each, closed\n"
 	"  --rounds R             that many times (default 10)\n"
+	"  --rate R               open loop: R requests a second over all connections; latency "
+	"counts\n"
+	"                         from when each was due, sent or not\n"
+	"  --crr                  a connection for each request; latency from connect to the "
+	"reply\n"
+	"  --depth D              D requests under way on each connection, 1 to 1024\n"
 	"Output:\n"
 	"  --json                 one JSON object on stdout; latencies in nanoseconds\n"
+	"  --hdr FILE             the histogram as a HdrHistogram log too\n"
+	"  --raw FILE             every latency too, as little-endian 64-bit nanoseconds\n"
 	"  --progress             a JSON line on stderr every 200 ms\n"
 	"  --help                 print this\n"
 	"\n"
@@ -53,6 +64,7 @@ static const char usage[] =
 	"  bench --cpus 1 --warmup 0.5 --count 100000     pinned, a fixed number of requests\n"
 	"  bench --connections 1000 --threads 2 --size 1K --json\n"
 	"  bench --burst 1000 --rounds 10                 the classic kecho benchmark\n"
+	"  bench --rate 5000 --connections 10 --duration 10 --hdr out.hlog\n"
 	"  bench --host ::1 --port 7 --size 1M            any echo server, in large messages\n";
 
 /* "0,2-3" to a list that is the caller's. */
@@ -134,6 +146,11 @@ static void parse_options(int argc, char **argv, struct options *o)
 		IO_TIMEOUT,
 		BURST,
 		ROUNDS,
+		RATE,
+		CRR,
+		DEPTH,
+		HDR,
+		RAW,
 		JSON,
 		PROGRESS,
 		HELP
@@ -153,6 +170,11 @@ static void parse_options(int argc, char **argv, struct options *o)
 		{"io-timeout", required_argument, NULL, IO_TIMEOUT},
 		{"burst", required_argument, NULL, BURST},
 		{"rounds", required_argument, NULL, ROUNDS},
+		{"rate", required_argument, NULL, RATE},
+		{"crr", no_argument, NULL, CRR},
+		{"depth", required_argument, NULL, DEPTH},
+		{"hdr", required_argument, NULL, HDR},
+		{"raw", required_argument, NULL, RAW},
 		{"json", no_argument, NULL, JSON},
 		{"progress", no_argument, NULL, PROGRESS},
 		{"help", no_argument, NULL, HELP},
@@ -210,6 +232,23 @@ static void parse_options(int argc, char **argv, struct options *o)
 			break;
 		case ROUNDS:
 			o->rounds = (unsigned int)parse_number("--rounds", optarg, 1, 1000000);
+			break;
+		case RATE:
+			choose(o, &mode_open, "--rate");
+			o->rate = parse_decimal("--rate", optarg, 0.001, 1e8);
+			break;
+		case CRR:
+			choose(o, &mode_crr, "--crr");
+			break;
+		case DEPTH:
+			choose(o, &mode_pipeline, "--depth");
+			o->depth = (unsigned int)parse_number("--depth", optarg, 1, 1024);
+			break;
+		case HDR:
+			o->hdr = optarg;
+			break;
+		case RAW:
+			o->raw = optarg;
 			break;
 		case JSON:
 			o->json = true;
@@ -279,7 +318,7 @@ static struct thread *thread_new(struct run *run, unsigned int index, uint32_t f
 	thread->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (thread->epoll_fd < 0)
 		die(EXIT_FAILED, "cannot make an epoll descriptor: %s", strerror(errno));
-	thread->buffer_bytes = o->size_bytes + 1;
+	thread->buffer_bytes = o->size_bytes + 1 < BUFFER_LEAST ? BUFFER_LEAST : o->size_bytes + 1;
 	thread->buffer = allocate(1, thread->buffer_bytes);
 	payload_init(&thread->payload, allocate(1, PAYLOAD_TEMPLATE(o->size_bytes)), o->size_bytes,
 		     o->seed);
@@ -289,6 +328,7 @@ static struct thread *thread_new(struct run *run, unsigned int index, uint32_t f
 
 static void thread_free(struct thread *thread)
 {
+	samples_free(&thread->samples);
 	free(thread->payload.template);
 	free(thread->buffer);
 	close(thread->epoll_fd);
@@ -308,15 +348,77 @@ static struct result collect(struct run *run, bool interrupted)
 			histogram_merge(&run->threads[0]->histogram, &thread->histogram);
 		if (thread->elapsed_ns > result.elapsed_ns)
 			result.elapsed_ns = thread->elapsed_ns;
+		if (thread->late_max_ns > result.late_max_ns)
+			result.late_max_ns = thread->late_max_ns;
+		result.late_sum_ns += thread->late_sum_ns;
+		result.unsent += thread->unsent;
 	}
 	result.histogram = &run->threads[0]->histogram;
 	return result;
 }
 
+/* Files are opened before the run: nobody wants to hear afterwards that they cannot be. */
+struct files {
+	FILE *hdr;
+	FILE *raw;
+};
+
+static FILE *file_open(const char *name)
+{
+	FILE *file = name ? fopen(name, "w") : NULL;
+
+	if (name && !file)
+		die(EXIT_FAILED, "cannot write %s: %s", name, strerror(errno));
+	return file;
+}
+
+static void file_close(FILE *file, const char *name, bool written)
+{
+	if (!file)
+		return;
+	if (fclose(file) || !written)
+		die(EXIT_FAILED, "cannot write %s: %s", name, strerror(errno));
+}
+
+static struct files files_open(const struct options *o)
+{
+	const char *why = o->hdr ? hdr_log_unavailable() : NULL;
+
+	if (why)
+		die(EXIT_CANNOT, "--hdr: %s", why);
+	return (struct files){.hdr = file_open(o->hdr), .raw = file_open(o->raw)};
+}
+
+static void files_close(const struct files *files, const struct run *run,
+			const struct result *result, double start_s)
+{
+	const struct options *o = run->options;
+	bool written = true;
+
+	if (files->hdr && result)
+		written = hdr_log_write(result->histogram, start_s,
+					(double)result->elapsed_ns / 1e9, files->hdr);
+	file_close(files->hdr, o->hdr, written);
+	written = true;
+	for (unsigned int i = 0; files->raw && result && i < o->threads; i++)
+		written &= samples_write(&run->threads[i]->samples, files->raw);
+	file_close(files->raw, o->raw, written);
+}
+
+static double wall_clock_s(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
 /* The exit code. */
 static int bench(const struct options *o)
 {
+	struct files files = files_open(o);
 	struct run run = {.options = o};
+	double start_s = wall_clock_s();
 	struct result result;
 	uint32_t first_id = 0;
 	int interrupted;
@@ -329,8 +431,10 @@ static int bench(const struct options *o)
 	interrupted = run_all(&run);
 	if (run.error[0]) {
 		complain("%s", run.error);
+		files_close(&files, &run, NULL, start_s);
 	} else {
 		result = collect(&run, interrupted);
+		files_close(&files, &run, &result, start_s);
 		(o->json ? report_json : report_text)(&result);
 	}
 	for (unsigned int i = o->threads; i-- > 0;)

@@ -7,6 +7,7 @@
 #include "args.h"
 #include "histogram.h"
 #include "payload.h"
+#include "samples.h"
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -31,7 +32,7 @@ struct mode {
 	void (*run)(struct thread *thread);
 };
 
-extern const struct mode mode_closed, mode_burst;
+extern const struct mode mode_closed, mode_burst, mode_open, mode_crr, mode_pipeline;
 
 #define NO_LIMIT UINT64_MAX
 
@@ -49,7 +50,11 @@ struct options {
 	uint64_t connect_timeout_ns;
 	uint64_t io_timeout_ns;
 	uint64_t seed;
-	unsigned int rounds;
+	unsigned int rounds; /* burst */
+	double rate;	     /* open: requests a second, over all threads */
+	unsigned int depth;  /* pipeline: requests under way on a connection */
+	const char *hdr;     /* file names, or NULL */
+	const char *raw;
 	const unsigned int *cpus; /* thread i runs on cpus[i % ncpus] */
 	unsigned int ncpus;	  /* 0: wherever the scheduler puts it */
 	bool json;
@@ -62,16 +67,14 @@ struct run {
 	struct thread **threads;
 	int event_fd;	/* wakes the supervisor: a thread has ended, or the run stops */
 	bool stop;	/* atomic; never taken back */
-	bool reluctant; /* atomic; the server does not close after us, so do not wait for it again
-			 */
+	bool reluctant; /* atomic; the server does not close after us, do not wait again */
 
 	pthread_mutex_t lock; /* for all below */
 	pthread_cond_t opened;
 	unsigned int arrived;
 	unsigned int openings;
 	unsigned int ended;
-	uint64_t opened_ns; /* when the gate opened last; stays so until all threads are at the next
-			     */
+	uint64_t opened_ns; /* when the gate opened last; so until all are at the next */
 	char error[256];    /* what made the run fail, or "" */
 };
 
@@ -82,10 +85,11 @@ struct conn {
 	uint32_t id;
 	uint32_t tx_bytes; /* of the request, sent so far */
 	uint32_t rx_bytes; /* of the reply, received and verified so far */
-	uint64_t requests; /* begun; the one under way is number requests - 1 */
+	uint64_t requests; /* begun so far; the one under way has this number, the first is 1 */
 	uint64_t begin_ns; /* of the request under way: what its latency counts from */
 	uint64_t sent_ns;  /* when it began in truth: what its timeout counts from */
 	struct conn *next; /* in the list of idle ones */
+	bool connecting;   /* since sent_ns */
 	bool busy;	   /* a request is under way */
 	bool measured;	   /* and it is to be counted */
 	bool blocked;	   /* epoll watches for room to send */
@@ -98,11 +102,17 @@ struct thread {
 	struct run *run;
 	struct conn *conns;
 	unsigned int nconns;
-	uint64_t quota;	     /* measured requests still to begin, or NO_LIMIT */
-	uint64_t record_ns;  /* requests begun from here on are measured */
-	uint64_t end_ns;     /* and none begins from here on */
-	uint64_t last_ns;    /* when the last reply came */
-	uint64_t elapsed_ns; /* measured time so far */
+	uint64_t quota;	      /* measured requests still to begin, or NO_LIMIT */
+	uint64_t record_ns;   /* requests begun from here on are measured */
+	uint64_t end_ns;      /* and none begins from here on */
+	uint64_t last_ns;     /* when the last reply came */
+	uint64_t elapsed_ns;  /* measured time so far */
+	uint64_t begun;	      /* requests so far */
+	uint64_t release_ns;  /* when the run began */
+	uint64_t late_sum_ns; /* open: how much later than due requests were begun */
+	uint64_t late_max_ns;
+	uint64_t unsent;	/* open: due before the end and never begun */
+	struct samples samples; /* empty but with --raw */
 	int epoll_fd;
 	unsigned char *buffer; /* buffer_bytes, more than any reply */
 	size_t buffer_bytes;
@@ -114,8 +124,7 @@ struct thread {
 
 /* ---- bench-run.c ---- */
 
-/* Starts the threads, watches over them, and waits for them. The signal that interrupted it, or 0.
- */
+/* Starts the threads, watches them, waits for them. The signal that interrupted it, or 0. */
 int run_all(struct run *run);
 /* Waits until all threads are here. False when the run is to stop. */
 bool run_gate(struct run *run);
@@ -123,6 +132,16 @@ bool run_gate(struct run *run);
 bool run_release(struct thread *thread);
 /* Makes the run fail, with the first reason given. Returns false. */
 bool run_fail(struct thread *thread, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+void thread_keep_sample(struct thread *thread, uint64_t latency_ns);
+
+/* One measured request more. */
+static inline void thread_record(struct thread *thread, uint64_t latency_ns)
+{
+	histogram_record(&thread->histogram, latency_ns);
+	if (thread->run->options->raw)
+		thread_keep_sample(thread, latency_ns);
+}
 
 static inline bool run_stops(const struct run *run)
 {
@@ -136,6 +155,17 @@ bool conns_connect(struct thread *thread);
 /* Half-closes all, waits for the server to do the same, and fails if it sends anything but that. */
 bool conns_drain(struct thread *thread);
 void conns_close(struct thread *thread);
+
+/* False when a connection takes longer than it may to connect or to reply. */
+bool conns_in_time(struct thread *thread);
+
+/* Begins to connect; epoll tells by room to send when that is over. */
+bool conn_open(struct thread *thread, struct conn *conn);
+/* It is over: from here on epoll tells what there is to receive. */
+bool conn_opened(struct thread *thread, struct conn *conn);
+void conn_close(struct thread *thread, struct conn *conn);
+/* Whether epoll shall tell too when there is room to send. */
+bool conn_watch_room(struct thread *thread, struct conn *conn, bool blocked);
 
 enum io { IO_DONE, IO_WAIT, IO_FAILED };
 
@@ -172,6 +202,9 @@ struct result {
 	const struct options *options;
 	const struct histogram *histogram;
 	uint64_t elapsed_ns;
+	uint64_t late_sum_ns;
+	uint64_t late_max_ns;
+	uint64_t unsent;
 	bool interrupted;
 };
 

@@ -19,7 +19,13 @@ endif
 
 NATIVE_SERVER_OBJECTS := user-echo-server.o args.o engine-epoll.o
 NATIVE_BENCH_OBJECTS  := bench.o bench-run.o bench-conn.o bench-drive.o bench-closed.o bench-burst.o \
-	bench-report.o histogram.o args.o
+	bench-open.o bench-crr.o bench-pipeline.o bench-report.o histogram.o samples.o hdr-log.o args.o
+
+# Without zlib, `bench --hdr` says so.
+ifeq ($(shell pkg-config --exists zlib 2>/dev/null && echo yes),yes)
+NATIVE_CFLAGS     += -DHAVE_ZLIB $(shell pkg-config --cflags zlib)
+NATIVE_BENCH_LIBS := $(shell pkg-config --libs zlib)
+endif
 
 NATIVE_OBJ := $(BUILD)/native
 

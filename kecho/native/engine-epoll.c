@@ -1,18 +1,14 @@
 // SPDX-License-Identifier: MIT
-// The epoll engine of user-echo-server: three system calls a message, memory only for echoes that
-// do not fit.
+// The epoll engine of user-echo-server: three system calls a message, and no memory for idle
+// clients.
+#include "server-socket.h"
 #include "server.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/sockios.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -36,16 +32,14 @@ struct conn {
 	struct source source; /* first */
 	uint32_t pending_bytes;
 	uint32_t pending_sent;
-	unsigned char
-		*pending; /* taken in and not yet sent; while there is such, nothing is read */
+	unsigned char *pending; /* taken in and not sent; meanwhile nothing is read */
 	struct conn *next;
 	struct conn **link; /* what points to this one */
 };
 
 struct epoll_engine {
 	int epoll_fd;
-	int spare_fd; /* given up for a moment to refuse a connection when descriptors have run out;
-			 or -1 */
+	int spare_fd; /* see refuse_one() */
 	bool running;
 	uint64_t resume_ms; /* when the resting listeners are watched again, 0: they do not rest */
 	const struct server *server;
@@ -55,11 +49,6 @@ struct epoll_engine {
 	struct conn *conns;
 	unsigned char buffer[BUFFER_BYTES];
 };
-
-static bool is_passing(int error)
-{
-	return error == EAGAIN || error == EWOULDBLOCK || error == EINTR;
-}
 
 static int watch(struct epoll_engine *engine, int op, struct source *source, uint32_t events)
 {
@@ -81,7 +70,8 @@ static int listeners_resume(struct epoll_engine *engine)
 {
 	engine->resume_ms = 0;
 	for (unsigned int i = 0; i < engine->server->nlisteners; i++)
-		if (watch(engine, EPOLL_CTL_ADD, &engine->listeners[i], EPOLLIN | EPOLLEXCLUSIVE))
+		if (watch(engine, EPOLL_CTL_ADD, &engine->listeners[i], EPOLLIN | EPOLLEXCLUSIVE) &&
+		    errno != EEXIST)
 			return -1;
 	return 0;
 }
@@ -110,31 +100,21 @@ static void conn_abort(struct epoll_engine *engine, struct conn *conn)
 	conn_close(engine, conn);
 }
 
-/*
- * The client has sent all it will, and all of it has been handed to the kernel. A socket closed now
- * with data in flight becomes an orphan, which the kernel may drop after a few unanswered probes,
- * or at once when memory is short, and the client would lose the end of its echo. So the descriptor
- * is kept until the last byte and the FIN are acknowledged, which TCP tells by entering the state
- * CLOSE. The event is edge-triggered: EPOLLHUP is true from the shutdown on.
- */
+/* Edge-triggered: EPOLLHUP is true from the shutdown on, and each change of state is an event. */
 static void conn_linger(struct epoll_engine *engine, struct source *source, uint32_t events)
 {
 	struct conn *conn = (struct conn *)source;
-	struct tcp_info info;
-	socklen_t len = sizeof(info);
 
 	if (events & EPOLLERR)
 		conn_abort(engine, conn);
-	else if (getsockopt(source->fd, IPPROTO_TCP, TCP_INFO, &info, &len) ||
-		 info.tcpi_state == TCP_CLOSE)
+	else if (socket_is_done(source->fd))
 		conn_close(engine, conn);
 }
 
+/* The client has sent all it will, and all of it has been handed to the kernel. */
 static void conn_finish(struct epoll_engine *engine, struct conn *conn)
 {
-	int unacked;
-
-	if (!ioctl(conn->source.fd, SIOCOUTQ, &unacked) && unacked == 0) {
+	if (socket_is_acknowledged(conn->source.fd)) {
 		conn_close(engine, conn);
 		return;
 	}
@@ -247,40 +227,19 @@ err_reject:
 	stats_add(&engine->stats->rejected, 1);
 }
 
-static void spare_open(struct epoll_engine *engine)
+/* accept() found no free descriptor, which says nothing of whether a connection waits. */
+static void listener_refuse(struct epoll_engine *engine, int listener)
 {
-	engine->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-}
-
-static void spare_close(struct epoll_engine *engine)
-{
-	if (engine->spare_fd >= 0)
-		close(engine->spare_fd);
-	engine->spare_fd = -1;
-}
-
-/*
- * accept() found no free descriptor, which says nothing of whether a connection waits. True when
- * one was refused or none waited, false when the listener must rest.
- */
-static bool listener_refuse(struct epoll_engine *engine, int listener)
-{
-	bool handled;
-	int fd;
-
-	if (engine->spare_fd < 0)
-		spare_open(engine); /* another thread had taken the one we gave up */
-	if (engine->spare_fd < 0)
-		return false;
-	spare_close(engine);
-	fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-	handled = fd >= 0 || is_passing(errno);
-	if (fd >= 0) {
-		close(fd);
+	switch (refuse_one(&engine->spare_fd, listener)) {
+	case REFUSED:
 		stats_add(&engine->stats->rejected, 1);
+		break;
+	case NONE_WAITS:
+		break;
+	case CANNOT_REFUSE:
+		listeners_pause(engine);
+		break;
 	}
-	spare_open(engine);
-	return handled;
 }
 
 static void listener_accept(struct epoll_engine *engine, struct source *source, uint32_t events)
@@ -288,14 +247,14 @@ static void listener_accept(struct epoll_engine *engine, struct source *source, 
 	(void)events;
 	for (int i = 0; i < ACCEPTS_PER_WAIT; i++) {
 		int fd = accept4(source->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-		bool no_descriptor = fd < 0 && (errno == EMFILE || errno == ENFILE);
 
 		if (fd >= 0) {
 			conn_open(engine, fd);
 			continue;
 		}
-		if (no_descriptor ? !listener_refuse(engine, source->fd)
-				  : !is_passing(errno) && errno != ECONNABORTED)
+		if (errno == EMFILE || errno == ENFILE)
+			listener_refuse(engine, source->fd);
+		else if (!is_passing(errno) && errno != ECONNABORTED)
 			listeners_pause(engine);
 		return;
 	}
@@ -322,8 +281,8 @@ static void epoll_serve(struct worker *worker)
 
 			source->handle(engine, source, events[i].events);
 		}
-		if (engine->resume_ms && now_ms() >= engine->resume_ms)
-			listeners_resume(engine);
+		if (engine->resume_ms && now_ms() >= engine->resume_ms && listeners_resume(engine))
+			listeners_pause(engine); /* out of memory, and it passes or not */
 	}
 }
 
@@ -339,7 +298,7 @@ static const char *epoll_setup(struct worker *worker)
 	engine->stats = worker->stats;
 	engine->running = true;
 	engine->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	spare_open(engine);
+	spare_open(&engine->spare_fd);
 	engine->listeners = calloc(server->nlisteners, sizeof(*engine->listeners));
 	if (!engine->listeners)
 		return "out of memory";
@@ -362,7 +321,7 @@ static void epoll_teardown(struct worker *worker)
 	while (engine->conns)
 		conn_close(engine, engine->conns);
 	free(engine->listeners);
-	spare_close(engine);
+	spare_close(&engine->spare_fd);
 	close(engine->epoll_fd);
 	free(engine);
 }

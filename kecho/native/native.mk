@@ -17,9 +17,15 @@ NATIVE_CFLAGS  += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-om
 NATIVE_LDFLAGS += -fsanitize=address,undefined
 endif
 
-NATIVE_SERVER_OBJECTS := user-echo-server.o server-socket.o engine-epoll.o args.o
+NATIVE_SERVER_OBJECTS := user-echo-server.o server-socket.o engine-epoll.o engine-uring.o args.o
 NATIVE_BENCH_OBJECTS  := bench.o bench-run.o bench-conn.o bench-drive.o bench-closed.o bench-burst.o \
 	bench-open.o bench-crr.o bench-pipeline.o bench-report.o histogram.o samples.o hdr-log.o args.o
+
+# Without liburing, `user-echo-server --engine io_uring` says so.
+ifeq ($(shell pkg-config --exists liburing 2>/dev/null && echo yes),yes)
+NATIVE_CFLAGS      += -DHAVE_LIBURING $(shell pkg-config --cflags liburing)
+NATIVE_SERVER_LIBS := $(shell pkg-config --libs liburing)
+endif
 
 # Without zlib, `bench --hdr` says so.
 ifeq ($(shell pkg-config --exists zlib 2>/dev/null && echo yes),yes)

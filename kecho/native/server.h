@@ -34,6 +34,6 @@ struct engine {
 	void (*teardown)(struct worker *worker);
 };
 
-extern const struct engine engine_epoll;
+extern const struct engine engine_epoll, engine_uring;
 
 #endif

@@ -24,7 +24,7 @@
 #define MAX_BINDS   64
 #define MAX_THREADS 256
 
-static const struct engine *const engines[] = {&engine_epoll};
+static const struct engine *const engines[] = {&engine_epoll, &engine_uring};
 
 struct options {
 	const char *binds[MAX_BINDS];
@@ -48,7 +48,7 @@ static const char usage[] =
 	"  --port PORT       1 to 65535 (default 12345)\n"
 	"  --backlog N       connections that may wait for accept (default 128)\n"
 	"  --threads N       threads that serve, each with its own connections (default 1)\n"
-	"  --engine NAME     epoll (default)\n"
+	"  --engine NAME     epoll (default) or io_uring\n"
 	"  --ready-fd FD     write \"ready\" and a newline to FD once all addresses listen\n"
 	"  --stats-fd FD     keep the counters in this file (layout: stats.h)\n"
 	"  --die-with-parent[=PID]\n"

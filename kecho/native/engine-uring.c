@@ -20,11 +20,16 @@
  * over within the submission, so buffers never stay out for long, whatever clients do. What the
  * send buffer has no room for is copied, the receive is cancelled, and it is armed again once the
  * copy is gone: that is the flow control.
+ *
+ * Such a send completes only if it failed or was short (MSG_WAITALL makes short a failure): one
+ * that succeeds would end the wait of the very system call that submits it, and there would be two
+ * calls a message. When the completions of a round have been handled, the sends submitted before
+ * it that were not among them have succeeded.
  */
 #define SQ_ENTRIES   1024
 #define CQ_ENTRIES   16384
-#define BUFFERS	     1024 /* a power of two */
-#define BUFFER_BYTES (16 * 1024)
+#define BUFFERS	     64 /* a power of two */
+#define BUFFER_BYTES (256 * 1024)
 #define BUFFER_GROUP 0
 #define NO_BUFFER    UINT16_MAX
 #define PAUSE_NS     100000000 /* for which a listener rests when it cannot even refuse */
@@ -46,13 +51,15 @@ struct conn {
 	unsigned int ops; /* submitted and not completed for good; it lives until there is none */
 	uint16_t first, last; /* buffers received and not sent; the first one may be on its way */
 	bool receiving;
-	bool sending; /* a buffer or a chunk */
-	bool ended;   /* the client has sent all it will */
+	bool sending;	  /* a buffer or a chunk */
+	bool send_failed; /* or was short */
+	bool ended;	  /* the client has sent all it will */
 	bool closing;
 	bool starved; /* in the list of those that wait for buffers */
 	struct chunk *chunks;
 	struct chunk **last_chunk;
 	struct conn *next_starved;
+	struct conn *next_send;
 	struct conn *next;
 	struct conn **link; /* what points to this one */
 } __attribute__((aligned(KIND_MASK + 1)));
@@ -76,6 +83,8 @@ struct uring_engine {
 	struct listener *listeners;
 	struct conn *conns;
 	struct conn *starved;
+	struct conn *sends;	/* prepared in this round */
+	struct conn *submitted; /* in rounds before, and not settled yet */
 };
 
 /* ---- submissions ---- */
@@ -154,10 +163,18 @@ static void submit_send(struct uring_engine *engine, struct conn *conn)
 	struct io_uring_sqe *sqe = sqe_get(engine);
 
 	io_uring_prep_send(sqe, conn->fd, engine->buffers + (size_t)conn->first * BUFFER_BYTES,
-			   engine->buffer_bytes[conn->first], MSG_DONTWAIT | MSG_NOSIGNAL);
+			   engine->buffer_bytes[conn->first],
+			   MSG_DONTWAIT | MSG_WAITALL | MSG_NOSIGNAL);
+	sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
 	sqe_tag(sqe, conn, SEND);
 	conn->sending = true;
 	conn->ops++;
+	conn->next_send = engine->sends;
+	engine->sends = conn;
+	/* Counted before it is known to succeed, or the last echo would be counted at the next
+	 * event. */
+	stats_add(&engine->stats->bytes, engine->buffer_bytes[conn->first]);
+	stats_add(&engine->stats->echoes, 1);
 }
 
 static void submit_flush(struct uring_engine *engine, struct conn *conn)
@@ -265,12 +282,26 @@ static void conn_free(struct uring_engine *engine, struct conn *conn)
 	stats_add(&engine->stats->active, (uint64_t)-1);
 }
 
+/* Gives back all buffers but the one that is on its way. */
+static void queue_clear(struct uring_engine *engine, struct conn *conn)
+{
+	uint16_t keep = conn->sending ? conn->first : NO_BUFFER;
+
+	if (keep != NO_BUFFER)
+		conn->first = engine->next_buffer[keep];
+	while (conn->first != NO_BUFFER)
+		queue_drop(engine, conn);
+	if (keep != NO_BUFFER)
+		queue_push(engine, conn, keep);
+}
+
 /* Both ways shut, so that everything under way completes soon; conn_settle() does the rest. */
-static void conn_close(struct conn *conn)
+static void conn_close(struct uring_engine *engine, struct conn *conn)
 {
 	if (conn->closing)
 		return;
 	conn->closing = true;
+	queue_clear(engine, conn);
 	if (conn->ops)
 		shutdown(conn->fd, SHUT_RDWR);
 }
@@ -280,13 +311,13 @@ static void conn_abort(struct uring_engine *engine, struct conn *conn)
 	if (conn->closing)
 		return;
 	stats_add(&engine->stats->aborted, 1);
-	conn_close(conn);
+	conn_close(engine, conn);
 }
 
 static void conn_finish(struct uring_engine *engine, struct conn *conn)
 {
 	if (socket_is_acknowledged(conn->fd)) {
-		conn_close(conn);
+		conn_close(engine, conn);
 		return;
 	}
 	shutdown(conn->fd, SHUT_WR);
@@ -388,26 +419,62 @@ static void on_recv(struct uring_engine *engine, void *object, const struct io_u
 	conn_settle(engine, conn);
 }
 
+/* Whether the connection has something to do as soon as its send is known to have succeeded. */
+static bool conn_has_more(const struct uring_engine *engine, const struct conn *conn)
+{
+	return engine->next_buffer[conn->first] != NO_BUFFER || !conn->receiving || conn->closing;
+}
+
+/*
+ * Before the system call that submits what this round has prepared. Whether it has to wait for a
+ * completion: not if there is more to do at once, since a successful send does not end the wait.
+ */
+static bool close_round(struct uring_engine *engine)
+{
+	bool more = engine->sends && engine->starved; /* it gives buffers back */
+	struct conn *conn;
+
+	while ((conn = engine->sends)) {
+		engine->sends = conn->next_send;
+		conn->next_send = engine->submitted;
+		engine->submitted = conn;
+		more |= conn_has_more(engine, conn);
+	}
+	return !more;
+}
+
+/* The send was short, or there is an error: the copy takes over, or the connection ends. */
 static void on_send(struct uring_engine *engine, void *object, const struct io_uring_cqe *cqe)
 {
 	struct conn *conn = object;
+	uint32_t bytes = engine->buffer_bytes[conn->first];
 	uint32_t sent = cqe->res > 0 ? (uint32_t)cqe->res : 0;
 
-	conn->ops--;
-	conn->sending = false;
-	stats_add(&engine->stats->bytes, sent);
-	if (cqe->res < 0 && !is_passing(-cqe->res)) {
+	conn->send_failed = true;
+	stats_add(&engine->stats->bytes, (uint64_t)sent - bytes);
+	stats_add(&engine->stats->echoes, (uint64_t)-1);
+	if (cqe->res < 0 && !is_passing(-cqe->res))
 		conn_abort(engine, conn);
-	} else if (sent == engine->buffer_bytes[conn->first]) {
-		stats_add(&engine->stats->echoes, 1);
-		queue_drop(engine, conn);
-	} else {
-		if (!queue_to_chunks(engine, conn, sent))
-			conn_abort(engine, conn);
-		if (conn->receiving)
-			submit_cancel(engine, conn, RECV);
+	else if (!queue_to_chunks(engine, conn, sent))
+		conn_abort(engine, conn);
+	else if (conn->receiving)
+		submit_cancel(engine, conn, RECV);
+}
+
+/* All completions of this round have been handled. */
+static void settle_sends(struct uring_engine *engine)
+{
+	struct conn *conn;
+
+	while ((conn = engine->submitted)) {
+		engine->submitted = conn->next_send;
+		conn->ops--;
+		conn->sending = false;
+		if (!conn->send_failed)
+			queue_drop(engine, conn);
+		conn->send_failed = false;
+		conn_settle(engine, conn);
 	}
-	conn_settle(engine, conn);
 }
 
 static void on_flush(struct uring_engine *engine, void *object, const struct io_uring_cqe *cqe)
@@ -439,7 +506,7 @@ static void on_linger(struct uring_engine *engine, void *object, const struct io
 	if (cqe->res > 0 && cqe->res & POLLERR) {
 		conn_abort(engine, conn);
 	} else if (socket_is_done(conn->fd) || cqe->res < 0) {
-		conn_close(conn);
+		conn_close(engine, conn);
 	} else if (last && !conn->closing) {
 		submit_linger(engine, conn);
 	}
@@ -557,13 +624,19 @@ static void uring_serve(struct worker *worker)
 		struct io_uring_cqe *cqe;
 		unsigned int head, n = 0;
 
-		io_uring_submit_and_wait(&engine->ring, 1);
+		if (close_round(engine))
+			io_uring_submit_and_wait(&engine->ring, 1);
+		else
+			io_uring_submit_and_get_events(&engine->ring);
 		io_uring_for_each_cqe(&engine->ring, head, cqe)
 		{
 			handle(engine, cqe);
 			n++;
 		}
 		io_uring_cq_advance(&engine->ring, n);
+		if (!io_uring_cq_has_overflow(
+			    &engine->ring)) /* a failure might be among the rest */
+			settle_sends(engine);
 		io_uring_buf_ring_advance(engine->buffer_ring, (int)engine->returned);
 		engine->returned = 0;
 		feed_starved(engine);

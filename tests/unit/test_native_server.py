@@ -176,6 +176,22 @@ def test_idle_connections_are_cheap_and_many(echo: Server) -> None:
     wait_for(lambda: echo.descriptors() < 20, "descriptors are given back")
 
 
+@pytest.mark.parametrize("size", ["1M", "1000"])
+def test_many_clients_killed_in_mid_stream(echo: Server, size: str) -> None:
+    """More data under way than io_uring has buffers, and then hundreds of resets at once."""
+    command = [program("bench", "plain"), "--port", str(echo.port), "--connections", "300", "--size", size]
+    bench = subprocess.Popen([*command, "--depth", "2", "--duration", "60"], stdout=subprocess.DEVNULL)
+    wait_for(lambda: echo.stats()["bytes"] > 50_000_000, "much data")
+    bench.kill()
+    bench.wait(TIMEOUT_S)
+    echo.wait_stats(active=0)
+    cpu = cpu_ticks(echo)
+    signal.sigtimedwait([], 0.2)
+    assert cpu_ticks(echo) - cpu <= 5, "spins with nothing to do"
+    with echo.connect() as sock:
+        assert exchange(sock, b"still here") == b"still here"
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_counts_are_exact(engine: str, threads: int) -> None:

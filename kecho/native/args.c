@@ -105,8 +105,10 @@ void parse_address(const char *option, const char *text, uint16_t port, struct a
 	struct addrinfo *found;
 	bool v6;
 
-	/* inet_aton()'s "1" and "127.1" are addresses to getaddrinfo(); to a person they are typing
-	 * errors. */
+	/*
+	 * inet_aton()'s "1" and "127.1" are addresses to getaddrinfo(); to a person they are typing
+	 * errors.
+	 */
 	if (!strchr(text, ':') && inet_pton(AF_INET, text, &(struct in_addr){0}) != 1)
 		goto err_not_an_address;
 	if (getaddrinfo(text, NULL, &hints, &found))

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The argument parsing that both programs share: numbers, seconds, addresses and how errors are
- * told. */
+/* The argument parsing that both programs share, and how errors are told. */
 #ifndef KECHO_NATIVE_ARGS_H
 #define KECHO_NATIVE_ARGS_H
 
@@ -9,8 +8,10 @@
 
 enum exit_code { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_CANNOT = 3 };
 
-/* A numeric IPv4 or IPv6 address with a port, and how to print it: "127.0.0.1:12345",
- * "[::1]:12345". */
+/*
+ * A numeric IPv4 or IPv6 address with a port, and how to print it: "127.0.0.1:12345",
+ * "[::1]:12345".
+ */
 struct address {
 	struct sockaddr_storage sa;
 	socklen_t sa_len;

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// bench's classic burst: N connections are made, all send one message at once and are closed; R
-// times over.
+// bench's classic burst: N connections send one message each, all at once, R times over.
 #include "bench.h"
 
 static uint64_t due_once(struct thread *thread, uint64_t now_ns)

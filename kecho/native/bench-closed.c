@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// bench's closed loop: the next request of a connection begins when the reply to the one before is
-// there.
+// bench's closed loop: a connection's next request begins when its last reply is there.
 #include "bench.h"
 #include "clock.h"
 
@@ -20,8 +19,7 @@ static uint64_t due_at_once(struct thread *thread, uint64_t now_ns)
 	return is_over(thread, now_ns) ? NO_LIMIT : 0;
 }
 
-/* A request that did not go out, or come back, in one piece: sends and receives what is left of it.
- */
+/* A request that did not go out or come back in one piece: does what is left of it. */
 static bool exchange_rest(struct thread *thread, struct conn *conn)
 {
 	const size_t size = thread->run->options->size_bytes;

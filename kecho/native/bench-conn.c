@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// bench's connections: how they are made, what goes out, how what comes back is verified, and every
-// way that can fail.
+// bench's connections: made, sent to, received from, verified, and every way that can fail.
 #include "bench.h"
 #include "clock.h"
 

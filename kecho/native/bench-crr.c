@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// bench's connect-request-response: a connection for each request, its latency from connect() to
-// the whole reply.
+// bench's connect-request-response: a connection for each request, timed from connect() on.
 #include "bench.h"
 #include "clock.h"
 

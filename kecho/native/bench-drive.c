@@ -58,8 +58,10 @@ static bool advance(struct driver *d, struct conn *conn)
 	return received != IO_FAILED;
 }
 
-/* An idle connection is readable only if the server sends what nobody asked for, or has closed, as
- * it may at the end. */
+/*
+ * An idle connection is readable only if the server sends what nobody asked for, or has closed, as
+ * it may at the end.
+ */
 static bool idle_event(struct driver *d, struct conn *conn)
 {
 	ssize_t got = recv(conn->fd, d->thread->buffer, 1, MSG_DONTWAIT);
@@ -79,8 +81,10 @@ static uint64_t next_due(struct driver *d)
 	return d->idle ? d->due(d->thread, d->thread->last_ns) : NO_LIMIT;
 }
 
-/* A request that was due at a given time begins now: because the timer was late, or no connection
- * was idle before. */
+/*
+ * A request that was due at a given time begins now: because the timer was late, or no connection
+ * was idle before.
+ */
 static void note_late(struct thread *thread, struct conn *conn, uint64_t now)
 {
 	uint64_t late_ns = now - conn->begin_ns;

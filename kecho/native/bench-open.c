@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// bench's open loop: requests are due at a fixed rate, and latency counts from then, however late
-// they can be sent.
+// bench's open loop: requests are due at a fixed rate, and latency counts from then.
 #include "bench.h"
 #include "clock.h"
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// bench's pipelined loop: each connection keeps several requests under way, and sends as many at
-// once as it may.
+// bench's pipelined loop: each connection keeps several requests under way.
 #include "bench.h"
 #include "clock.h"
 
@@ -77,8 +76,10 @@ static void pipe_begin(struct pipeline *p, struct pipe *pipe, uint64_t now)
 	pipe->conn->busy = true;
 }
 
-/* What is to be sent next, copied together; begins requests as far as there is room. The number of
- * bytes. */
+/*
+ * What is to be sent next, copied together; begins requests as far as there is room. The number of
+ * bytes.
+ */
 static size_t batch_fill(struct pipeline *p, struct pipe *pipe)
 {
 	const size_t size = p->thread->run->options->size_bytes;

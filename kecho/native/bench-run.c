@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Runs bench's threads: releases them at once, shows progress, and stops all when one fails or a
-// signal says so.
+// Runs bench's threads: releases them at once, shows progress, stops them all.
 #include "bench.h"
 #include "clock.h"
 
@@ -155,8 +154,7 @@ static void ignore(int signal)
 	(void)signal;
 }
 
-/* SIGUSR1 gets a thread out of a system call; SIGINT and SIGTERM are read by the supervisor alone.
- */
+/* SIGUSR1 gets a thread out of a system call; the supervisor alone reads the others. */
 static int signals_open(void)
 {
 	struct sigaction kick = {.sa_handler = ignore};
@@ -180,8 +178,7 @@ static bool all_ended(struct run *run)
 	return ended;
 }
 
-/* A thread may enter a system call just after it looked whether to stop: kick until it has ended.
- */
+/* A thread may enter a system call after it looked whether to stop: kick until it ends. */
 static void kick_all(struct run *run)
 {
 	for (unsigned int i = 0; i < run->options->threads; i++)

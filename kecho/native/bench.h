@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What the parts of bench agree on: options, a run of several threads, its connections, and what a
- * mode is. */
+/* What the parts of bench agree on: options, a run, its threads and connections, modes. */
 #ifndef KECHO_NATIVE_BENCH_H
 #define KECHO_NATIVE_BENCH_H
 
@@ -27,8 +26,10 @@ struct mode {
 	const char *name;
 	/* Dies with EXIT_USAGE if the options make no sense together; may be NULL. */
 	void (*check)(const struct options *options);
-	/* A thread's whole run. Returns early, whatever it has open, when a function below returned
-	 * false. */
+	/*
+	 * A thread's whole run. Returns early, whatever it has open, when a function below returned
+	 * false.
+	 */
 	void (*run)(struct thread *thread);
 };
 
@@ -60,6 +61,10 @@ struct options {
 	bool json;
 	bool progress;
 };
+
+/* Dies with EXIT_USAGE if it must. */
+void options_parse(struct options *o, int argc, char **argv);
+void options_free(struct options *o);
 
 /* Shared by all threads. */
 struct run {
@@ -173,8 +178,10 @@ enum io { IO_DONE, IO_WAIT, IO_FAILED };
 void conn_begin(struct thread *thread, struct conn *conn, uint64_t begin_ns);
 /* Sends what is left of the request, as far as there is room. */
 enum io conn_send(struct thread *thread, struct conn *conn);
-/* Receives and verifies what there is of the reply. IO_DONE: it is whole, and thread->last_ns is
- * when that was. */
+/*
+ * Receives and verifies what there is of the reply. IO_DONE: it is whole, and thread->last_ns is
+ * when that was.
+ */
 enum io conn_recv(struct thread *thread, struct conn *conn);
 /* The reply is whole: records its latency. */
 void conn_end(struct thread *thread, struct conn *conn);

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The epoll engine of user-echo-server: three system calls a message, and no memory for idle
-// clients.
+// user-echo-server on epoll: three system calls a message, and no memory for idle clients.
 #include "server-socket.h"
 #include "server.h"
 

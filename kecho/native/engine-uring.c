@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The io_uring engine of user-echo-server: one system call a message, and one for many under load.
+// user-echo-server on io_uring: one system call a message, and one for many under load.
 #include "args.h"
 #include "server-socket.h"
 #include "server.h"
@@ -171,8 +171,10 @@ static void submit_send(struct uring_engine *engine, struct conn *conn)
 	conn->ops++;
 	conn->next_send = engine->sends;
 	engine->sends = conn;
-	/* Counted before it is known to succeed, or the last echo would be counted at the next
-	 * event. */
+	/*
+	 * Counted before it is known to succeed, or the last echo would be counted at the next
+	 * event.
+	 */
 	stats_add(&engine->stats->bytes, engine->buffer_bytes[conn->first]);
 	stats_add(&engine->stats->echoes, 1);
 }

@@ -10,8 +10,10 @@
 #ifdef HAVE_ZLIB
 #include <zlib.h>
 
-/* From HdrHistogram's AbstractHistogram.java: encoding V2; the 0x10 says that word size does not
- * matter. */
+/*
+ * From HdrHistogram's AbstractHistogram.java: encoding V2; the 0x10 says that word size does not
+ * matter.
+ */
 #define COOKIE_V2	     (0x1c849303 | 0x10)
 #define COOKIE_V2_COMPRESSED (0x1c849304 | 0x10)
 #define VARINT_MAX_BYTES     9

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Writes a histogram as a HdrHistogram log, which HdrHistogram's libraries and tools in any
- * language read. */
+/* Writes a histogram as a HdrHistogram log, which many libraries and tools read. */
 #ifndef KECHO_NATIVE_HDR_LOG_H
 #define KECHO_NATIVE_HDR_LOG_H
 

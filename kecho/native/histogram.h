@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* A log-linear latency histogram with HdrHistogram's layout and percentile rule, at three
- * significant digits. */
+/* A log-linear latency histogram with HdrHistogram's layout and percentile rule. */
 #ifndef KECHO_NATIVE_HISTOGRAM_H
 #define KECHO_NATIVE_HISTOGRAM_H
 

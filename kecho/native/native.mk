@@ -6,6 +6,7 @@
 
 BUILD      ?= build
 CC         ?= cc
+PKG_CONFIG ?= pkg-config
 NATIVE_DIR := kecho/native
 
 NATIVE_PROGRAMS := $(BUILD)/user-echo-server $(BUILD)/bench
@@ -18,25 +19,30 @@ NATIVE_LDFLAGS += -fsanitize=address,undefined
 endif
 
 NATIVE_SERVER_OBJECTS := user-echo-server.o server-socket.o engine-epoll.o engine-uring.o args.o
-NATIVE_BENCH_OBJECTS  := bench.o bench-run.o bench-conn.o bench-drive.o bench-closed.o bench-burst.o \
+NATIVE_BENCH_OBJECTS  := bench.o bench-options.o bench-run.o bench-conn.o bench-drive.o bench-closed.o bench-burst.o \
 	bench-open.o bench-crr.o bench-pipeline.o bench-report.o histogram.o samples.o hdr-log.o args.o
 
 # Without liburing, `user-echo-server --engine io_uring` says so.
-ifeq ($(shell pkg-config --exists liburing 2>/dev/null && echo yes),yes)
-NATIVE_CFLAGS      += -DHAVE_LIBURING $(shell pkg-config --cflags liburing)
-NATIVE_SERVER_LIBS := $(shell pkg-config --libs liburing)
+ifeq ($(shell $(PKG_CONFIG) --exists liburing 2>/dev/null && echo yes),yes)
+NATIVE_CFLAGS      += -DHAVE_LIBURING $(shell $(PKG_CONFIG) --cflags liburing)
+NATIVE_SERVER_LIBS := $(shell $(PKG_CONFIG) --libs liburing)
 endif
 
 # Without zlib, `bench --hdr` says so.
-ifeq ($(shell pkg-config --exists zlib 2>/dev/null && echo yes),yes)
-NATIVE_CFLAGS     += -DHAVE_ZLIB $(shell pkg-config --cflags zlib)
-NATIVE_BENCH_LIBS := $(shell pkg-config --libs zlib)
+ifeq ($(shell $(PKG_CONFIG) --exists zlib 2>/dev/null && echo yes),yes)
+NATIVE_CFLAGS     += -DHAVE_ZLIB $(shell $(PKG_CONFIG) --cflags zlib)
+NATIVE_BENCH_LIBS := $(shell $(PKG_CONFIG) --libs zlib)
 endif
 
 NATIVE_OBJ := $(BUILD)/native
 
-.PHONY: native native-clean
+.PHONY: native native-clean native-flags
 native: $(NATIVE_PROGRAMS)
+
+# Touched when compiler or flags change, as they do when liburing is installed.
+$(NATIVE_OBJ)/flags: native-flags
+	@mkdir -p $(@D)
+	@echo '$(CC) $(CFLAGS) $(NATIVE_CFLAGS)' | cmp -s - $@ || echo '$(CC) $(CFLAGS) $(NATIVE_CFLAGS)' >$@
 
 $(BUILD)/user-echo-server: $(addprefix $(NATIVE_OBJ)/,$(NATIVE_SERVER_OBJECTS))
 	$(CC) $(NATIVE_LDFLAGS) $(LDFLAGS) -o $@ $^ $(NATIVE_SERVER_LIBS)
@@ -44,9 +50,7 @@ $(BUILD)/user-echo-server: $(addprefix $(NATIVE_OBJ)/,$(NATIVE_SERVER_OBJECTS))
 $(BUILD)/bench: $(addprefix $(NATIVE_OBJ)/,$(NATIVE_BENCH_OBJECTS))
 	$(CC) $(NATIVE_LDFLAGS) $(LDFLAGS) -o $@ $^ -lm $(NATIVE_BENCH_LIBS)
 
-# This makefile is a prerequisite so that a change of flags rebuilds.
-$(NATIVE_OBJ)/%.o: $(NATIVE_DIR)/%.c $(NATIVE_DIR)/native.mk
-	@mkdir -p $(@D)
+$(NATIVE_OBJ)/%.o: $(NATIVE_DIR)/%.c $(NATIVE_OBJ)/flags
 	$(CC) $(CFLAGS) $(NATIVE_CFLAGS) -MMD -MP -c -o $@ $<
 
 native-clean:

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What bench sends: bytes that differ for each connection and message, made and compared at
- * memcmp's speed. */
+/* What bench sends: bytes unique to connection and message, compared at memcmp's speed. */
 #ifndef KECHO_NATIVE_PAYLOAD_H
 #define KECHO_NATIVE_PAYLOAD_H
 

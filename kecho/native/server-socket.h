@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What every engine of user-echo-server asks of sockets: refusing a connection, ending one safely.
- */
+/* What every engine of user-echo-server asks of sockets: refusing one, ending one safely. */
 #ifndef KECHO_NATIVE_SERVER_SOCKET_H
 #define KECHO_NATIVE_SERVER_SOCKET_H
 

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What user-echo-server's main program and its engines agree on: workers, listeners and how they
- * stop. */
+/* What user-echo-server's main program and its engines agree on. */
 #ifndef KECHO_NATIVE_SERVER_H
 #define KECHO_NATIVE_SERVER_H
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The user-space TCP echo server that everything else is judged by: options, listeners, threads and
-// the way to end.
+// The user-space echo server all else is judged by: options, listeners, threads, the end.
 #include "args.h"
 #include "server.h"
 
@@ -139,8 +138,10 @@ static struct options parse_options(int argc, char **argv)
 	}
 }
 
-/* PR_SET_PDEATHSIG tells of deaths from now on only: a parent that is gone already shows as another
- * parent. */
+/*
+ * PR_SET_PDEATHSIG tells of deaths from now on only: a parent that is gone already shows as another
+ * parent.
+ */
 static void die_with_parent(pid_t parent)
 {
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL))
@@ -225,8 +226,10 @@ static void unlisten_all(struct server *server)
 	free(server->listeners);
 }
 
-/* SIGTERM and SIGINT, blocked in every thread, make the descriptor readable for all of them, and
- * nobody reads it. */
+/*
+ * SIGTERM and SIGINT, blocked in every thread, make the descriptor readable for all of them, and
+ * nobody reads it.
+ */
 static int stop_fd_open(void)
 {
 	sigset_t set;

@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from native_support import ROOT, TIMEOUT_S, Server, free_port, program, run, server, wait_for
@@ -395,9 +396,21 @@ def test_bad_descriptors() -> None:
     )
 
 
-def test_help_and_the_makefile_alone() -> None:
+def test_help() -> None:
     done = run("user-echo-server", "--help")
     assert done.returncode == 0
     assert "Examples:" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
-    assert (ROOT / "kecho/native/native.mk").is_file()
+
+
+def test_built_without_the_optional_libraries(tmp_path: Path) -> None:
+    command = ["make", "-s", "-j2", "-f", "kecho/native/native.mk", f"BUILD={tmp_path}", "PKG_CONFIG=false"]
+    subprocess.run([*command, "CFLAGS=-O0"], cwd=ROOT, check=True, timeout=120)
+    cases = {
+        ("user-echo-server", "--engine", "io_uring"): "user-echo-server: engine io_uring cannot run here: "
+        "built without liburing (liburing-dev)\n",
+        ("bench", "--hdr", str(tmp_path / "log")): "bench: --hdr: built without zlib\n",
+    }
+    for (name, *args), line in cases.items():
+        done = subprocess.run([tmp_path / name, *args], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        assert (done.returncode, done.stderr) == (3, line)

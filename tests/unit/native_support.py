@@ -79,7 +79,7 @@ class Server:
         assert version == 1
         assert len(data) == header_bytes + blocks * block_bytes
         rows = [struct.unpack_from("=6Q", data, header_bytes + i * block_bytes) for i in range(blocks)]
-        return {name: sum(column) % 2**64 for name, column in zip(STATS_FIELDS, zip(*rows), strict=True)}
+        return {name: sum(column) % 2**64 for name, column in zip(STATS_FIELDS, zip(*rows, strict=False), strict=True)}
 
     def wait_stats(self, **expected: int) -> None:
         """Wait until these counters have these values."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from native_support import TIMEOUT_S, ScriptedServer, Server, bench_json, echo, free_port, program, run, server
+import itertools
 
 # One connection a thread takes the bare loop, more of them the epoll driver: both must catch everything.
 SHAPES = [("--connections", 1), ("--connections", 3), ("--connections", 2, "--threads", 2)]
@@ -122,7 +123,7 @@ def test_payloads_differ_between_connections_and_messages() -> None:
         assert len(seen) == len(set(seen)) == 800
         seen.clear()
         bench_json(recorder.port, "--count", 50, "--size", 1)
-        assert all(a != b for a, b in zip(seen, seen[1:], strict=False))
+        assert all(a != b for a, b in itertools.pairwise(seen))
 
 
 # ---- servers that misbehave ----
@@ -160,6 +161,11 @@ def flip(sock: socket.socket, data: bytes) -> None:
     sock.sendall(data[:41] + bytes([data[41] ^ 0x10]) + data[42:])
 
 
+def close_early(sock: socket.socket, data: bytes) -> None:
+    sock.sendall(data[:30])
+    sock.shutdown(socket.SHUT_RDWR)
+
+
 def reset(sock: socket.socket, data: bytes) -> None:
     sock.sendall(data[:30])
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -167,16 +173,13 @@ def reset(sock: socket.socket, data: bytes) -> None:
     sock.close()
 
 
-MISBEHAVIOUR = {
+MISBEHAVIOUR: dict[str, tuple[Callable[[socket.socket, bytes], object], str]] = {
     "flips a byte": (flip, r"mismatch at byte 41 of reply 3: expected 0x(..), found 0x(..)"),
     "drops the first byte": (lambda s, d: s.sendall(d[1:]), r"mismatch at byte \d of reply 3: .*"),
     "drops the last byte": (lambda s, d: s.sendall(d[:-1]), r"timed out after 0.3 s with 99 of 100 bytes of reply 3"),
     "swaps halves": (lambda s, d: s.sendall(d[50:] + d[:50]), r"mismatch at byte \d+ of reply 3: .*"),
     "adds a byte": (lambda s, d: s.sendall(d + b"A"), r"surplus byte 0x41 after reply 3"),
-    "closes early": (
-        lambda s, d: (s.sendall(d[:30]), s.shutdown(socket.SHUT_RDWR)),
-        r"closed by the server after 30 of 100 bytes of reply 3",
-    ),
+    "closes early": (close_early, r"closed by the server after 30 of 100 bytes of reply 3"),
     "resets": (reset, r"reset by the server after (0|30) of 100 bytes of reply 3"),
     "never answers": (stall, r"timed out after 0.3 s with 0 of 100 bytes of reply 3"),
 }
@@ -187,9 +190,7 @@ MISBEHAVIOUR = {
 def test_misbehaviour_is_told(how: str, shape: tuple[object, ...]) -> None:
     third, says = MISBEHAVIOUR[how]
     with ScriptedServer(misbehaving(third)) as bad:
-        done = run(
-            "bench", "--port", bad.port, "--size", SIZE, "--count", 1000, "--io-timeout", 0.3, "--json", *shape
-        )
+        done = run("bench", "--port", bad.port, "--size", SIZE, "--count", 1000, "--io-timeout", 0.3, "--json", *shape)
     assert (done.returncode, done.stdout) == (1, "")
     match = re.fullmatch(rf"bench: connection [0-2]: {says}\n", done.stderr)
     assert match, done.stderr
@@ -245,7 +246,16 @@ def test_a_server_that_does_not_close_is_no_error() -> None:
 def test_stopping_early_prints_what_was_measured(target: Server) -> None:
     for shape in SHAPES:
         process = subprocess.Popen(
-            [program("bench"), "--port", str(target.port), "--duration", "60", "--json", "--progress", *map(str, shape)],
+            [
+                program("bench"),
+                "--port",
+                str(target.port),
+                "--duration",
+                "60",
+                "--json",
+                "--progress",
+                *map(str, shape),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -306,7 +316,9 @@ def test_descriptor_limits(target: Server) -> None:
     )
     line = "bench: 200 connections need 217 descriptors, the hard limit is 100\n"
     assert (low.returncode, low.stderr) == (1, line)
-    raised = subprocess.run(["prlimit", "--nofile=50:400", *command], capture_output=True, timeout=TIMEOUT_S, check=False)
+    raised = subprocess.run(
+        ["prlimit", "--nofile=50:400", *command], capture_output=True, timeout=TIMEOUT_S, check=False
+    )
     assert raised.returncode == 0
 
 

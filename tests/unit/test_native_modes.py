@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""bench's other modes and its files: open loop, connect-request-response, pipelining, HdrHistogram logs, raw samples."""
+"""bench's other modes and its files: open loop, connect-request-response, pipelining, logs, raw samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -133,35 +133,37 @@ def test_a_known_delay_is_measured() -> None:
 # ---- servers that misbehave, in these modes ----
 
 
+SPOILS: dict[str, Callable[[bytes], bytes]] = {
+    r"mismatch at byte 70 of reply \d+: expected 0x.., found 0x..": lambda d: d[:70] + bytes([d[70] ^ 1]) + d[71:],
+    r"surplus byte 0x41 after reply \d+|mismatch at byte 0 of reply \d+: .* found 0x41": lambda d: d + b"A",
+    r"timed out after 0.4 s with 99 of 100 bytes of reply \d+": lambda d: d[:-1],
+}
+
+
+@pytest.mark.parametrize("says", SPOILS)
 @pytest.mark.parametrize("mode", MODES)
-def test_misbehaviour_is_told(mode: str) -> None:
-    """The fifth message of the server is spoilt in one way or another."""
-    spoils = {
-        r"mismatch at byte 70 of reply \d+: expected 0x.., found 0x..": lambda d: d[:70] + bytes([d[70] ^ 1]) + d[71:],
-        r"surplus byte 0x41 after reply \d+|mismatch at byte 0 of reply \d+: .* found 0x41": lambda d: d + b"A",
-        r"timed out after 0.4 s with 99 of 100 bytes of reply \d+": lambda d: d[:-1],
-    }
-    for says, spoil in spoils.items():
-        lock = threading.Lock()
-        count = 0
+def test_misbehaviour_is_told(mode: str, says: str) -> None:
+    """The fifth message of the server is spoilt."""
+    lock = threading.Lock()
+    count = 0
 
-        def serve(sock: socket.socket) -> None:
-            nonlocal count
-            while data := sock.recv(100, socket.MSG_WAITALL):
-                with lock:
-                    count += 1
-                    spoilt = count == 5
-                if spoilt:
-                    sock.sendall(spoil(data))
-                    while sock.recv(4096):  # and then nothing
-                        pass
-                    return
-                sock.sendall(data)
+    def serve(sock: socket.socket) -> None:
+        nonlocal count
+        while data := sock.recv(100, socket.MSG_WAITALL):
+            with lock:
+                count += 1
+                spoilt = count == 5
+            if spoilt:
+                sock.sendall(SPOILS[says](data))
+                while sock.recv(4096):  # and then nothing
+                    pass
+                return
+            sock.sendall(data)
 
-        with ScriptedServer(serve) as bad:
-            done = run("bench", "--port", bad.port, "--size", 100, "--count", 99, "--io-timeout", 0.4, *MODES[mode])
-        assert (done.returncode, done.stdout) == (1, "")
-        assert re.fullmatch(rf"bench: connection \d: ({says})\n", done.stderr), (says, done.stderr)
+    with ScriptedServer(serve) as bad:
+        done = run("bench", "--port", bad.port, "--size", 100, "--count", 99, "--io-timeout", 0.4, *MODES[mode])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"bench: connection \d: ({says})\n", done.stderr), done.stderr
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -251,34 +253,6 @@ def test_files_that_cannot_be_written(tmp_path: Path) -> None:
 # ---- what the client itself costs ----
 
 
-BARE_LOOP = r"""
-#include <arpa/inet.h>
-#include <netinet/tcp.h>
-#include <stdlib.h>
-#include <sys/socket.h>
-#include <time.h>
-int main(int argc, char **argv)
-{
-	static char out[64], in[64];
-	struct sockaddr_in sa = {.sin_family = AF_INET, .sin_port = htons(atoi(argv[1])),
-				 .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-	int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
-	struct timespec a, b;
-	long sum = 0;
-	if (connect(fd, (void *)&sa, sizeof(sa)))
-		return 1;
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	for (int i = 0; i < atoi(argv[2]); i++) {
-		clock_gettime(CLOCK_MONOTONIC, &a);
-		send(fd, out, sizeof(out), 0);
-		recv(fd, in, sizeof(in), 0);
-		clock_gettime(CLOCK_MONOTONIC, &b);
-		sum += b.tv_nsec - a.tv_nsec;
-	}
-	return sum == 1;
-}
-"""
-
 # Instructions of a whole 64 B round trip, kernel included, on the fastest path there is (kernel-notes: sk_msg).
 FASTEST_ROUND_TRIP = 5572
 
@@ -301,8 +275,8 @@ def count_instructions(tmp_path: Path, *command: object) -> int:
 @pytest.mark.skipif(not shutil.which("valgrind"), reason="needs valgrind")
 def test_the_client_costs_at_most_five_percent(target: Server, tmp_path: Path) -> None:
     """The slope over the number of round trips; start-up and the report fall out."""
-    (tmp_path / "bare.c").write_text(BARE_LOOP)
-    subprocess.run(["cc", "-O2", "-o", tmp_path / "bare", tmp_path / "bare.c"], check=True, timeout=TIMEOUT_S)
+    source = Path(__file__).parent / "bare-loop.c"
+    subprocess.run(["cc", "-O2", "-o", tmp_path / "bare", source], check=True, timeout=TIMEOUT_S)
 
     def slope(*command: object) -> float:
         few, many = (count_instructions(tmp_path, *command, n) for n in (100, 2100))

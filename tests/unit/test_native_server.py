@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,13 @@ ENGINES = ["epoll", "io_uring"]
 
 
 @pytest.fixture(params=ENGINES)
-def echo(request: pytest.FixtureRequest):
+def echo(request: pytest.FixtureRequest) -> Iterator[Server]:
     with server("--engine", request.param) as running:
         yield running
 
 
 @pytest.fixture(params=ENGINES)
-def plain(request: pytest.FixtureRequest):
+def plain(request: pytest.FixtureRequest) -> Iterator[Server]:
     """For what is about memory: the sanitizer keeps what is freed for a while."""
     with server("--engine", request.param, variant="plain") as running:
         yield running

@@ -21,8 +21,12 @@
 
 static bool fail_connect(struct thread *thread, const struct conn *conn, int error)
 {
-	return run_fail(thread, "cannot connect to %s: %s (connection %u)",
-			thread->run->options->address.text, strerror(error), conn->id);
+	const char *hint = error == EADDRNOTAVAIL
+				   ? "; no local port is free, see net.ipv4.ip_local_port_range"
+				   : "";
+
+	return run_fail(thread, "cannot connect to %s: %s%s (connection %u)",
+			thread->run->options->address.text, strerror(error), hint, conn->id);
 }
 
 bool conn_open(struct thread *thread, struct conn *conn)

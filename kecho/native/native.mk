@@ -26,6 +26,7 @@ NATIVE_BENCH_OBJECTS  := bench.o bench-options.o bench-run.o bench-conn.o bench-
 ifeq ($(shell $(PKG_CONFIG) --exists liburing 2>/dev/null && echo yes),yes)
 NATIVE_CFLAGS      += -DHAVE_LIBURING $(shell $(PKG_CONFIG) --cflags liburing)
 NATIVE_SERVER_LIBS := $(shell $(PKG_CONFIG) --libs liburing)
+NATIVE_SERVER_OBJECTS += uring-conn.o uring-buffer.o
 endif
 
 # Without zlib, `bench --hdr` says so.

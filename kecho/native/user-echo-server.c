@@ -215,7 +215,13 @@ static void listen_all(struct server *server, const struct options *o)
 		else if (o->nbinds || i == 0 || !is_missing_family(errno))
 			die(EXIT_FAILED, "cannot listen on %s: %s", addresses[i].text,
 			    strerror(errno));
+		else
+			addresses[i].text[0] = '\0';
 	}
+	for (unsigned int i = 0; o->ready_fd < 0 && i < n; i++) /* a person is looking */
+		if (addresses[i].text[0])
+			printf("listening on %s\n", addresses[i].text);
+	fflush(stdout);
 	free(addresses);
 }
 

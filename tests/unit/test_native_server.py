@@ -293,6 +293,19 @@ def test_default_addresses_are_loopback_of_both_families() -> None:
             echo.connect("127.0.0.2")
 
 
+def test_by_hand_it_says_where_it_listens() -> None:
+    port = free_port()
+    process = subprocess.Popen(
+        [program("user-echo-server"), "--port", str(port), "--die-with-parent"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == f"listening on 127.0.0.1:{port}\n"
+    assert process.stdout.readline() == f"listening on [::1]:{port}\n"
+    process.terminate()
+    assert process.communicate(timeout=TIMEOUT_S)[0] == ""
+    assert process.returncode == 0
+
+
 def test_several_binds_and_v6only() -> None:
     with server("--bind", "127.0.0.2", "--bind", "127.0.0.3", "--bind", "::") as echo:
         for host in ("127.0.0.2", "127.0.0.3", "::1"):

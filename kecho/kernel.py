@@ -81,6 +81,17 @@ def raise_nofile() -> int:
     return hard
 
 
+def can_bind(address: str) -> bool:
+    """Does this machine have that address? A kernel without IPv6 has no ::1."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family) as sock:
+            sock.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
 # ---- headers ----
 
 

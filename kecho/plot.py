@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from kecho import histogram
 from kecho.errors import KechoError, one_line
@@ -29,7 +30,7 @@ matplotlib.use("Agg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)))
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -91,7 +92,7 @@ def _draw_histogram(axes: Axes, title: str, stats: PathStats, colour: str) -> No
     _latency_ticks(axes, "x", frame["low"].min() / 1.1, frame["high"].max() * 1.1)
     axes.set_ylabel("echoes")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.grid(visible=False, axis="x")
     axes.set_title(f"{title}  ({plural(latency.count, 'echo')})")
     axes.margins(y=0.22)
@@ -118,10 +119,9 @@ def plot_bench(result: Result, path: str | Path) -> None:
 
     with plt.rc_context(_STYLE):
         height = max(4.6, 2.4 + 0.55 * len(targets))
-        figure, (left, right) = plt.subplots(
-            1, 2, figsize=(11.5, height), width_ratios=(1.15, 1), layout="constrained"
-        )
-        styles = list(itertools.islice(zip(*map(itertools.cycle, (COLOURS, DASHES, MARKERS)), strict=False), len(targets)))
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, height), width_ratios=(1.15, 1), layout="constrained")
+        cycles = zip(*map(itertools.cycle, (COLOURS, DASHES, MARKERS)), strict=False)
+        styles = list(itertools.islice(cycles, len(targets)))
         _draw_curves(left, targets, styles)
         _draw_dots(right, targets, styles, result)
         figure.suptitle("TCP echo, round trip seen by the client", x=0.01, ha="left", fontweight="bold", fontsize=13)
@@ -160,9 +160,7 @@ def _draw_curves(axes: Axes, targets: Sequence[Target], styles: Sequence[tuple[s
     axes.legend(loc="upper left", handlelength=3.6)
 
 
-def _draw_dots(
-    axes: Axes, targets: Sequence[Target], styles: Sequence[tuple[str, Any, str]], result: Result
-) -> None:
+def _draw_dots(axes: Axes, targets: Sequence[Target], styles: Sequence[tuple[str, Any, str]], result: Result) -> None:
     """A row a target: p50 as a filled mark, p99 as a hollow one, the ratio to the first beside the p50."""
     low = min(target.latency.percentile(0.5) for target in targets)
     high = max(target.latency.percentile(0.99) for target in targets)

@@ -72,9 +72,7 @@ def stats_text(
 
 def _stats_lines(snapshot: Snapshot, per_cpu: bool, width: int, interval: bool, plain: bool) -> Iterator[str]:
     time = f"{'in' if interval else 'up'} {uptime(snapshot.uptime_s)}"
-    yield from _flow(
-        (snapshot.name, snapshot.mode, f"port {snapshot.port}", f"kernel {snapshot.kernel}", time), width
-    )
+    yield from _flow((snapshot.name, snapshot.mode, f"port {snapshot.port}", f"kernel {snapshot.kernel}", time), width)
     seen = snapshot.connections
     counted = (f"{n:,} {what}" for what, n in vars(seen).items())
     yield from _flow(("connections:", *counted), width)

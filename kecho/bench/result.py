@@ -173,9 +173,7 @@ def _added(runs: Sequence[Run]) -> Mapping[str, PathStats] | None:
 
 def _plus(a: PathStats, b: PathStats) -> PathStats:
     latency = a.latency + b.latency if a.latency is not None and b.latency is not None else None
-    return PathStats(
-        a.echoes + b.echoes, a.bytes + b.bytes, a.fallbacks + b.fallbacks, latency, a.why or b.why
-    )
+    return PathStats(a.echoes + b.echoes, a.bytes + b.bytes, a.fallbacks + b.fallbacks, latency, a.why or b.why)
 
 
 @dataclass(frozen=True)

@@ -352,6 +352,8 @@ int skb_echo(struct __sk_buff *skb)
 	int path = PATH_SKB;
 	__u64 key;
 
+	if (!size) /* a bare FIN, which TCP has seen to */
+		return SK_DROP;
 	if (!sk)
 		return SK_PASS;
 	key = (__u64)sk;

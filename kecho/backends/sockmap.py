@@ -80,7 +80,7 @@ class SockmapBackend:
         listeners = [self._bind(address, config.port) for address in config.binds]
         module = Module("sockmap.c", self._defines(config, listeners[0], local, remote))
         self._undo.append(module.close)
-        self._attach_verdicts(module, config.latency)
+        self._attach_verdicts(module, config.latency, local)
         for address in config.binds:
             bpfsys.map_update(module.map_fd("listeners"), _mapped(address), b"\x01")
         cgroup = os.open(kernel.cgroup2_mount(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -121,7 +121,7 @@ class SockmapBackend:
             **{f"KECHO_OFF_{name}": offsets[path] for name, path in kernel.SOCKMAP_FIELDS.items()},
         }
 
-    def _attach_verdicts(self, module: Module, latency: bool) -> None:
+    def _attach_verdicts(self, module: Module, latency: bool, local: str) -> None:
         def attach(function: str, prog_type: int, sockhash: str, attach_type: int) -> None:
             bpfsys.prog_attach(module.load(function, prog_type), module.map_fd(sockhash), attach_type)
 
@@ -131,6 +131,11 @@ class SockmapBackend:
             self._why_no_latency = dict.fromkeys(_KERNEL_PATHS, "switched off with --no-latency")
             return
         attach("skb_sent", bpfsys.PROG_TYPE_SK_MSG, "servers", bpfsys.ATTACH_SK_MSG_VERDICT)
+        if local == "msg":
+            self._attach_send_returned(module)
+
+    def _attach_send_returned(self, module: Module) -> None:
+        """The hook costs every send on this machine a look-up, so it is set only where path msg needs it."""
         try:
             module.attach_raw_tracepoint("sock_send_length", "send_returned")
         except KechoError:

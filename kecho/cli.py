@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"kecho {__version__}")
     parser.add_argument("--print-completion", metavar="SHELL", help="print the completion script for bash or zsh")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", parser_class=_Parser)
+    commands: Any = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", parser_class=_Parser)
     _add_up(commands)
     _add_down(commands)
     _add_status(commands)
@@ -157,8 +157,6 @@ def _up(args: argparse.Namespace) -> int:
     if mode == "auto":
         mode, why = backends.choose()
         wanted = config.Config(**{**vars(wanted), "mode": mode})
-    else:
-        backends.check(mode)
 
     def ready(line: str) -> None:
         print(line + (f" (auto chose {mode}: {why})" if why else ""), flush=True)

@@ -52,7 +52,7 @@ class ControlServer:
             while await self._answer(reader, writer):
                 if writer in self._clients:
                     self._clients[writer] = self._clients.pop(writer)
-        except (OSError, asyncio.TimeoutError):
+        except (TimeoutError, OSError):
             pass
         finally:
             self._clients.pop(writer, None)

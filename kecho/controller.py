@@ -19,7 +19,7 @@ from kecho.config import Config, endpoint
 from kecho.control import ControlServer
 from kecho.errors import KechoError, Unavailable, UsageError, one_line
 from kecho.rundir import RunDir
-from kecho.snapshot import SCHEMA, Connections, PathStats, Snapshot
+from kecho.snapshot import SCHEMA, Connections, Snapshot
 
 _ERRORS: tuple[type[KechoError], ...] = (UsageError, Unavailable, KechoError)
 

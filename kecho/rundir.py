@@ -73,7 +73,9 @@ class RunDir:
             os.close(self._lock)
             state = read_state(name) or {}
             what = f" (mode {state['mode']}, port {state['port']}, pid {state['pid']})" if "pid" in state else ""
-            raise KechoError(f"a service named {name} is up already{what}: `kecho-ctl down {name}`, or --name") from None
+            raise KechoError(
+                f"a service named {name} is up already{what}; `kecho-ctl down {name}`, or --name"
+            ) from None
         for entry in self.path.iterdir():
             if entry.name != "lock":
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()

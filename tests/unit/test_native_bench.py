@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
@@ -15,7 +16,6 @@ from typing import Any
 
 import pytest
 from native_support import TIMEOUT_S, ScriptedServer, Server, bench_json, echo, free_port, program, run, server
-import itertools
 
 # One connection a thread takes the bare loop, more of them the epoll driver: both must catch everything.
 SHAPES = [("--connections", 1), ("--connections", 3), ("--connections", 2, "--threads", 2)]

@@ -125,6 +125,14 @@ examples:
         metavar="BYTES",
         help="sockmap: what a connection may have on its way in the kernel (default %(default)s)",
     )
+    parser.add_argument(
+        "--bench",
+        type=_integer,
+        default=0,
+        metavar="0|1",
+        help="module: 0 (default) an unbound workqueue, 1 a per-CPU one",
+    )
+    parser.add_argument("--no-inline", action="store_true", help="module: echo on the workqueue, not in softirq")
     parser.add_argument("--no-latency", action="store_true", help="sockmap: take no time stamps, only count")
     parser.add_argument("--foreground", action="store_true", help="stay, and end on Ctrl-C")
 
@@ -153,6 +161,8 @@ def _up(args: argparse.Namespace) -> int:
         args.path,
         args.limit,
         not args.no_latency,
+        args.bench,
+        not args.no_inline,
     )
     if mode == "auto":
         mode, why = backends.choose()

@@ -66,7 +66,7 @@ class Client:
         except KechoError:
             if not rundir.read_state(self.name) and not rundir.directory(self.name).is_dir():
                 raise
-            rundir.RunDir(self.name).close()
+            self._clear_away()
             return
         self.request("down")
         deadline = time.monotonic() + 10
@@ -74,6 +74,18 @@ class Client:
             if time.monotonic() > deadline:
                 raise KechoError(f"{self.name} (pid {pid}) does not end")
             time.sleep(0.005)
+
+    def _clear_away(self) -> None:
+        """What a controller that was killed left: its folder, and in mode module the module."""
+        state = rundir.read_state(self.name) or {}
+        folder = rundir.RunDir(self.name)
+        try:
+            if state.get("mode") == "module":
+                from kecho.backends.module import unload
+
+                unload()
+        finally:
+            folder.close()
 
 
 def _is_running(pid: int) -> bool:

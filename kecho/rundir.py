@@ -59,6 +59,8 @@ class RunDir:
         """
         self.path = directory(name)
         self._lock = -1
+        if os.geteuid() != 0:
+            raise Unavailable("services are root's to bring up and down", "run it as root, with sudo")
         try:
             _own_directory(BASE)
             _own_directory(self.path)
@@ -77,7 +79,7 @@ class RunDir:
                 f"a service named {name} is up already{what}; `kecho-ctl down {name}`, or --name"
             ) from None
         for entry in self.path.iterdir():
-            if entry.name != "lock":
+            if entry.name not in ("lock", "state.json"):  # what the dead one was is of use to its successor
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
     @property

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -151,7 +152,7 @@ def histogram_rows(counts: Mapping[int, int], limit: int = MAX_ROWS) -> list[tup
         fine *= 2
     return [
         (histogram.bounds(a)[0], histogram.bounds(b - 1)[1], sum(counts.get(index, 0) for index in range(a, b)))
-        for a, b in zip(marks, marks[1:], strict=False)
+        for a, b in itertools.pairwise(marks)
     ]
 
 

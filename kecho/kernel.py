@@ -134,7 +134,7 @@ def probe_privilege() -> str:
     def has(capability: int) -> bool:
         return bool(effective >> capability & 1)
 
-    if has(_CAP_NET_ADMIN) and (has(_CAP_SYS_ADMIN) or (has(_CAP_BPF) and has(_CAP_PERFMON))):
+    if has(_CAP_NET_ADMIN) and (has(_CAP_SYS_ADMIN) or has(_CAP_BPF) and has(_CAP_PERFMON)):
         return "yes"
     raise Unavailable("BPF is refused to an unprivileged user", "run it as root, with sudo")
 

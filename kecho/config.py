@@ -35,6 +35,8 @@ class Config:
     path: str = "auto"
     limit_bytes: int = DEFAULT_LIMIT_BYTES
     latency: bool = True
+    bench: int = 0
+    inline: bool = True
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -46,9 +48,9 @@ class Config:
         if self.path not in PATH_CHOICES:
             raise UsageError(f"--path {self.path}: must be one of {', '.join(PATH_CHOICES)}")
         if not MIN_LIMIT_BYTES <= self.limit_bytes <= MAX_LIMIT_BYTES:
-            raise UsageError(
-                f"--limit {self.limit_bytes}: must be from {MIN_LIMIT_BYTES} to {MAX_LIMIT_BYTES} bytes"
-            )
+            raise UsageError(f"--limit {self.limit_bytes}: must be from {MIN_LIMIT_BYTES} to {MAX_LIMIT_BYTES} bytes")
+        if self.bench not in (0, 1):
+            raise UsageError(f"--bench {self.bench}: must be 0 or 1")
         if not self.binds:
             raise UsageError("--bind: at least one address is needed")
         for bind in self.binds:

@@ -272,3 +272,21 @@ def _latency_cells(stats: PathStats) -> tuple[str, ...]:
 
 def _count_cells(stats: PathStats) -> tuple[str, ...]:
     return f"{stats.echoes:,}", f"{stats.bytes:,}", f"{stats.fallbacks:,}"
+
+
+def sockets_text(services: Sequence[Mapping[str, Any]], most: int | None) -> str:
+    """Each service's connections with TCP state and queues (bytes), at most `most` a service; "" if there are none."""
+    lines: list[str] = []
+    for service in services:
+        sockets = service.get("sockets")
+        if sockets is None:
+            if service.get("state") == "up":
+                lines += ["", f"{service['name']}: connections not shown: {service['why']['sockets']}"]
+            continue
+        shown = sockets[:most]
+        if shown:
+            rows = [(s["local"], s["remote"], s["state"], str(s["recv_queue"]), str(s["send_queue"])) for s in shown]
+            lines += ["", *table(("local", "remote", "state", "recv-queue", "send-queue"), rows, left=3)]
+        if len(sockets) > len(shown):
+            lines.append(f"and {len(sockets) - len(shown)} more: kecho-ctl status {service['name']}")
+    return "".join(line + "\n" for line in lines)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+# Builds, tests and installs kecho. `make help` lists the targets.
+
+PREFIX        ?= /usr/local
+BUILD         ?= build
+CHECK_TIMEOUT ?= 1500
+PYTEST_ARGS   ?=
+
+VENV := .venv/bin
+AT_ROOT := $(filter 0,$(shell id -u))
+
+C_FILES     := $(wildcard bpf/*.[ch] kecho/native/*.[ch] kmod/*.[ch] tests/*/*.[ch])
+SHELL_FILES := $(shell grep -lsE '^\#!/bin/(ba)?sh' .ci/run scripts/* tests/*/run)
+
+.DEFAULT_GOAL := build
+.PHONY: build kmod setup demo check lint fmt plot install uninstall clean help
+
+include kecho/native/native.mk
+-include tests/vm/vm.mk
+
+build: native ## build the C programs, and the module where the running kernel's headers are
+	@if [ -e kmod/Makefile ] && [ -e /lib/modules/$$(uname -r)/build ]; then $(MAKE) --no-print-directory kmod; fi
+
+kmod: ## build the module [KVER=]
+	@$(MAKE) --no-print-directory -C kmod
+
+setup: ## install what is missing; needs root only if something is
+	@scripts/keep-owner scripts/setup
+
+demo: setup ## measure a user-space server against sockmap; needs root
+	@scripts/keep-owner $(MAKE) -s build
+	@scripts/keep-owner scripts/demo
+
+# The programs are built by a make of their own, because it looks for libraries that `setup` may just have installed.
+check: setup ## run the tests; without root only those that need none [PYTEST_ARGS=]
+	@scripts/keep-owner $(MAKE) -s build
+	$(if $(AT_ROOT),,@echo "make check: no root, so tests/host is left out; all of it: sudo make check")
+	@scripts/keep-owner timeout --foreground -k 10 $(CHECK_TIMEOUT) \
+		$(VENV)/python -m pytest $(PYTEST_ARGS) tests/unit $(if $(AT_ROOT),$(wildcard tests/host))
+
+lint: setup ## check style and types
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy
+	clang-format --dry-run -Werror $(C_FILES)
+	shellcheck $(SHELL_FILES)
+
+fmt: setup ## format Python and C
+	$(VENV)/ruff check --fix-only .
+	$(VENV)/ruff format .
+	clang-format -i $(C_FILES)
+
+plot: setup ## draw the last result of kecho-ctl bench
+	@test -e results/last.json || { echo "make plot: no result yet; kecho-ctl bench writes one" >&2; exit 1; }
+	@$(VENV)/kecho-ctl plot results/last.json -o results/last.png
+
+install: setup ## install under PREFIX (/usr/local)
+	@scripts/keep-owner scripts/install $(PREFIX)
+
+uninstall: ## remove what `make install` installed under PREFIX
+	@scripts/install --remove $(PREFIX)
+
+clean: ## remove what was built; .venv and results/ stay
+	rm -rf $(BUILD) kecho.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

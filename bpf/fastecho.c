@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+/* The statistics of fastecho.ko: what its tracepoint tells, counted in the same array as the sockmap paths'. */
+#include <uapi/linux/bpf.h>
+#include "kecho.h"
+
+/* enum fastecho_path of kmod/echo.h: softirq, workqueue. */
+#define PATHS 2
+
+BPF_PERCPU_ARRAY(paths, struct path_stats, PATHS);
+
+/* kmod/trace.h: path, bytes, ns. */
+int count_echo(struct bpf_raw_tracepoint_args *ctx)
+{
+	int path = ctx->args[0];
+	struct path_stats *stats = paths.lookup(&path);
+	__u64 slot = hist_slot(ctx->args[2]);
+
+	if (!stats)
+		return 0;
+	stats->echoes++;
+	stats->bytes += (__u32)ctx->args[1];
+	if (slot < HIST_SLOTS) /* always; the verifier cannot know */
+		stats->latency[slot]++;
+	return 0;
+}

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: MIT
+"""What is around the code: the wheel, the Makefile, the scripts."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 100
+
+
+def run(*command: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in command], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, **kwargs
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """Built from a copy, so that the checkout stays as it is, by the setuptools at hand: no network."""
+    pytest.importorskip("setuptools")
+    source = tmp_path_factory.mktemp("source")
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("kecho", "bpf"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    done = run(
+        *(sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"),
+        *("--no-build-isolation", "--wheel-dir", source / "dist", source),
+    )
+    assert done.returncode == 0, done.stderr
+    (file,) = (source / "dist").glob("kecho-*.whl")
+    return zipfile.ZipFile(file)
+
+
+def test_wheel_has_every_module_and_the_bpf_sources(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    for source in ROOT.glob("bpf/*.[ch]"):
+        assert f"kecho/_bpf/{source.name}" in names
+    for module in ROOT.glob("kecho/**/*.py"):
+        assert str(module.relative_to(ROOT)) in names
+
+
+def test_wheel_has_the_command(wheel: zipfile.ZipFile) -> None:
+    (entry_points,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    assert "kecho-ctl = kecho.cli:main" in wheel.read(entry_points).decode()
+
+
+def test_a_checkout_has_no_copy_of_the_bpf_sources() -> None:
+    """kecho/bpf.py would read the copy, and changes in bpf/ would do nothing."""
+    assert not (ROOT / "kecho" / "_bpf").exists()
+
+
+def test_make_help_lists_the_targets() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    listed = re.findall(r"^  make (\S+) +\S", run("make", "help").stdout, re.MULTILINE)
+    assert set(phony.split()) <= set(listed)
+    assert {"build", "setup", "demo", "check", "lint", "fmt", "plot", "install", "clean", "help"} <= set(listed)
+
+
+def test_the_default_target_builds() -> None:
+    assert ".DEFAULT_GOAL := build" in (ROOT / "Makefile").read_text()
+
+
+def test_make_plot_without_a_result_says_so(tmp_path: Path) -> None:
+    recipe = run("make", "-n", "plot").stdout
+    test = next(line for line in recipe.splitlines() if "results/last.json" in line)
+    done = subprocess.run(["sh", "-c", test], cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 1
+    assert done.stderr == "make plot: no result yet; kecho-ctl bench writes one\n"
+
+
+def shell_scripts() -> list[Path]:
+    files = [ROOT / ".ci/run", *(ROOT / "scripts").iterdir(), *ROOT.glob("tests/*/run")]
+    return [file for file in files if re.match(rb"#!/bin/(ba)?sh\b", file.read_bytes())]
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+def test_shell_scripts() -> None:
+    scripts = shell_scripts()
+    assert len(scripts) >= 5
+    done = run("shellcheck", *scripts)
+    assert done.returncode == 0, done.stdout
+    assert all(os.access(script, os.X_OK) for script in scripts)
+
+
+def test_setup_is_quiet_when_nothing_is_missing() -> None:
+    if not (ROOT / ".venv/kecho-setup").exists():
+        pytest.skip("this checkout has not been set up by scripts/setup")
+    done = run("scripts/setup")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_setup_without_root_names_the_command(tmp_path: Path) -> None:
+    """In a copy without .venv, as somebody else."""
+    tmp_path.chmod(0o755)
+    copy = Path("/tmp") if not _others_can_reach(tmp_path) else tmp_path
+    copy = Path(shutil.copytree(ROOT / "scripts", copy / f"kecho-setup-{os.getpid()}" / "scripts")).parent
+    try:
+        for name in ("setup.cfg", "pyproject.toml"):
+            shutil.copy(ROOT / name, copy)
+        copy.chmod(0o755)
+        done = run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", copy / "scripts/setup")
+    finally:
+        shutil.rmtree(copy)
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert re.fullmatch(r"scripts/setup: missing: .*; run: sudo make setup\n", done.stderr)
+
+
+def _others_can_reach(path: Path) -> bool:
+    return all(parent.stat().st_mode & 0o001 for parent in (path, *path.parents))

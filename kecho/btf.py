@@ -20,6 +20,8 @@ _MEMBER = struct.Struct("<III")  # name_off, type, offset
 
 _ARRAY, _STRUCT, _UNION, _TYPEDEF, _VOLATILE, _CONST, _RESTRICT = 3, 4, 5, 8, 9, 10, 11
 _TYPE_TAG = 18
+# Of modifiers around a type, and of anonymous types in one another: more than any kernel has.
+_MAX_DEPTH = 32
 _MODIFIERS = frozenset((_TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG))
 
 # What follows the 12 bytes that every type begins with: bytes in all, and bytes for each of its `vlen` elements.
@@ -89,11 +91,15 @@ class Btf:
                 at += 12 + step[0] + step[1] * (info & 0xFFFF)
         except struct.error as e:
             raise BtfError("truncated BTF type") from e
+        if at != end:
+            raise BtfError("truncated BTF type")
         return positions
 
     def _type(self, type_id: int) -> tuple[int, int, int, bool, int]:
         """(position, kind, vlen, kind_flag, size or type), modifiers stepped over."""
-        while True:
+        for _ in range(_MAX_DEPTH):
+            if not type_id:
+                return 0, 0, 0, False, 0
             try:
                 at = self._positions[type_id]
             except IndexError as e:
@@ -103,6 +109,7 @@ class Btf:
             if kind not in _MODIFIERS:
                 return at, kind, info & 0xFFFF, bool(info >> 31), size_or_type
             type_id = size_or_type
+        raise BtfError("BTF types in a circle")
 
     def _name_offset(self, name: str) -> int:
         # The string section starts with an empty name, so that every name has a NUL before it.
@@ -119,8 +126,10 @@ class Btf:
                     return type_id
         raise BtfError(f"no struct {name} in the kernel's BTF")
 
-    def _member(self, type_id: int, name: str) -> tuple[int, int] | None:
+    def _member(self, type_id: int, name: str, depth: int = 0) -> tuple[int, int] | None:
         """(bit offset, type) of a member, looked for in anonymous structs and unions too."""
+        if depth > _MAX_DEPTH:
+            raise BtfError("BTF types in a circle")
         at, kind, vlen, kind_flag, _ = self._type(type_id)
         if kind not in (_STRUCT, _UNION):
             return None
@@ -128,7 +137,7 @@ class Btf:
             name_off, member_type, offset = _MEMBER.unpack_from(self._blob, at + 12 + 12 * i)
             bits = offset & 0xFFFFFF if kind_flag else offset
             if name_off == 0:
-                inner = self._member(member_type, name)
+                inner = self._member(member_type, name, depth + 1)
                 if inner:
                     return bits + inner[0], inner[1]
             elif self._string(name_off) == name:
@@ -144,6 +153,12 @@ class Btf:
 
         Raises BtfError if there is no such structure or field, or if it is a bit field off the byte boundary.
         """
+        try:
+            return self._offset(path)
+        except (struct.error, ValueError) as e:
+            raise BtfError(f"malformed BTF: {e}") from e
+
+    def _offset(self, path: str) -> int:
         name, *fields = path.split(".")
         type_id, bits = self._struct(name), 0
         for field in fields:

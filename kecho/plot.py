@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import NullLocator
 
-from kecho import histogram
+from kecho import __version__, histogram
 from kecho.errors import KechoError, one_line
 from kecho.snapshot import PathStats, Snapshot
 from kecho.units import duration, plural, ratio
@@ -61,19 +62,25 @@ def plot_stats(snapshots: Snapshot | Sequence[Snapshot], path: str | Path) -> No
         raise KechoError("nothing to draw: no path has a latency sample yet")
     import matplotlib.pyplot as plt
 
+    used = [histogram.bounds(i) for _, _, stats in panels if stats.latency for i in stats.latency.merged()]
+    span = (max(1, min(low for low, _ in used)) / 2, max(high for _, high in used) * 1.6)
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(
-            len(panels), 1, figsize=(8, 1.3 + 2.5 * len(panels)), sharex=True, squeeze=False, layout="constrained"
+            len(panels), 1, figsize=(8.5, 1.2 + 2.6 * len(panels)), squeeze=False, layout="constrained"
         )
         for i, (snapshot, name, stats) in enumerate(panels):
-            _draw_histogram(axes[i][0], f"{snapshot.name}: {snapshot.mode}, path {name}", stats, COLOURS[i % 7])
-        axes[-1][0].set_xlabel("service latency (log scale)")
+            title = f"{snapshot.name}: {snapshot.mode}, path {name}"
+            _draw_histogram(axes[i][0], title, stats, COLOURS[i % len(COLOURS)], span)
+        axes[-1][0].set_xlabel("service latency, measured in the kernel (log scale)")
         kernels = dict.fromkeys(snapshot.kernel for snapshot, _, _ in panels)
-        _footer(figure, f"kernel {', '.join(kernels)}  ·  {datetime.now(UTC):%Y-%m-%d %H:%M} UTC  ·  kecho stats")
+        now = datetime.now(UTC)
+        origin = (platform.node(), f"kernel {', '.join(kernels)}", f"{now:%Y-%m-%d %H:%M} UTC", f"kecho {__version__}")
+        _footer(figure, "  ·  ".join(origin))
         _save(figure, path)
 
 
-def _draw_histogram(axes: Axes, title: str, stats: PathStats, colour: str) -> None:
+def _draw_histogram(axes: Axes, title: str, stats: PathStats, colour: str, span: tuple[float, float]) -> None:
+    """Bars as wide as the slots. Counts are on a log axis too, or nobody would see the tail."""
     latency = stats.latency
     assert latency is not None
     counts = latency.merged()
@@ -89,23 +96,28 @@ def _draw_histogram(axes: Axes, title: str, stats: PathStats, colour: str) -> No
         linewidth=0.4,
     )
     axes.set_xscale("log")
-    _latency_ticks(axes, "x", frame["low"].min() / 1.1, frame["high"].max() * 1.1)
-    axes.set_ylabel("echoes")
+    axes.set_yscale("log")
+    _latency_ticks(axes, "x", *span)
+    top = max(frame["count"].max(), 2)
+    axes.set_ylim(0.7, top**1.22)  # room for the labels above the bars
+    axes.set_yticks([10.0**i for i in range(20) if 10.0**i <= top], minor=False)
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.set_ylabel("echoes (log scale)")
     axes.grid(visible=False, axis="x")
     axes.set_title(f"{title}  ({plural(latency.count, 'echo')})")
-    axes.margins(y=0.22)
-    for key, dashes in (("p50", DASHES[1]), ("p99", DASHES[2])):
+    for key, dashes, side in (("p50", DASHES[1], "right"), ("p99", DASHES[2], "left")):
         value = latency.percentile(histogram.PERCENTILES[key])
         assert value is not None
-        axes.axvline(value, color="#333333", linestyle=dashes, linewidth=1.1)
+        axes.axvline(value, color="#222222", linestyle=dashes, linewidth=1.2)
         axes.annotate(
-            f" {key} {duration(value)}",
-            (value, 1.0),
+            f"{key} {duration(value)}",
+            (value, 0.99),
             xycoords=axes.get_xaxis_transform(),
+            xytext=(-5 if side == "right" else 5, 0),
+            textcoords="offset points",
             va="top",
-            ha="left" if key == "p99" else "right",
+            ha=side,
             fontsize=9,
         )
 
@@ -118,8 +130,8 @@ def plot_bench(result: Result, path: str | Path) -> None:
     import matplotlib.pyplot as plt
 
     with plt.rc_context(_STYLE):
-        height = max(4.6, 2.4 + 0.55 * len(targets))
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, height), width_ratios=(1.15, 1), layout="constrained")
+        height = max(4.6, 2.4 + 0.75 * len(targets))
+        figure, (left, right) = plt.subplots(1, 2, figsize=(12, height), width_ratios=(1.2, 1), layout="constrained")
         cycles = zip(*map(itertools.cycle, (COLOURS, DASHES, MARKERS)), strict=False)
         styles = list(itertools.islice(cycles, len(targets)))
         _draw_curves(left, targets, styles)
@@ -132,15 +144,22 @@ def plot_bench(result: Result, path: str | Path) -> None:
 def _draw_curves(axes: Axes, targets: Sequence[Target], styles: Sequence[tuple[str, Any, str]]) -> None:
     """Latency up, the share of faster samples to the right, stretched towards the slowest as 1 ÷ (1 − share)."""
     most = max(target.latency.count for target in targets)
+    end = max(10.0, 2.0 * most)
     low = min(target.latency.min for target in targets)
     high = max(target.latency.max for target in targets)
     for target, (colour, dashes, _) in zip(targets, styles, strict=True):
         frame = pd.DataFrame(target.latency.buckets, columns=["low", "high", "count"])
         before = frame["count"].cumsum().shift(fill_value=0)
-        slower = 1 - before / target.latency.count
+        curve = pd.DataFrame(
+            {
+                "nines": 1 / (1 - before / target.latency.count),
+                "latency": (frame["high"] - 1).clip(upper=target.latency.max),
+            }
+        )
+        curve.loc[len(curve)] = [end, target.latency.max]
         axes.plot(
-            1 / slower,
-            (frame["high"] - 1).clip(upper=target.latency.max),
+            curve["nines"],
+            curve["latency"],
             color=colour,
             linestyle=dashes,
             linewidth=2,
@@ -150,7 +169,7 @@ def _draw_curves(axes: Axes, targets: Sequence[Target], styles: Sequence[tuple[s
     axes.set_xscale("log")
     axes.set_yscale("log")
     shown = [(share, text) for share, text in _NINES if share * most >= 1]
-    axes.set_xlim(1, max(10.0, float(most)))
+    axes.set_xlim(1, end)
     axes.set_xticks([1 / share for share, _ in shown], [text for _, text in shown])
     axes.minorticks_off()
     _latency_ticks(axes, "y", low / 1.25, high * 1.25)
@@ -161,33 +180,50 @@ def _draw_curves(axes: Axes, targets: Sequence[Target], styles: Sequence[tuple[s
 
 
 def _draw_dots(axes: Axes, targets: Sequence[Target], styles: Sequence[tuple[str, Any, str]], result: Result) -> None:
-    """A row a target: p50 as a filled mark, p99 as a hollow one, the ratio to the first beside the p50."""
+    """A row a target: p50 as a filled mark, p99 as a hollow one, and in a column of their own the ratios."""
     low = min(target.latency.percentile(0.5) for target in targets)
     high = max(target.latency.percentile(0.99) for target in targets)
     for row, (target, (colour, _, marker)) in enumerate(zip(targets, styles, strict=True)):
         p50, p99 = (target.latency.percentile(q) for q in (0.5, 0.99))
-        axes.plot([p50, p99], [row, row], color=colour, linewidth=2, alpha=0.6, zorder=2)
-        axes.plot(p50, row, marker, color=colour, markersize=10, zorder=3)
-        axes.plot(p99, row, marker, color=colour, markerfacecolor="white", markersize=8, markeredgewidth=1.6, zorder=3)
-        factor = result.ratio(target)
-        more = "baseline" if target.name == result.baseline else f"{ratio(factor)} of the baseline's speed"
+        axes.plot([p50, p99], [row, row], color=colour, linewidth=2.5, alpha=0.5, zorder=2)
+        axes.plot(p99, row, marker, color=colour, markerfacecolor="white", markersize=9, markeredgewidth=1.7, zorder=3)
+        axes.plot(p50, row, marker, color=colour, markersize=10, zorder=4)
+        for ns, text, up, size in ((p50, duration(p50), 1, 11), (p99, f"p99 {duration(p99)}", -1, 9)):
+            axes.annotate(
+                text,
+                (ns, row),
+                xytext=(0, 9 * up),
+                textcoords="offset points",
+                ha="center",
+                va="bottom" if up > 0 else "top",
+                fontsize=size,
+                fontweight="bold" if up > 0 else "normal",
+                color="#222222" if up > 0 else "#555555",
+            )
+        is_base = target.name == result.baseline
         axes.annotate(
-            f"{duration(p50)}  ({more})", (p50, row), xytext=(0, 11), textcoords="offset points", ha="left", va="bottom"
+            "baseline" if is_base else ratio(result.ratio(target)),
+            (1.02, row),
+            xycoords=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=10 if is_base else 15,
+            fontweight="normal" if is_base else "bold",
+            color="#555555" if is_base else "#111111",
         )
-        axes.annotate(
-            f"p99 {duration(p99)}",
-            (p99, row),
-            xytext=(0, -11),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            fontsize=9,
-            color="#444444",
-        )
+    axes.annotate(
+        "baseline's p50 ÷ p50",
+        (1.02, 1.0),
+        xycoords="axes fraction",
+        xytext=(0, 6),
+        textcoords="offset points",
+        fontsize=9,
+        color="#555555",
+    )
     axes.set_xscale("log")
-    _latency_ticks(axes, "x", low / 1.6, high * 2.2)
-    axes.set_yticks(range(len(targets)), [target.label for target in targets])
-    axes.set_ylim(len(targets) - 0.4, -0.6)
+    _latency_ticks(axes, "x", low / 2, high * 2)
+    axes.set_yticks(range(len(targets)), [target.label.replace(" (", "\n(", 1) for target in targets])
+    axes.set_ylim(len(targets) - 0.45, -0.55)
+    axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("latency (log scale)")
     axes.set_title("Median (filled) and p99 (hollow)")
@@ -215,7 +251,7 @@ def _origin(result: Result) -> str:
     return (
         f"{'  ·  '.join(result.headline()[:-3])}\n"
         f"{host.hostname}, {host.cpu}, {host.cpus} CPUs  ·  kernel {host.kernel}  ·  "
-        f"{result.date}  ·  kecho {result.version}"
+        f"{result.date.replace('T', ' ').replace('+00:00', ' UTC')}  ·  kecho {result.version}"
     )
 
 

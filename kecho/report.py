@@ -130,7 +130,7 @@ def histogram_rows(counts: Mapping[int, int], limit: int = MAX_ROWS) -> list[tup
     """At most `limit` rows [low, high) with their counts, from counts by slot; none outside what was counted.
 
     The bulk of the samples gets rows as fine as there is room for, up to eight an octave; the tails, which hold at
-    most a hundredth of them, get one row an octave, so that an outlier does not flatten the picture.
+    most a hundredth of them, get a row for one, two or four octaves, so that an outlier does not flatten the picture.
     """
     used = sorted(index for index, n in counts.items() if n)
     if not used:
@@ -138,18 +138,17 @@ def histogram_rows(counts: Mapping[int, int], limit: int = MAX_ROWS) -> list[tup
     first, last = used[0], used[-1]
     total = sum(counts.values())
     bulk_first, bulk_last = (_slot_of_rank(counts, max(1, round(q * total))) for q in _BULK)
-    fine = 1
-    while True:
-        coarse = max(SUB, fine)
+    # Coarser tails are the lesser loss.
+    for fine, octaves in itertools.product((1, 2, 4, 8, 16, 32, 64), (1, 2, 4)):
+        coarse = max(SUB, fine) * octaves
         bulk = range(bulk_first // fine * fine, bulk_last + 1, fine)
         bulk_end = bulk[-1] + fine
-        edges = {first, last + 1}
-        edges.update(range(first // coarse * coarse, bulk.start, coarse), bulk, (bulk_end,))
+        edges = {first, last + 1, bulk_end, *bulk}
+        edges.update(range(first // coarse * coarse, bulk.start, coarse))
         edges.update(range(-(-bulk_end // coarse) * coarse, last + 1, coarse))
         marks = sorted(edge for edge in edges if first <= edge <= last + 1)
         if len(marks) - 1 <= limit:
             break
-        fine *= 2
     return [
         (histogram.bounds(a)[0], histogram.bounds(b - 1)[1], sum(counts.get(index, 0) for index in range(a, b)))
         for a, b in itertools.pairwise(marks)
@@ -212,7 +211,7 @@ def status_text(services: Sequence[Mapping[str, Any]], width: int = 80, utf8: bo
                 str(service.get("state", "-")),
                 *(str(_or_dash(service.get(key))) for key in ("port", "pid")),
                 uptime(up) if up is not None else "-",
-                *(str(_or_dash(connections.get(key))) for key in ("active", "total")),
+                *(f"{n:,}" if (n := connections.get(key)) is not None else "-" for key in ("active", "total")),
             )
         )
     titles = ("name", "mode", "paths", "state", "port", "pid", "uptime", "active", "total")

@@ -152,25 +152,28 @@ def run(args: argparse.Namespace) -> int:
     options = options_of(args)
     chosen = targets.choose(args.targets)
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    runs = _measure_all(chosen, args.repeat, options)
+    runs, interrupted = _measure_all(chosen, args.repeat, options)
     if not runs:
         return INTERRUPTED
-    result = Result(Host.this(), date, __version__, shlex.join(sys.argv), chosen[0].name, tuple(runs))
+    result = Result(Host.this(), date, __version__, shlex.join(sys.argv), chosen[0].name, tuple(runs), interrupted)
     _put_out(result, args)
     return INTERRUPTED if result.interrupted else 0
 
 
-def _measure_all(chosen: Sequence[targets.Where], repeats: int, options: Options) -> list[Run]:
-    """Every run, or those until Ctrl-C."""
+def _measure_all(chosen: Sequence[targets.Where], repeats: int, options: Options) -> tuple[list[Run], bool]:
+    """Every run, or those until Ctrl-C, the last one perhaps in part; and whether it was pressed."""
     runs: list[Run] = []
-    with progress.bar() as show, contextlib.suppress(KeyboardInterrupt):
-        for step in compare.steps(chosen, repeats):
-            done = compare.run(step, options, functools.partial(_tell, show, step, options))
-            if done.latency.count or not done.interrupted:
-                runs.append(done)
-            if done.interrupted:
-                break
-    return runs
+    try:
+        with progress.bar() as show:
+            for step in compare.steps(chosen, repeats):
+                done = compare.run(step, options, functools.partial(_tell, show, step, options))
+                if done.latency.count:
+                    runs.append(done)
+                if done.interrupted:
+                    return runs, True
+    except KeyboardInterrupt:
+        return runs, True
+    return runs, False
 
 
 def _tell(show: progress.Show, step: compare.Step, options: Options, now: Progress) -> None:

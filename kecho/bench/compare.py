@@ -40,13 +40,13 @@ def steps(targets: Sequence[Where], repeats: int) -> Iterator[Step]:
 
 
 def run(step: Step, options: Options, on_progress: Callable[[Progress], None] = lambda _: None) -> Run:
-    """Makes one run. Raises KechoError that names the target."""
+    """Makes one run. Raises KechoError that names the target or its address."""
     target = step.target
     try:
         before = target.snapshot() if target.snapshot else None
         measured = measure(target.host, target.port, options, on_progress)
     except KechoError as e:
-        if e.exit_code == 1:
+        if e.exit_code == 1 and target.endpoint not in str(e) and target.name not in str(e):
             raise KechoError(f"{target.name}: {e}") from e
         raise
     kernel, why = _counted(target, before)

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from kecho.snapshot import PathStats
 from kecho.units import plural
 
 SCHEMA = 1
+
+_MODES = {"closed": "closed loop", "open": "open loop"}
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,8 @@ class Result:
     version: str
     command: str
     baseline: str
-    runs: tuple[Run, ...] = field(default=())
+    runs: tuple[Run, ...]
+    interrupted: bool = False  # before all runs were made in full
 
     def targets(self) -> tuple[Target, ...]:
         """Each target's runs merged; the baseline first, the others in the order they were run."""
@@ -200,11 +203,6 @@ class Result:
             return None
         return base.percentile(0.5) / max(1, target.latency.percentile(0.5))
 
-    @property
-    def interrupted(self) -> bool:
-        """Whether a run was stopped before it had measured all it was asked to."""
-        return any(run.interrupted for run in self.runs)
-
     def headline(self) -> list[str]:
         """What was done and where, in parts that belong side by side."""
         if not self.runs:
@@ -212,7 +210,7 @@ class Result:
         options = self.runs[0].options
         repeats = 1 + max(run.repeat for run in self.runs)
         parts = [
-            f"{options['mode']} {plural(options['connections'], 'connection')}",
+            f"{_MODES.get(options['mode'], options['mode'])}: {plural(options['connections'], 'connection')}",
             plural(options["threads"], "thread"),
             f"{options['size_bytes']:,} B",
         ]
@@ -278,6 +276,7 @@ class Result:
             obj["command"],
             obj["baseline"],
             tuple(Run.from_json(run) for run in obj["runs"]),
+            obj["interrupted"],
         )
 
     def save(self, path: Path) -> None:

@@ -136,8 +136,8 @@ def _raise_failure(code: int, said: list[str]) -> None:
         return
     if code < 0:
         raise KechoError(f"bench was ended by {signal.Signals(-code).name}")
-    text = next((line for line in reversed(said) if line.startswith("bench: ")), f"bench: exit status {code}")
-    raise (UsageError if code == 2 else KechoError)(text.removeprefix("bench: "))
+    own = (line.removeprefix("bench: ") for line in reversed(said) if line.startswith("bench: "))
+    raise (UsageError if code == 2 else KechoError)(next(own, f"bench failed with exit status {code}"))
 
 
 def parse(answer: bytes | str) -> Measurement:

@@ -1,0 +1,513 @@
+# SPDX-License-Identifier: MIT
+"""``kecho-ctl bench``: its records and what is computed from them, its options, and real runs of the real programs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import result_samples as samples
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kecho import programs
+from kecho.bench import command, compare, progress, runner, targets
+from kecho.bench.latency import Latency
+from kecho.bench.result import Result, load
+from kecho.errors import KechoError, Unavailable, UsageError, one_line
+from kecho.report import bench_table
+from kecho.snapshot import Connections, PathStats, Snapshot
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+VALUES = st.lists(st.integers(0, 10**10), min_size=1, max_size=60)
+
+
+# --- latencies and records ------------------------------------------------------------------------------------------
+
+
+@given(VALUES, st.sampled_from([0.5, 0.9, 0.99, 0.999]))
+def test_percentile_is_that_of_the_sorted_list_within_its_bucket(values: list[int], q: float) -> None:
+    oracle = sorted(values)[max(1, int(q * len(values) + 0.5)) - 1]
+    reported = samples.latency(values).percentile(q)
+    assert oracle <= reported <= max(values)
+    assert samples.hdr_bounds(reported) == samples.hdr_bounds(oracle)
+
+
+@given(st.lists(VALUES, min_size=1, max_size=4))
+def test_merging_is_measuring_together(parts: list[list[int]]) -> None:
+    merged = Latency.merged(map(samples.latency, parts))
+    whole = samples.latency([value for part in parts for value in part])
+    assert replace(merged, mean=0, stdev=0) == replace(whole, mean=0, stdev=0)
+    assert merged.mean == pytest.approx(whole.mean)
+    assert merged.stdev == pytest.approx(whole.stdev, rel=1e-4, abs=1e-3 * max(1, whole.mean))
+
+
+def test_merging_nothing() -> None:
+    assert Latency.merged([]) == Latency.merged([Latency()]) == Latency()
+    assert Latency().percentile(0.5) == 0
+
+
+def test_buckets_that_do_not_add_up_are_refused() -> None:
+    obj = samples.latency([5, 6]).to_json()
+    with pytest.raises(ValueError, match="do not add up"):
+        Latency.from_json({**obj, "count": 3})
+
+
+def test_result_round_trip(tmp_path: Path) -> None:
+    original = samples.three_targets()
+    original.save(tmp_path / "r.json")
+    again = load(tmp_path / "r.json")
+    assert again.to_json() == original.to_json()
+    assert [run.kernel for run in again.runs] == [run.kernel for run in original.runs]
+    assert again.interrupted is original.interrupted is False
+
+
+def test_result_json() -> None:
+    obj = samples.three_targets().to_json()
+    assert (obj["schema"], obj["kind"], obj["baseline"]) == (1, "bench", "slow")
+    assert [target["target"] for target in obj["targets"]] == ["slow", "fast", "127.0.0.1:7"]
+    assert [run["repeat"] for run in obj["runs"]] == [0, 0, 0, 1, 1, 1]
+    assert obj["targets"][1]["latency_ns"]["count"] == 200
+    assert obj["targets"][0]["ratio_p50"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not a result of kecho-ctl bench"),
+        ("{}", "not a result of kecho-ctl bench"),
+        ('{"kind": "bench", "schema": 2}', "schema 2, this version reads 1"),
+        ('{"kind": "bench", "schema": 1}', "not a result of kecho-ctl bench"),
+        ('{"kind": "bench", "schema": 1, "host": {"a": 1}}', "not a result of kecho-ctl bench"),
+    ],
+)
+def test_load_refuses(tmp_path: Path, text: str, line: str) -> None:
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(KechoError, match=line) as caught:
+        load(tmp_path / "r.json")
+    assert "\n" not in str(caught.value)
+    assert "r.json" in str(caught.value)
+
+
+def test_load_of_no_file(tmp_path: Path) -> None:
+    with pytest.raises(KechoError, match=r"none\.json: No such file"):
+        load(tmp_path / "none.json")
+
+
+def test_ratio_is_baseline_over_target() -> None:
+    result = samples.three_targets()
+    slow, fast, foreign = result.targets()
+    assert result.ratio(slow) == 1
+    assert result.ratio(fast) == slow.latency.percentile(0.5) / fast.latency.percentile(0.5)
+    assert result.ratio(fast) == pytest.approx(14490 / 1749, rel=2e-3)
+    assert (result.ratio(foreign) or 0) < 1
+
+
+def test_ratio_without_the_baseline_is_none() -> None:
+    result = samples.result(samples.run("fast", [1]), baseline="gone")
+    assert result.ratio(result.targets()[0]) is None
+
+
+def test_paths_and_kernel_counts_of_a_target() -> None:
+    _, fast, foreign = samples.three_targets().targets()
+    assert (fast.path, foreign.path) == ("msg", "")
+    assert fast.kernel is not None
+    assert fast.kernel["msg"].echoes == 200
+    assert fast.kernel["msg"].latency is not None
+    assert fast.kernel["msg"].latency.count == 200
+    assert foreign.kernel is None
+
+
+@pytest.mark.parametrize(
+    ("counted_bytes", "options", "note"),
+    [
+        (640, {}, ""),
+        (639, {}, "counted 1 bytes less"),
+        (704, {}, ""),  # a request was under way at the end
+        (705, {}, "counted 65 bytes more"),
+        (6400, {"warmup_s": 0.2}, ""),
+        (639, {"warmup_s": 0.2}, "counted 1 bytes less"),
+        (1280, {"warmup_s": 0.2, "warmup_requests": 10}, ""),
+        (1279, {"warmup_s": 0.2, "warmup_requests": 10}, "counted 1 bytes less"),
+        (1345, {"warmup_s": 0.2, "warmup_requests": 10}, "counted 65 bytes more"),
+    ],
+)
+def test_counts_that_disagree_are_noted(counted_bytes: int, options: dict[str, Any], note: str) -> None:
+    kernel = {"msg": PathStats(9, counted_bytes - 64), "user": PathStats(1, 64)}
+    run = samples.run("fast", [1000] * 10, kernel=kernel, options={**samples.OPTIONS, **options})
+    assert note in run.mismatch()
+    assert bool(note) is bool(run.mismatch())
+    assert (note in " ".join(samples.result(run).notes())) if note else not samples.result(run).notes()
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+def test_table() -> None:
+    lines = bench_table(samples.three_targets(), width=100, utf8=True).splitlines()
+    assert lines[0].startswith("closed loop: 1 connection  1 thread  64 B  client on CPU 1  2 interleaved runs each")
+    head = next(i for i, line in enumerate(lines) if line.startswith("target"))
+    assert lines[head].split() == ["target", "mode", "path", "p50", "p90", "p99", "p99.9", "max", "requests", "ratio"]
+    assert [line.split()[0] for line in lines[head + 1 : head + 4]] == ["slow", "fast", "127.0.0.1:7"]
+    assert len({len(line) for line in lines[head : head + 4]}) == 1
+    fast = lines[head + 2].split()
+    assert fast[1:4] == ["sockmap", "msg", "1.75µs"]
+    assert fast[-2:] == ["200", "8.3×"]
+    assert lines[head + 3].split()[1:3] == ["-", "-"]
+
+
+def test_table_of_what_the_service_counted() -> None:
+    text = bench_table(samples.three_targets(), utf8=True)
+    inside = text[text.index("counted by the services") :].splitlines()
+    assert [line.split()[0] for line in inside[1:]] == ["target", "slow", "fast"]
+    assert inside[2].split()[3:] == ["-", "-", "200", "12,800", "0"]
+    assert inside[3].split()[5:] == ["200", "12,800", "0"]
+    assert "idle" not in text
+
+
+def test_table_says_what_went_wrong() -> None:
+    run = samples.run("fast", [1000], why="no counts of the service: it was reset or started anew meanwhile")
+    text = bench_table(samples.result(run, interrupted=True), width=60, utf8=False)
+    assert "note: interrupted" in text
+    assert "note: fast: no counts of the service" in text
+    assert text.isascii()
+
+
+# --- options and targets --------------------------------------------------------------------------------------------
+
+
+def parse(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="kecho-ctl")
+    subparsers = parser.add_subparsers()
+    command.add_parser(subparsers)
+    command.add_plot_parser(subparsers)
+    return parser.parse_args(["bench", *words])
+
+
+def test_defaults() -> None:
+    options = command.options_of(parse())
+    assert (options.connections, options.size_bytes, options.duration_s, options.count) == (1, 64, 2.0, None)
+    assert options.cpus == str(max(os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        (["--count", "7", "--cpus", "none"], "--connections 1 --threads 1 --size 64 --count 7 --warmup 0.2"),
+        (["--burst", "50"], "--threads 1 --size 64 --burst 50"),
+        (["--burst", "50", "--rounds", "3", "--seed", "9"], "--threads 1 --size 64 --burst 50 --rounds 3 --seed 9"),
+        (
+            ["--connections", "10", "--threads", "2", "--size", "1K", "--duration", "1.5", "--warmup", "0"],
+            "--connections 10 --threads 2 --size 1024 --duration 1.5 --warmup 0.0",
+        ),
+        (
+            ["--connections", "4", "--cpus", "0-1", "--count", "8", "--warmup", "1"],
+            "--connections 4 --threads 1 --size 64 --count 8 --warmup 1.0 --cpus 0-1",
+        ),
+    ],
+)
+def test_arguments_of_the_load_generator(words: list[str], arguments: str) -> None:
+    assert command.options_of(parse(*words)).arguments() == arguments.split()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--connections", "0"],
+        ["--connections", "x"],
+        ["--size", "1G"],
+        ["--size", "K"],
+        ["--count", "-1"],
+        ["--count", "5", "--duration", "1"],
+        ["--duration", "nan"],
+        ["--warmup", "-1"],
+        ["--repeat", "0"],
+    ],
+)
+def test_bad_options_exit_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(*words)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("kecho-ctl bench: error: argument")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--rounds", "3"], "--rounds is for --burst"),
+        (["--burst", "3", "--count", "5"], "--burst has --rounds, and no --count"),
+        (["--burst", "3", "--warmup", "1"], "--burst has --rounds, and no --warmup"),
+    ],
+)
+def test_options_that_exclude_each_other(words: list[str], line: str) -> None:
+    with pytest.raises(UsageError, match=line):
+        command.options_of(parse(*words))
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [("127.0.0.1:80", "127.0.0.1", 80), ("[::1]:7", "::1", 7)],
+)
+def test_address(text: str, host: str, port: int) -> None:
+    (target,) = targets.choose([text])
+    assert (target.name, target.host, target.port, target.mode) == (text, host, port, "")
+    assert target.endpoint == text
+
+
+@pytest.mark.parametrize("text", ["::1:7", "127.0.0.1:", ":80", "127.0.0.1:0", "127.0.0.1:65536", "[::1]:x", "[]:1"])
+def test_bad_address(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        targets.choose([text])
+    assert str(caught.value).startswith(f"{text}: ")
+
+
+def test_target_named_twice() -> None:
+    with pytest.raises(UsageError, match="named twice"):
+        targets.choose(["127.0.0.1:80", "127.0.0.1:80"])
+
+
+@pytest.mark.parametrize(
+    ("binds", "host"),
+    [
+        (["127.0.0.1", "::1"], "127.0.0.1"),
+        (["::1"], "::1"),
+        (["0.0.0.0"], "127.0.0.1"),
+        (["::"], "::1"),
+        (["::1", "10.1.2.3"], "10.1.2.3"),
+    ],
+)
+def test_where_a_service_is_reached(binds: list[str], host: str) -> None:
+    assert targets.reachable(binds) == host
+
+
+def test_rounds_are_interleaved() -> None:
+    made = compare.steps(targets.choose(["127.0.0.1:1", "127.0.0.1:2"]), 3)
+    assert [(step.target.port, step.repeat, step.number) for step in made] == [
+        (1, 0, 0),
+        (2, 0, 1),
+        (1, 1, 2),
+        (2, 1, 3),
+        (1, 2, 4),
+        (2, 2, 5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "done"),
+    [
+        (runner.Options(count=100), 0.5),
+        (runner.Options(burst=10), 0.5),
+        (runner.Options(burst=10, rounds=5), 1.0),
+        (runner.Options(duration_s=3.0, warmup_s=1.0), 0.25),
+        (runner.Options(duration_s=0.0), 1.0),
+    ],
+)
+def test_progress_share(options: runner.Options, done: float) -> None:
+    assert progress.share(runner.Progress("run", 1.0, 1, 50), options) == done
+
+
+@pytest.mark.parametrize("line", ["", "bench: no", "{}", '{"progress": 1}', '{"progress": {"phase": "run"}}', "[1]"])
+def test_lines_that_are_no_progress(line: str) -> None:
+    assert runner.parse_progress(line) is None
+
+
+# --- the native programs --------------------------------------------------------------------------------------------
+
+
+def test_find_prefers_what_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bench"
+    program.write_text("#!/bin/sh\n")
+    monkeypatch.setenv("KECHO_LIBEXEC", str(tmp_path))
+    monkeypatch.setattr(programs, "CHECKOUT", tmp_path / "none")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "none"))
+    with pytest.raises(Unavailable, match="bench is not built: make"):
+        programs.find("bench")
+    program.chmod(0o755)
+    assert programs.find("bench") == program
+
+
+def fake_bench(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    (folder / "bench").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "bench").chmod(0o755)
+    monkeypatch.setenv("KECHO_LIBEXEC", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "line"),
+    [
+        (
+            "echo 'bench: connection 3 offset 7: expected 1, found 2' >&2; exit 1",
+            KechoError,
+            "connection 3 offset 7: expected",
+        ),
+        ("echo 'bench: --size is odd' >&2; exit 2", UsageError, "--size is odd"),
+        ("exit 1", KechoError, "bench failed with exit status 1"),
+        ("kill -9 $$", KechoError, "bench was ended by SIGKILL"),
+        ("echo nonsense", KechoError, "bench printed no result"),
+        ("true", KechoError, "bench printed no result"),
+    ],
+)
+def test_failures_of_the_load_generator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, error: type[KechoError], line: str
+) -> None:
+    fake_bench(tmp_path, monkeypatch, script)
+    with pytest.raises(error) as caught:
+        runner.measure("127.0.0.1", 1, runner.Options())
+    assert type(caught.value) is error
+    assert one_line(caught.value).startswith(line)
+
+
+@pytest.fixture(scope="session")
+def native() -> Iterator[None]:
+    """The real programs, built where that is possible."""
+    if (CHECKOUT / "kecho/native/native.mk").exists():
+        subprocess.run(["make", "-s", "-f", "kecho/native/native.mk"], cwd=CHECKOUT, check=True)
+    try:
+        programs.find("bench")
+    except Unavailable as e:
+        pytest.skip(str(e))
+    yield
+
+
+def serve(listener: socket.socket, spoil: bool) -> None:
+    """Echoes one connection after another until the listener is closed; spoils the first byte of every reply."""
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        with connection:
+            while data := connection.recv(1 << 16):
+                connection.sendall(bytes([data[0] ^ spoil]) + data[1:])
+
+
+@pytest.fixture
+def echo_server(request: pytest.FixtureRequest, native: None) -> Iterator[int]:
+    """The port of an echo server in this process; with the parameter True, of one that spoils a byte."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener, getattr(request, "param", False)), daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_exact_count(echo_server: int) -> None:
+    seen: list[runner.Progress] = []
+    measured = runner.measure("127.0.0.1", echo_server, runner.Options(count=10_007, size_bytes=3), seen.append)
+    assert measured.latency.count == 10_007
+    assert not measured.interrupted
+    assert measured.options["size_bytes"] == 3
+    assert "requests" not in measured.options
+
+
+def test_percentiles_are_those_that_bench_prints(echo_server: int) -> None:
+    where = ["--host", "127.0.0.1", "--port", str(echo_server), "--count", "2000", "--json"]
+    printed = json.loads(subprocess.run([programs.find("bench"), *where], capture_output=True, check=True).stdout)
+    assert Latency.from_json(printed["latency_ns"]).to_json() == printed["latency_ns"]
+
+
+@pytest.mark.parametrize("echo_server", [True], indirect=True)
+def test_a_mismatch_names_the_target(echo_server: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KechoError) as caught:
+        command.run(parse(f"127.0.0.1:{echo_server}", "--count", "10"))
+    assert caught.value.exit_code == 1
+    assert f"127.0.0.1:{echo_server}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_nobody_there(native: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(KechoError, match=f"127.0.0.1:{port}: Connection refused"):
+        command.run(parse(f"127.0.0.1:{port}", "--count", "10"))
+
+
+def test_json_and_last_and_plot(
+    echo_server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    args = [f"127.0.0.1:{echo_server}", "--count", "100", "--warmup", "0", "--repeat", "2", "--plot", "p.png"]
+    assert command.run(parse(*args, "--json")) == 0
+    printed = json.loads(capsys.readouterr().out)
+    result = Result.from_json(printed)
+    assert [run.latency.count for run in result.runs] == [100, 100]
+    assert load(tmp_path / "results/last.json").to_json() == printed
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert command.run(parse(*args[:-2], "--json=out.json")) == 0
+    assert load("out.json").targets()[0].latency.count == 200
+    assert "ratio" in capsys.readouterr().out
+
+
+def test_nothing_is_left_where_nobody_keeps_results(
+    echo_server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command.run(parse(f"127.0.0.1:{echo_server}", "--count", "10", "--repeat", "1")) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_service_counted_in_exactly_this_run(echo_server: int) -> None:
+    """A service that has served before, and whose counts move by what the client sends."""
+    counts = iter([5000, 5000 + 100])
+
+    def snapshot() -> Snapshot:
+        n = next(counts)
+        return Snapshot(
+            "s", "user", echo_server, n, "6.1", Connections(), {"user": PathStats(n, 64 * n, 0, None, "no")}
+        )
+
+    where = targets.Where("s", "127.0.0.1", echo_server, "user", snapshot)
+    done = compare.run(compare.Step(where, 0, 0, 1), runner.Options(count=100, warmup_s=0.0))
+    assert done.kernel is not None
+    assert done.kernel["user"].echoes == done.latency.count == 100
+    assert (done.path, done.why, done.mismatch()) == ("user", "", "")
+
+
+def test_a_service_that_was_reset_meanwhile_is_noted(echo_server: int) -> None:
+    before = Snapshot("s", "user", 1, 1.0, "6.1", Connections(), {"user": PathStats()})
+    after = replace(before, paths={"other": PathStats()})
+    snapshots = iter([before, after])
+    where = targets.Where("s", "127.0.0.1", echo_server, "user", lambda: next(snapshots))
+    done = compare.run(compare.Step(where, 0, 0, 1), runner.Options(count=10))
+    assert done.kernel is None
+    assert "reset or started anew" in done.why
+
+
+def test_ctrl_c_keeps_what_was_measured(echo_server: int, tmp_path: Path) -> None:
+    script = (
+        "import sys, argparse; from kecho.bench import command\n"
+        "p = argparse.ArgumentParser(); s = p.add_subparsers(); command.add_parser(s)\n"
+        "args = p.parse_args(sys.argv[1:]); print('ready', file=sys.stderr, flush=True); sys.exit(args.run(args))"
+    )
+    words = [sys.executable, "-c", script, "bench", f"127.0.0.1:{echo_server}", "--duration", "600", "--json"]
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    # Tells when it has begun, so that the signal is not sent too early.
+    real = programs.find("bench")
+    begun = tmp_path / "begun"
+    (folder / "bench").write_text(f'#!/bin/sh\n(sleep 0.5; : > {begun}) &\nexec {real} "$@"\n')
+    (folder / "bench").chmod(0o755)
+    environment = {**os.environ, "KECHO_LIBEXEC": str(folder), "PYTHONPATH": str(CHECKOUT)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=tmp_path, env=environment, text=True) as process:
+        while not begun.exists() and process.poll() is None:
+            threading.Event().wait(0.02)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == command.INTERRUPTED
+    result = Result.from_json(json.loads(out))
+    assert result.interrupted
+    assert len(result.runs) == 1
+    assert result.runs[0].latency.count > 0

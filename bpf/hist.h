@@ -11,10 +11,12 @@
 #define HIST_SUB_BITS 3
 #define HIST_SUB      (1u << HIST_SUB_BITS)
 /* Octaves HIST_SUB_BITS to 63, and the HIST_SUB values below them. */
-#define HIST_SLOTS    ((64 - HIST_SUB_BITS + 1) * HIST_SUB)
+#define HIST_SLOTS ((64 - HIST_SUB_BITS + 1) * HIST_SUB)
+
+#define HIST_INLINE static inline __attribute__((always_inline))
 
 /* BPF has no instruction that counts leading zeroes before version 4 of its ISA: find the octave by halving. */
-static inline __attribute__((always_inline)) unsigned long long hist_octave(unsigned long long value)
+HIST_INLINE unsigned long long hist_octave(unsigned long long value)
 {
 	unsigned long long octave = 0;
 
@@ -42,7 +44,7 @@ static inline __attribute__((always_inline)) unsigned long long hist_octave(unsi
 }
 
 /* The slot of @value, in [0, HIST_SLOTS). */
-static inline __attribute__((always_inline)) unsigned long long hist_slot(unsigned long long value)
+HIST_INLINE unsigned long long hist_slot(unsigned long long value)
 {
 	unsigned long long octave;
 

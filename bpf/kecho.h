@@ -12,7 +12,7 @@
 struct path_stats {
 	unsigned long long echoes;
 	unsigned long long bytes;
-	unsigned long long fallbacks; /* connections handed from this path to path user, each time */
+	unsigned long long fallbacks; /* changes from this path to path user */
 	unsigned long long latency[HIST_SLOTS];
 };
 

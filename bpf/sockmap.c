@@ -41,13 +41,13 @@ struct conn {
 	__u32 rcv_base; /* msg: sequence number of the first byte received */
 	__u32 in_bytes; /* skb: what the verdict saw; msg: what it passed to TCP. Modulo 2^32, as sequence numbers */
 	__u32 out_bytes; /* skb: what entered the send path. Modulo 2^32 */
-	__u8 path; /* where the last payload went; changes only while nothing is on the way */
-	__u8 confirmed; /* msg: our listener accepted the other end */
+	__u8 path;	 /* where the last payload went; changes only while nothing is on the way */
+	__u8 confirmed;	 /* msg: our listener accepted the other end */
 	__u16 pad;
 	__u32 open_head; /* skb: the ring of open echoes, [open_tail, open_head) */
 	__u32 open_tail;
 	__u32 open_end[OPEN_ECHOES]; /* in_bytes after this echo */
-	__u64 open_ns[OPEN_ECHOES]; /* when the verdict saw it */
+	__u64 open_ns[OPEN_ECHOES];  /* when the verdict saw it */
 };
 
 struct addr {
@@ -97,12 +97,13 @@ static __always_inline struct addr addr_v4(__u32 ip4)
  * the loads of two branches, or of two neighbours: so each is volatile, and all come before the choice.
  */
 #define CTX_WORD(field) (*(volatile __u32 *)&(field))
-#define OPS_ADDR(ops, end)                                                                             \
-	({                                                                                             \
-		__u32 ip4 = CTX_WORD((ops)->end##_ip4);                                                \
-		struct addr ip6 = {{CTX_WORD((ops)->end##_ip6[0]), CTX_WORD((ops)->end##_ip6[1]),      \
-				    CTX_WORD((ops)->end##_ip6[2]), CTX_WORD((ops)->end##_ip6[3])}};    \
-		(ops)->family == AF_INET ? addr_v4(ip4) : ip6;                                         \
+#define OPS_ADDR(ops, end)                                                                         \
+	({                                                                                         \
+		__u32 ip4 = CTX_WORD((ops)->end##_ip4);                                            \
+		struct addr ip6 = {{CTX_WORD((ops)->end##_ip6[0]), CTX_WORD((ops)->end##_ip6[1]),  \
+				    CTX_WORD((ops)->end##_ip6[2]),                                 \
+				    CTX_WORD((ops)->end##_ip6[3])}};                               \
+		(ops)->family == AF_INET ? addr_v4(ip4) : ip6;                                     \
 	})
 
 static __always_inline struct addr remote_addr(struct bpf_sock_ops *ops)
@@ -117,7 +118,9 @@ static __always_inline struct addr local_addr(struct bpf_sock_ops *ops)
 
 static __always_inline struct tuple client_tuple(struct bpf_sock_ops *ops)
 {
-	return (struct tuple){.client = local_addr(ops), .server = remote_addr(ops), .client_port = ops->local_port};
+	return (struct tuple){.client = local_addr(ops),
+			      .server = remote_addr(ops),
+			      .client_port = ops->local_port};
 }
 
 /* Does the way out of @tp lead back to this host? */
@@ -197,7 +200,8 @@ static __always_inline void register_server(struct bpf_sock_ops *ops, struct bpf
 	__u64 key = (__u64)sk;
 	struct addr server = local_addr(ops);
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	struct tuple tuple = {.client = remote_addr(ops), .server = server,
+	struct tuple tuple = {.client = remote_addr(ops),
+			      .server = server,
 			      .client_port = bpf_ntohl(ops->remote_port)};
 	struct conn conn = {};
 	__u64 *client;
@@ -352,6 +356,8 @@ int skb_echo(struct __sk_buff *skb)
 	int path = PATH_SKB;
 	__u64 key;
 
+	if (!size) /* a bare FIN, which TCP has seen to */
+		return SK_DROP;
 	if (!sk)
 		return SK_PASS;
 	key = (__u64)sk;
@@ -415,7 +421,8 @@ int skb_sent(struct sk_msg_md *msg)
 	for (i = 0; i < OPEN_ECHOES; i++) {
 		__u32 tail = conn->open_tail & (OPEN_ECHOES - 1);
 
-		if (conn->open_tail == conn->open_head || (__s32)(conn->out_bytes - conn->open_end[tail]) < 0)
+		if (conn->open_tail == conn->open_head ||
+		    (__s32)(conn->out_bytes - conn->open_end[tail]) < 0)
 			break;
 		count_latency(stats, conn->open_ns[tail]);
 		conn->open_tail++;

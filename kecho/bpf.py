@@ -42,9 +42,7 @@ class Module:
             import bcc  # takes a while: nothing but a service pays for it
 
             self._lib = bcc.lib
-            self._bpf = bcc.BPF(
-                src_file=str(path).encode(), cflags=[*cflags, f"-I{path.parent}", *headers.cflags]
-            )
+            self._bpf = bcc.BPF(src_file=str(path).encode(), cflags=[*cflags, f"-I{path.parent}", *headers.cflags])
         self._raw_tracepoints: list[int] = []
 
     def map_fd(self, name: str) -> int:
@@ -101,9 +99,7 @@ class PathArray:
     def _read(self, index: int) -> PathStats:
         key = index.to_bytes(4, sys.byteorder)
         words = memoryview(bpfsys.map_lookup(self._map_fd, key, 8 * _STATS_WORDS * len(self._cpus))).cast("Q")
-        rows = {
-            cpu: words[i * _STATS_WORDS : (i + 1) * _STATS_WORDS].tolist() for i, cpu in enumerate(self._cpus)
-        }
+        rows = {cpu: words[i * _STATS_WORDS : (i + 1) * _STATS_WORDS].tolist() for i, cpu in enumerate(self._cpus)}
         echoes, total_bytes, fallbacks = (sum(row[i] for row in rows.values()) for i in range(_COUNTERS))
         latency = Histogram.from_arrays({cpu: row[_COUNTERS:] for cpu, row in rows.items()})
         return PathStats(echoes, total_bytes, fallbacks, latency)

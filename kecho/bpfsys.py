@@ -60,7 +60,10 @@ def map_lookup(map_fd: int, key: bytes, size: int) -> bytes:
 
 def map_update(map_fd: int, key: bytes, value: bytes) -> None:
     """Sets `key`, new or not. Raises OSError."""
-    key_buffer, value_buffer = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
+    key_buffer, value_buffer = (
+        ctypes.create_string_buffer(key, len(key)),
+        ctypes.create_string_buffer(value, len(value)),
+    )
     attr = struct.pack("=IIQQQ", map_fd, 0, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer), 0)
     _bpf(_MAP_UPDATE, attr, "BPF_MAP_UPDATE_ELEM")
 
@@ -83,9 +86,7 @@ def prog_load(prog_type: int, instructions: bytes) -> int:
     """A program's descriptor. Raises OSError if the kernel refuses the type or the program."""
     program = ctypes.create_string_buffer(instructions, len(instructions))
     licence = ctypes.create_string_buffer(b"GPL")
-    attr = struct.pack(
-        "=IIQQ", prog_type, len(instructions) // 8, ctypes.addressof(program), ctypes.addressof(licence)
-    )
+    attr = struct.pack("=IIQQ", prog_type, len(instructions) // 8, ctypes.addressof(program), ctypes.addressof(licence))
     return _bpf(_PROG_LOAD, attr, "BPF_PROG_LOAD")
 
 

@@ -46,9 +46,7 @@ class Config:
         if self.path not in PATH_CHOICES:
             raise UsageError(f"--path {self.path}: must be one of {', '.join(PATH_CHOICES)}")
         if not MIN_LIMIT_BYTES <= self.limit_bytes <= MAX_LIMIT_BYTES:
-            raise UsageError(
-                f"--limit {self.limit_bytes}: must be from {MIN_LIMIT_BYTES} to {MAX_LIMIT_BYTES} bytes"
-            )
+            raise UsageError(f"--limit {self.limit_bytes}: must be from {MIN_LIMIT_BYTES} to {MAX_LIMIT_BYTES} bytes")
         if not self.binds:
             raise UsageError("--bind: at least one address is needed")
         for bind in self.binds:

@@ -48,9 +48,7 @@ class Histogram:
     @classmethod
     def from_arrays(cls, arrays: Mapping[int, Sequence[int]]) -> Histogram:
         """From one array of `SLOTS` counts for each CPU, as the kernel keeps them."""
-        return cls(
-            {cpu: {i: n for i, n in enumerate(counts) if n} for cpu, counts in arrays.items() if any(counts)}
-        )
+        return cls({cpu: {i: n for i, n in enumerate(counts) if n} for cpu, counts in arrays.items() if any(counts)})
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> Histogram:

@@ -81,6 +81,17 @@ def raise_nofile() -> int:
     return hard
 
 
+def can_bind(address: str) -> bool:
+    """Does this machine have that address? A kernel without IPv6 has no ::1."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family) as sock:
+            sock.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
 # ---- headers ----
 
 
@@ -95,7 +106,12 @@ def headers() -> Headers:
     build = max(found, key=lambda path: _version_key(path.name))
     source = _source_tree(build)
     arch = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-    parts = ("include", "include/generated/uapi", f"arch/{arch}/include/generated", f"arch/{arch}/include/generated/uapi")
+    parts = (
+        "include",
+        "include/generated/uapi",
+        f"arch/{arch}/include/generated",
+        f"arch/{arch}/include/generated/uapi",
+    )
     return Headers(build.name.removeprefix("linux-headers-"), source, tuple(f"-I{build / part}" for part in parts))
 
 
@@ -134,7 +150,7 @@ def probe_privilege() -> str:
     def has(capability: int) -> bool:
         return bool(effective >> capability & 1)
 
-    if has(_CAP_NET_ADMIN) and (has(_CAP_SYS_ADMIN) or has(_CAP_BPF) and has(_CAP_PERFMON)):
+    if has(_CAP_NET_ADMIN) and (has(_CAP_SYS_ADMIN) or (has(_CAP_BPF) and has(_CAP_PERFMON))):
         return "yes"
     raise Unavailable("BPF is refused to an unprivileged user", "run it as root, with sudo")
 
@@ -143,7 +159,8 @@ def probe_bcc() -> str:
     """BCC's Python bindings: Debian's package, not PyPI's `bcc`, which is something else."""
     if importlib.util.find_spec("bcc") is None:
         raise Unavailable(
-            "BCC's Python bindings cannot be imported", "apt-get install python3-bpfcc, and run Debian's /usr/bin/python3"
+            "BCC's Python bindings cannot be imported",
+            "apt-get install python3-bpfcc, and run Debian's /usr/bin/python3",
         )
     return "importable"
 

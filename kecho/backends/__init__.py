@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""The ways to run an echo service, one a module, behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from kecho.config import Config
+from kecho.errors import Unavailable, UsageError
+from kecho.kernel import Feature
+from kecho.snapshot import Connections, PathStats
+
+OnFailure = Callable[[str], None]
+
+MODES = ("module", "sockmap", "user")  # in the order in which `auto` prefers them
+
+
+class Backend(Protocol):
+    """Starts and stops a data path and says which counters and histograms are its own. Does no measuring."""
+
+    @staticmethod
+    def features() -> tuple[Feature, ...]:
+        """What the mode needs of this machine."""
+
+    async def start(self, config: Config, on_failure: OnFailure) -> None:
+        """All or nothing. Raises KechoError or OSError. Calls `on_failure` if the data path ends by itself later."""
+
+    def stop(self) -> None:
+        """Idempotent, and safe after a failed start."""
+
+    def paths(self) -> dict[str, PathStats]:
+        """What each path did since the start."""
+
+    def connections(self) -> Connections:
+        """Connections since the start."""
+
+    def describe(self) -> str:
+        """The paths in use, for the line that `up` prints."""
+
+
+def backend(mode: str) -> type[Backend]:
+    """The backend of a mode. Raises UsageError if there is none of that name."""
+    if mode == "module":
+        from kecho.backends.module import ModuleBackend
+
+        return ModuleBackend
+    if mode == "sockmap":
+        from kecho.backends.sockmap import SockmapBackend
+
+        return SockmapBackend
+    if mode == "user":
+        from kecho.backends.user import UserBackend
+
+        return UserBackend
+    raise UsageError(f"--mode {mode}: must be one of auto, {', '.join(MODES)}")
+
+
+def check(mode: str) -> None:
+    """Raises Unavailable for the first thing that this machine lacks for a mode."""
+    for feature in backend(mode).features():
+        if feature.required:
+            feature.probe()
+
+
+def choose() -> tuple[str, str]:
+    """(mode, why): the first mode that this machine can run, and what keeps it from the ones before."""
+    reasons = []
+    for mode in MODES:
+        try:
+            check(mode)
+        except Unavailable as e:
+            reasons.append(f"no {mode}: {e.reason}")
+            continue
+        return mode, "; ".join(reasons) or "the fastest there is"
+    raise Unavailable("; ".join(reasons))

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: MIT
+"""The sockmap backend: sets up ``bpf/sockmap.c`` and owns the listeners and accepted sockets.
+
+docs/design.md, section 3, explains the paths.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Callable
+
+from kecho import bpfsys, kernel
+from kecho.backends import OnFailure
+from kecho.bpf import Module, PathArray, log
+from kecho.btf import Btf, BtfError
+from kecho.config import Config, family_of, parse_address
+from kecho.connections import Acceptor
+from kecho.errors import KechoError, Unavailable, one_line
+from kecho.kernel import Feature
+from kecho.snapshot import Connections, PathStats
+
+PATHS = ("msg", "skb", "user")  # PATH_* of bpf/sockmap.c
+_KERNEL_PATHS = PATHS[:2]
+# --path: where local clients go, where the others go
+_ROUTES = {"auto": ("msg", "skb"), "msg": ("msg", "user"), "skb": ("skb", "skb")}
+_ROUTE_TEXT = {
+    "auto": "msg for local clients, skb for remote ones",
+    "msg": "msg for local clients, user for remote ones",
+    "skb": "skb for all clients",
+}
+_MIN_CONNECTIONS, _MAX_CONNECTIONS = 1024, 1 << 20
+
+
+class SockmapBackend:
+    """One service. Everything it makes ends with the process, whatever ends that."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], object]] = []
+        self._acceptor: Acceptor | None = None
+        self._array: PathArray | None = None
+        self._path = "auto"
+        self._why_no_latency: dict[str, str] = {}
+
+    @staticmethod
+    def features() -> tuple[Feature, ...]:
+        return (
+            Feature("privilege", kernel.probe_privilege),
+            Feature("bcc", kernel.probe_bcc),
+            Feature("headers", kernel.probe_headers),
+            Feature("BTF", kernel.probe_btf),
+            Feature("cgroup v2", kernel.probe_cgroup2),
+            Feature("netns cookie", kernel.probe_netns_cookie),
+            Feature("sock_ops", kernel.probe_sock_ops),
+            Feature("sockhash", kernel.probe_sockhash),
+            Feature("path msg", kernel.probe_msg, required=False),
+        )
+
+    async def start(self, config: Config, on_failure: OnFailure) -> None:
+        """Programs first, then registration, and only then the listeners: no connection slips through."""
+        try:
+            self._start(config)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, config: Config) -> None:
+        self._path = config.path
+        local, remote = _ROUTES[config.path]
+        if local == "msg":
+            try:
+                kernel.probe_msg()
+            except Unavailable as e:
+                if config.path == "msg":
+                    raise
+                log(f"path msg is not used: {e}")
+                self._path, local = "skb", "skb"
+        kernel.raise_nofile()
+        listeners = [self._bind(address, config.port) for address in config.binds]
+        module = Module("sockmap.c", self._defines(config, listeners[0], local, remote))
+        self._undo.append(module.close)
+        self._attach_verdicts(module, config.latency, local)
+        for address in config.binds:
+            bpfsys.map_update(module.map_fd("listeners"), _mapped(address), b"\x01")
+        cgroup = os.open(kernel.cgroup2_mount(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            prog = module.load("sockops_register", bpfsys.PROG_TYPE_SOCK_OPS)
+            link = bpfsys.link_create(prog, cgroup, bpfsys.ATTACH_CGROUP_SOCK_OPS)
+        finally:
+            os.close(cgroup)
+        self._undo.append(lambda: os.close(link))
+        self._array = PathArray(module.map_fd("paths"), _KERNEL_PATHS)
+        self._acceptor = Acceptor(listeners)
+        self._undo.append(self._acceptor.stop)
+        self._acceptor.start(config.backlog)
+
+    def _bind(self, address: str, port: int) -> socket.socket:
+        sock = socket.socket(family_of(address), socket.SOCK_STREAM)
+        self._undo.append(sock.close)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address, port))
+        return sock
+
+    def _defines(self, config: Config, listener: socket.socket, local: str, remote: str) -> dict[str, int | str]:
+        try:
+            offsets = Btf.vmlinux().offsets(kernel.SOCKMAP_FIELDS.values())
+        except (OSError, BtfError) as e:
+            raise KechoError(f"the kernel's BTF: {one_line(e)}") from e
+        nofile, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return {
+            "KECHO_PORT": config.port,
+            "KECHO_NETNS": f"{kernel.netns_cookie(listener)}ULL",
+            "KECHO_LIMIT": config.limit_bytes,
+            "KECHO_MAX_CONNS": min(max(nofile, _MIN_CONNECTIONS), _MAX_CONNECTIONS),
+            "KECHO_LATENCY": int(config.latency),
+            "KECHO_PATH_LOCAL": PATHS.index(local),
+            "KECHO_PATH_REMOTE": PATHS.index(remote),
+            **{f"KECHO_OFF_{name}": offsets[path] for name, path in kernel.SOCKMAP_FIELDS.items()},
+        }
+
+    def _attach_verdicts(self, module: Module, latency: bool, local: str) -> None:
+        def attach(function: str, prog_type: int, sockhash: str, attach_type: int) -> None:
+            bpfsys.prog_attach(module.load(function, prog_type), module.map_fd(sockhash), attach_type)
+
+        attach("msg_echo", bpfsys.PROG_TYPE_SK_MSG, "clients", bpfsys.ATTACH_SK_MSG_VERDICT)
+        attach("skb_echo", bpfsys.PROG_TYPE_SK_SKB, "servers", bpfsys.ATTACH_SK_SKB_STREAM_VERDICT)
+        if not latency:
+            self._why_no_latency = dict.fromkeys(_KERNEL_PATHS, "switched off with --no-latency")
+            return
+        attach("skb_sent", bpfsys.PROG_TYPE_SK_MSG, "servers", bpfsys.ATTACH_SK_MSG_VERDICT)
+        if local == "msg":
+            self._attach_send_returned(module)
+
+    def _attach_send_returned(self, module: Module) -> None:
+        """The hook costs every send on this machine a look-up, so it is set only where path msg needs it."""
+        try:
+            module.attach_raw_tracepoint("sock_send_length", "send_returned")
+        except KechoError:
+            try:
+                module.attach_fexit("tcp_bpf_sendmsg")
+            except KechoError as e:
+                self._why_no_latency["msg"] = f"neither tracepoint sock_send_length nor fexit: {e}"
+
+    def stop(self) -> None:
+        """The mirror of start: listeners and connections, registration, programs and maps."""
+        while self._undo:
+            self._undo.pop()()
+
+    def paths(self) -> dict[str, PathStats]:
+        if not self._array or not self._acceptor:
+            return {}
+        stats = {**self._array.read(), "user": self._acceptor.stats()}
+        for path, why in self._why_no_latency.items():
+            stats[path] = PathStats(stats[path].echoes, stats[path].bytes, stats[path].fallbacks, None, why)
+        return stats
+
+    def connections(self) -> Connections:
+        return self._acceptor.connections() if self._acceptor else Connections()
+
+    def describe(self) -> str:
+        return _ROUTE_TEXT[self._path]
+
+
+def _mapped(address: str) -> bytes:
+    """The 16 bytes that bpf/sockmap.c knows an address by: IPv4 as IPv4-mapped IPv6."""
+    packed = parse_address(address).packed
+    return packed if len(packed) == 16 else bytes(10) + b"\xff\xff" + packed

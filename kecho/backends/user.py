@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: MIT
+"""The user backend: runs ``user-echo-server``, the baseline, and reads the counters that it keeps in shared memory."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import signal
+import struct
+import subprocess
+from collections.abc import Callable
+
+from kecho import programs
+from kecho.backends import OnFailure
+from kecho.config import Config
+from kecho.errors import KechoError, UsageError
+from kecho.kernel import Feature
+from kecho.snapshot import Connections, PathStats
+
+# kecho/native/stats.h
+_MAGIC = 0x3154534F4843454B
+_HEADER = struct.Struct("=QQQQQ")  # magic, version, header_bytes, block_bytes, blocks
+_BLOCK = struct.Struct("=QQQQQQ")  # active, total, rejected, aborted, echoes, bytes
+
+_START_TIMEOUT_S = 5
+_WHY_NO_LATENCY = "user-echo-server is the baseline: it spends no time on clock reads"
+
+
+def probe_server() -> str:
+    """The native server, built."""
+    return str(programs.find("user-echo-server"))
+
+
+class UserBackend:
+    """One user-echo-server, which dies with this process."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], object]] = []
+        self._stats: mmap.mmap | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @staticmethod
+    def features() -> tuple[Feature, ...]:
+        return (Feature("user-echo-server", probe_server),)
+
+    async def start(self, config: Config, on_failure: OnFailure) -> None:
+        try:
+            await self._start(config)
+            self._watch(on_failure)
+        except BaseException:
+            self.stop()
+            raise
+
+    async def _start(self, config: Config) -> None:
+        stats_fd = os.memfd_create("kecho-stats")
+        self._undo.append(lambda: os.close(stats_fd))
+        ready, ready_child = os.pipe()
+        self._undo.append(lambda: os.close(ready))
+        try:
+            self._process = subprocess.Popen(
+                [
+                    programs.find("user-echo-server"),
+                    f"--port={config.port}",
+                    f"--backlog={config.backlog}",
+                    *(f"--bind={address}" for address in config.binds),
+                    f"--ready-fd={ready_child}",
+                    f"--stats-fd={stats_fd}",
+                    f"--die-with-parent={os.getpid()}",
+                ],
+                pass_fds=(ready_child, stats_fd),
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+        finally:
+            os.close(ready_child)
+        self._undo.append(self._end_process)
+        line = await asyncio.wait_for(asyncio.to_thread(os.read, ready, 64), _START_TIMEOUT_S)
+        if line != b"ready\n":
+            _, error = self._process.communicate(timeout=_START_TIMEOUT_S)
+            text = error.decode(errors="replace").strip().splitlines()
+            message = text[-1] if text else f"user-echo-server ended with {self._process.returncode}"
+            raise UsageError(message) if self._process.returncode == 2 else KechoError(message)
+        self._stats = mmap.mmap(stats_fd, 0, prot=mmap.PROT_READ)
+        self._undo.append(self._stats.close)
+
+    def _watch(self, on_failure: OnFailure) -> None:
+        assert self._process is not None
+        loop, pidfd = asyncio.get_running_loop(), os.pidfd_open(self._process.pid)
+
+        def ended() -> None:
+            loop.remove_reader(pidfd)
+            on_failure("user-echo-server ended by itself")
+
+        def unwatch() -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+
+        loop.add_reader(pidfd, ended)
+        self._undo.append(unwatch)
+
+    def _end_process(self) -> None:
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(2)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._process.stderr:
+            self._process.stderr.close()
+
+    def stop(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+        self._stats = None
+
+    def _counters(self) -> tuple[int, int, int, int, int, int]:
+        """active, total, rejected, aborted, echoes, bytes, over all threads."""
+        if self._stats is None:
+            return (0,) * 6
+        magic, version, header_bytes, block_bytes, blocks = _HEADER.unpack_from(self._stats)
+        if magic != _MAGIC or version != 1:
+            raise KechoError("user-echo-server keeps its counters in a layout that this version does not know")
+        rows = [_BLOCK.unpack_from(self._stats, header_bytes + i * block_bytes) for i in range(blocks)]
+        active, total, rejected, aborted, echoes, size = (sum(column) for column in zip(*rows, strict=True))
+        return active, total, rejected, aborted, echoes, size
+
+    def paths(self) -> dict[str, PathStats]:
+        *_, echoes, size = self._counters()
+        return {"user": PathStats(echoes, size, 0, None, _WHY_NO_LATENCY)}
+
+    def connections(self) -> Connections:
+        return Connections(*self._counters()[:4])
+
+    def describe(self) -> str:
+        return "user, epoll"

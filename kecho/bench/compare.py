@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""Measures several targets in turn, A B A B …, and notes what each service counted during exactly its own runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from kecho.bench.result import Run
+from kecho.bench.runner import Options, Progress, measure
+from kecho.bench.targets import Where
+from kecho.errors import KechoError
+from kecho.snapshot import PathStats, Snapshot
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run that is about to be made: the `number`-th of `total`."""
+
+    target: Where
+    repeat: int
+    number: int
+    total: int
+
+
+def pin(options: Options) -> Options:
+    """With a single connection, and unless `cpus` says otherwise: on the last CPU this process may use."""
+    if options.cpus == "none":
+        return replace(options, cpus=None)
+    if options.cpus is None and options.is_alone:
+        return replace(options, cpus=str(max(os.sched_getaffinity(0))))
+    return options
+
+
+def steps(targets: Sequence[Where], repeats: int) -> Iterator[Step]:
+    """Interleaved, so that what changes on the machine meanwhile meets all targets alike."""
+    for number in range(repeats * len(targets)):
+        yield Step(targets[number % len(targets)], number // len(targets), number, repeats * len(targets))
+
+
+def run(step: Step, options: Options, on_progress: Callable[[Progress], None] = lambda _: None) -> Run:
+    """Makes one run. Raises KechoError that names the target."""
+    target = step.target
+    try:
+        before = target.snapshot() if target.snapshot else None
+        measured = measure(target.host, target.port, options, on_progress)
+    except KechoError as e:
+        if e.exit_code == 1:
+            raise KechoError(f"{target.name}: {e}") from e
+        raise
+    kernel, why = _counted(target, before)
+    return Run(
+        target.name,
+        target.mode,
+        target.endpoint,
+        step.repeat,
+        {**measured.options, "cpus": options.cpus},
+        measured.elapsed_ns,
+        measured.interrupted,
+        measured.latency,
+        kernel,
+        why,
+    )
+
+
+def _counted(target: Where, before: Snapshot | None) -> tuple[Mapping[str, PathStats] | None, str]:
+    """What the service counted since `before`, or why that is not known."""
+    if target.snapshot is None or before is None:
+        return None, ""
+    try:
+        return (target.snapshot() - before).paths, ""
+    except KechoError as e:
+        return None, f"no counts of the service: {e}"
+    except (ValueError, KeyError):
+        return None, "no counts of the service: it was reset or started anew meanwhile"

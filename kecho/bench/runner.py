@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: MIT
+"""Runs ``build/bench`` once against one address: its options, its progress, its result, its failures."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kecho import programs
+from kecho.bench.latency import Latency
+from kecho.errors import KechoError, UsageError
+
+_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Options:
+    """What bench is asked to do; None leaves the choice to it. It checks the values itself."""
+
+    connections: int = 1
+    threads: int = 1
+    size_bytes: int = 64
+    count: int | None = None
+    duration_s: float | None = None
+    warmup_s: float | None = None
+    burst: int | None = None
+    rounds: int | None = None
+    cpus: str | None = None
+    seed: int | None = None
+
+    def arguments(self) -> list[str]:
+        """The command line that says so."""
+        given = {
+            "--connections": self.connections if self.burst is None else None,
+            "--threads": self.threads,
+            "--size": self.size_bytes,
+            "--count": self.count,
+            "--duration": self.duration_s,
+            "--warmup": self.warmup_s,
+            "--burst": self.burst,
+            "--rounds": self.rounds,
+            "--cpus": self.cpus,
+            "--seed": self.seed,
+        }
+        return [word for option, value in given.items() if value is not None for word in (option, str(value))]
+
+    @property
+    def is_alone(self) -> bool:
+        """One connection in one thread: the case in which it matters on which CPU the client is."""
+        return self.connections == 1 and self.threads == 1 and self.burst is None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far bench is: phase ``connect``, ``warmup`` or ``run``, and what it has done since it started."""
+
+    phase: str
+    elapsed_s: float
+    connected: int
+    requests: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What bench measured. `options` are its own words for what it did."""
+
+    options: Mapping[str, Any]
+    elapsed_ns: int
+    interrupted: bool
+    latency: Latency
+
+
+def measure(
+    host: str, port: int, options: Options, on_progress: Callable[[Progress], None] = lambda _: None
+) -> Measurement:
+    """Runs bench. On KeyboardInterrupt it is asked to stop, and what it measured until then is returned.
+
+    Raises KechoError with bench's own line if it fails, UsageError if it refuses the options, Unavailable if it is
+    not built.
+    """
+    command = [str(programs.find("bench")), "--host", host, "--port", str(port), "--json", "--progress"]
+    # A file takes the result: it is larger than a pipe, and comes while the other pipe is being read.
+    with tempfile.TemporaryFile() as out:
+        with subprocess.Popen(
+            [*command, *options.arguments()],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        ) as process:
+            said: list[str] = []
+            try:
+                said += _follow(process.stderr or (), on_progress)
+            except KeyboardInterrupt:
+                # From a terminal bench has had the signal too; a second one changes nothing.
+                process.send_signal(signal.SIGINT)
+                said += _follow(process.stderr or (), lambda _: None)
+            except BaseException:
+                process.kill()
+                raise
+        out.seek(0)
+        answer = out.read()
+    _raise_failure(process.returncode, said)
+    return parse(answer)
+
+
+def _follow(lines: Iterable[str], on_progress: Callable[[Progress], None]) -> list[str]:
+    """Reads to the end; tells progress, returns the lines that are none."""
+    said = []
+    for line in lines:
+        progress = parse_progress(line)
+        if progress:
+            on_progress(progress)
+        else:
+            said.append(line.strip())
+    return said
+
+
+def parse_progress(line: str) -> Progress | None:
+    """A line of ``bench --progress``; None if it is something else."""
+    try:
+        return Progress(**json.loads(line)["progress"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _raise_failure(code: int, said: list[str]) -> None:
+    if code in (0, _INTERRUPTED):
+        return
+    if code < 0:
+        raise KechoError(f"bench was ended by {signal.Signals(-code).name}")
+    text = next((line for line in reversed(said) if line.startswith("bench: ")), f"bench: exit status {code}")
+    raise (UsageError if code == 2 else KechoError)(text.removeprefix("bench: "))
+
+
+def parse(answer: bytes | str) -> Measurement:
+    """The object that ``bench --json`` prints. Raises KechoError if it is none."""
+    try:
+        obj = json.loads(answer)
+        latency = Latency.from_json(obj.pop("latency_ns"))
+        # What it did, without the outcome.
+        options = {key: value for key, value in obj.items() if key not in _OUTCOME}
+        return Measurement(options, obj["elapsed_ns"], obj["interrupted"], latency)
+    except (ValueError, KeyError, TypeError) as e:
+        raise KechoError(f"bench printed no result: {e}") from e
+
+
+_OUTCOME = frozenset(("schema", "host", "port", "elapsed_ns", "requests", "bytes", "interrupted"))

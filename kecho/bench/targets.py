@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""What is measured: services of ours by their names, and any echo server by its address."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kecho.config import endpoint
+from kecho.errors import KechoError, UsageError, one_line
+from kecho.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class Where:
+    """A target before it is measured. `mode` is empty, and `snapshot` None, for a server that is not ours."""
+
+    name: str
+    host: str
+    port: int
+    mode: str = ""
+    snapshot: Callable[[], Snapshot] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return endpoint(self.host, self.port)
+
+
+def choose(names: Sequence[str]) -> list[Where]:
+    """The targets that `names` name, all services that are up if there is none; the baseline first.
+
+    Raises UsageError for an address that is none, KechoError for a service that is not up.
+    """
+    doubled = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if doubled:
+        raise UsageError(f"{doubled}: named twice")
+    services: dict[str, Mapping[str, Any]] = {}
+    if not names or any(":" not in name for name in names):
+        from kecho import client
+
+        services = {service["name"]: service for service in client.services()}
+    if not names:
+        names = [name for name, service in services.items() if service["state"] == "up"]
+        if not names:
+            raise KechoError("no service is up: name a HOST:PORT, or start one with `sudo kecho-ctl up`")
+    targets = [_of_address(name) if ":" in name else _of_service(name, services) for name in names]
+    # Stable: the first in mode user comes first, the others keep their order.
+    baseline = next((target for target in targets if target.mode == "user"), targets[0])
+    return [baseline, *(target for target in targets if target is not baseline)]
+
+
+def _of_service(name: str, services: Mapping[str, Mapping[str, Any]]) -> Where:
+    from kecho.client import Client
+
+    service = services.get(name)
+    if service is None:
+        up = [other for other, s in services.items() if s["state"] == "up"]
+        raise KechoError(f"no service {name} is up; {'there is ' + ', '.join(up) if up else 'none is'}")
+    if service["state"] != "up":
+        raise KechoError(f"service {name} is not up: it {service['state']}")
+    host = reachable(service["binds"])
+    return Where(name, host, service["port"], service["mode"], Client(name).snapshot)
+
+
+def reachable(binds: Sequence[str]) -> str:
+    """The address at which a local client reaches a service bound to `binds`: IPv4 first; loopback for a wildcard."""
+    address = min(map(ipaddress.ip_address, binds), key=lambda a: a.version)
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "::1"
+    return str(address)
+
+
+def _of_address(text: str) -> Where:
+    host, _, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise UsageError(f"{text}: write an IPv6 address as [ADDRESS]:PORT")
+    if not host or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
+        raise UsageError(f"{text}: not HOST:PORT with a port from 1 to 65535")
+    try:
+        found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as e:
+        raise KechoError(f"{text}: {one_line(e)}") from e
+    return Where(text, str(found[0][4][0]), int(port))

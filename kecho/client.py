@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+"""Talks to services: over the control socket, which needs no privilege for reading."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from typing import Any
+
+from kecho import rundir
+from kecho.errors import KechoError, Unavailable
+from kecho.snapshot import SCHEMA, Snapshot
+
+_TIMEOUT_S = 5.0
+
+
+class Client:
+    """A service by its name. Every call raises KechoError if it is not up."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def request(self, op: str) -> dict[str, Any]:
+        """One request, one answer. Raises Unavailable if the op is for root."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(_TIMEOUT_S)
+            try:
+                sock.connect(str(rundir.control_socket(self.name)))
+                sock.sendall(json.dumps({"op": op}).encode() + b"\n")
+                with sock.makefile("rb") as lines:
+                    answer = json.loads(lines.readline())
+            except (FileNotFoundError, ConnectionRefusedError):
+                raise KechoError(self._not_up()) from None
+            except (OSError, ValueError) as e:
+                raise KechoError(f"{self.name} does not answer: {e}") from e
+        if "error" in answer:
+            if answer.get("denied"):
+                raise Unavailable(answer["error"], "run it as root, with sudo")
+            raise KechoError(f"{self.name}: {answer['error']}")
+        return dict(answer)
+
+    def _not_up(self) -> str:
+        if rundir.read_state(self.name):
+            return f"{self.name} died: `kecho-ctl status` says when it was up, the next `up` or `down` clears it away"
+        others = ", ".join(rundir.names())
+        return f"no service {self.name} is up" + (f"; there is {others}" if others else "")
+
+    def status(self) -> dict[str, Any]:
+        """The service's own entry of `status --json`."""
+        return self.request("status")
+
+    def snapshot(self) -> Snapshot:
+        """What it has done since it came up, or since the last reset."""
+        return Snapshot.from_json(self.request("stats"))
+
+    def reset(self) -> None:
+        """Counts from now on. For root."""
+        self.request("reset")
+
+    def down(self) -> None:
+        """Ends the service and returns when nothing of it is left; clears away what a dead one left. For root."""
+        try:
+            pid = self.status()["pid"]
+        except KechoError:
+            if not rundir.read_state(self.name) and not rundir.directory(self.name).is_dir():
+                raise
+            rundir.RunDir(self.name).close()
+            return
+        self.request("down")
+        deadline = time.monotonic() + 10
+        while rundir.control_socket(self.name).exists() or _is_running(pid):
+            if time.monotonic() > deadline:
+                raise KechoError(f"{self.name} (pid {pid}) does not end")
+            time.sleep(0.005)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def services() -> list[dict[str, Any]]:
+    """The entries of `status --json`: those that are up and those that died, by name."""
+    found = []
+    for name in rundir.names():
+        try:
+            found.append(Client(name).status())
+        except KechoError as e:
+            state = rundir.read_state(name)
+            if state is None:
+                continue
+            state.pop("config", None)
+            alive = _is_running(int(state.get("pid", 0))) and os.path.exists(rundir.control_socket(name))
+            found.append({**state, "state": "silent" if alive and "not answer" in str(e) else "died"})
+    return found
+
+
+def status_json() -> dict[str, Any]:
+    """The object that `status --json` prints."""
+    return {"schema": SCHEMA, "services": services()}

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: MIT
+"""Runs one service: backend, control socket and folder, from `up` to `down`, in the foreground or behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from kecho import kernel
+from kecho.backends import backend, check
+from kecho.config import Config, endpoint
+from kecho.control import ControlServer
+from kecho.errors import KechoError, Unavailable, UsageError, one_line
+from kecho.rundir import RunDir
+from kecho.snapshot import SCHEMA, Connections, Snapshot
+
+_ERRORS: tuple[type[KechoError], ...] = (UsageError, Unavailable, KechoError)
+
+
+class Service:
+    """One service in this process: `run` brings it up, calls `ready`, and returns when it has been asked to end."""
+
+    def __init__(self, config: Config, rundir: RunDir) -> None:
+        self._config = config
+        self._rundir = rundir
+        self._backend = backend(config.mode)()
+        self._started = time.monotonic()
+        self._base = Snapshot(config.name, config.mode, config.port, 0, "", Connections(), {})
+        self._stop = asyncio.Event()
+        self._failure = ""
+
+    async def run(self, ready: Callable[[str], None]) -> None:
+        """Raises KechoError if it does not come up, or if its data path ends by itself."""
+        control = ControlServer(
+            {"status": self._status, "stats": lambda: self._since_reset().to_json()},
+            {"down": self._down, "reset": self._reset},
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._stop.set)
+        try:
+            await self._start_backend()
+            self._started = time.monotonic()
+            self._rundir.write_state({**self._description(), "config": self._config.to_json()})
+            await control.start(self._rundir.listen())
+            ready(self._describe())
+            await self._stop.wait()
+        finally:
+            self._backend.stop()
+            control.stop()
+        if self._failure:
+            raise KechoError(self._failure)
+
+    async def _start_backend(self) -> None:
+        try:
+            await self._backend.start(self._config, self._fail)
+        except OSError as e:
+            raise KechoError(self._explain(e)) from e
+
+    def _explain(self, error: OSError) -> str:
+        import errno
+
+        where = ", ".join(endpoint(address, self._config.port) for address in self._config.binds)
+        if error.errno == errno.EADDRINUSE:
+            from kecho.diag import listener_on
+
+            holder = listener_on(self._config.port)
+            return f"cannot listen on {where}: the port is taken" + (f" by {holder}" if holder else "")
+        if error.errno == errno.EADDRNOTAVAIL:
+            return f"cannot listen on {where}: not an address of this machine"
+        return f"cannot bring {self._config.name} up: {one_line(error)}"
+
+    def _fail(self, why: str) -> None:
+        self._failure = why
+        self._stop.set()
+
+    # ---- what the control socket answers ----
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "name": self._config.name,
+            "mode": self._config.mode,
+            "port": self._config.port,
+            "binds": list(self._config.binds),
+            "pid": os.getpid(),
+            "state": "up",
+            "paths": list(self._backend.paths()),
+            "netns": kernel.netns_inode(),
+        }
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            **self._description(),
+            "uptime_s": round(time.monotonic() - self._started, 3),
+            "connections": vars(self._backend.connections()),
+        }
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
+            self._config.name,
+            self._config.mode,
+            self._config.port,
+            time.monotonic() - self._started,
+            kernel.release(),
+            self._backend.connections(),
+            self._backend.paths(),
+        )
+
+    def _since_reset(self) -> Snapshot:
+        now = self._snapshot()
+        if not self._base.paths:
+            return now
+        since = now - self._base
+        return Snapshot(now.name, now.mode, now.port, now.uptime_s, now.kernel, since.connections, since.paths)
+
+    def _reset(self) -> dict[str, Any]:
+        """Counts from here. The counters themselves are never written: that could lose an echo under way."""
+        self._base = self._snapshot()
+        return {"ok": True}
+
+    def _down(self) -> dict[str, Any]:
+        # After the answer has left.
+        asyncio.get_running_loop().call_later(0.01, self._stop.set)
+        return {"ok": True}
+
+    def _describe(self) -> str:
+        where = ", ".join(endpoint(address, self._config.port) for address in self._config.binds)
+        return f"{self._config.name} is up: mode {self._config.mode}, {where}, paths: {self._backend.describe()}"
+
+
+def run_foreground(config: Config, ready: Callable[[str], None]) -> None:
+    """Brings a service up in this process and returns when it has ended. Raises KechoError."""
+    check(config.mode)
+    rundir = RunDir(config.name)
+    try:
+        os.environ["KECHO_LOG"] = str(rundir.log)
+        asyncio.run(_run(config, rundir, ready))
+    finally:
+        rundir.close()
+
+
+async def _run(config: Config, rundir: RunDir, ready: Callable[[str], None]) -> None:
+    await Service(config, rundir).run(ready)
+
+
+def run_background(config: Config) -> str:
+    """Brings a service up in a process of its own and returns, once it answers, the line that describes it.
+
+    Raises KechoError; then nothing is left. Interrupted, it takes the half-made service down.
+    """
+    receiving, sending = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.close(receiving)
+        _background(config, sending)
+    os.close(sending)
+    try:
+        with os.fdopen(receiving, "rb") as pipe:
+            line = pipe.readline()
+    except KeyboardInterrupt:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+        raise
+    if not line:
+        os.waitpid(pid, 0)
+        raise KechoError(f"the controller of {config.name} ended while it came up")
+    answer = json.loads(line)
+    if "error" in answer:
+        os.waitpid(pid, 0)
+        raise _rebuild(answer)
+    return str(answer["ready"])
+
+
+def _background(config: Config, sending: int) -> NoReturn:
+    """The child's life: a session of its own, no terminal, and one line to the parent."""
+    code = 0
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.chdir("/")
+
+        def ready(line: str) -> None:
+            _tell(sending, {"ready": line})
+
+        run_foreground(config, ready)
+    except KechoError as e:
+        code = e.exit_code
+        _tell(sending, {"error": one_line(e), "exit": code})
+    except BaseException as e:  # nobody is there to see a traceback
+        code = 1
+        _tell(sending, {"error": f"{type(e).__name__}: {one_line(e)}", "exit": 1})
+    os._exit(code)
+
+
+def _tell(sending: int, message: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # told already, or nobody listens
+        os.write(sending, json.dumps(message).encode() + b"\n")
+        os.close(sending)
+
+
+def _rebuild(answer: dict[str, Any]) -> KechoError:
+    for kind in _ERRORS:
+        if kind.exit_code == answer["exit"]:
+            return kind(answer["error"])
+    return KechoError(answer["error"])

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT
+// Prints bench's result, as a table for people and as one JSON object for programs.
+#include "bench.h"
+
+#include <stdio.h>
+
+static const struct {
+	const char *key, *title;
+	double percentile;
+} percentiles[] = {
+	{"p50", "p50", 50},
+	{"p90", "p90", 90},
+	{"p99", "p99", 99},
+	{"p999", "p99.9", 99.9},
+};
+#define PERCENTILES (sizeof(percentiles) / sizeof(percentiles[0]))
+
+static uint64_t result_bytes(const struct result *r)
+{
+	return r->histogram->total * r->options->size_bytes;
+}
+
+static void print_us(const char *title, double ns)
+{
+	printf("    %-8s %16.3f us\n", title, ns / 1e3);
+}
+
+void report_text(const struct result *r)
+{
+	const struct options *o = r->options;
+	const struct histogram *h = r->histogram;
+	double s = (double)r->elapsed_ns / 1e9;
+	double rate = s > 0 ? (double)h->total / s : 0;
+
+	printf("%s %s, %u connection%s, %u thread%s, %zu B%s\n", o->mode->name, o->address.text,
+	       o->connections, o->connections == 1 ? "" : "s", o->threads,
+	       o->threads == 1 ? "" : "s", o->size_bytes, r->interrupted ? ", interrupted" : "");
+	printf("  %-10s %16llu     in %.3f s\n", "requests", (unsigned long long)h->total, s);
+	printf("  %-10s %16.0f /s  %.3f MB/s each way\n", "rate", rate,
+	       rate * (double)o->size_bytes / 1e6);
+	if (!h->total)
+		return;
+	if (o->mode == &mode_open)
+		printf("  %-10s %16.3f us  at most %.3f us; %llu never sent\n", "late by",
+		       (double)r->late_sum_ns / (double)h->total / 1e3,
+		       (double)r->late_max_ns / 1e3, (unsigned long long)r->unsent);
+	printf("  latency\n");
+	print_us("min", (double)h->min);
+	print_us("mean", histogram_mean(h));
+	print_us("stdev", histogram_stdev(h));
+	for (size_t i = 0; i < PERCENTILES; i++)
+		print_us(percentiles[i].title,
+			 (double)histogram_percentile(h, percentiles[i].percentile));
+	print_us("max", (double)h->max);
+}
+
+static void print_latency(const struct histogram *h)
+{
+	const char *comma = "";
+
+	printf("{\"count\":%llu,\"min\":%llu,\"mean\":%.3f,\"stdev\":%.3f",
+	       (unsigned long long)h->total, (unsigned long long)(h->total ? h->min : 0),
+	       histogram_mean(h), histogram_stdev(h));
+	for (size_t i = 0; i < PERCENTILES; i++)
+		printf(",\"%s\":%llu", percentiles[i].key,
+		       (unsigned long long)histogram_percentile(h, percentiles[i].percentile));
+	printf(",\"max\":%llu,\"buckets\":[", (unsigned long long)h->max);
+	for (unsigned int slot = 0; slot < HISTOGRAM_SLOTS; slot++) {
+		uint64_t lowest = histogram_slot_lowest(slot);
+
+		if (!h->counts[slot])
+			continue;
+		printf("%s[%llu,%llu,%llu]", comma, (unsigned long long)lowest,
+		       (unsigned long long)(lowest + histogram_slot_width(slot)),
+		       (unsigned long long)h->counts[slot]);
+		comma = ",";
+	}
+	printf("]}");
+}
+
+/* Nothing here needs escaping: the host is a numeric address. */
+void report_json(const struct result *r)
+{
+	const struct options *o = r->options;
+
+	printf("{\"schema\":1,\"mode\":\"%s\",\"host\":\"%s\",\"port\":%u,\"connections\":%u,"
+	       "\"threads\":%u,\"size_bytes\":%zu,\"warmup_s\":%g,\"seed\":%llu",
+	       o->mode->name, o->host, o->port, o->connections, o->threads, o->size_bytes,
+	       (double)o->warmup_ns / 1e9, (unsigned long long)o->seed);
+	if (o->mode == &mode_burst)
+		printf(",\"rounds\":%u", o->rounds);
+	if (o->mode == &mode_pipeline)
+		printf(",\"depth\":%u", o->depth);
+	if (o->mode == &mode_open)
+		printf(",\"rate_per_s\":%g,\"unsent\":%llu,\"late_ns\":{\"mean\":%.3f,\"max\":%"
+		       "llu}",
+		       o->rate, (unsigned long long)r->unsent,
+		       r->histogram->total ? (double)r->late_sum_ns / (double)r->histogram->total
+					   : 0,
+		       (unsigned long long)r->late_max_ns);
+	printf(",\"elapsed_ns\":%llu,\"requests\":%llu,\"bytes\":%llu,\"interrupted\":%s,\"latency_"
+	       "ns\":",
+	       (unsigned long long)r->elapsed_ns, (unsigned long long)r->histogram->total,
+	       (unsigned long long)result_bytes(r), r->interrupted ? "true" : "false");
+	print_latency(r->histogram);
+	printf("}\n");
+}

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: MIT
+"""Draws snapshots and bench results: legible in print, for the colour-blind and in grey, units on every axis."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from kecho import histogram
+from kecho.errors import KechoError, one_line
+from kecho.snapshot import PathStats, Snapshot
+from kecho.units import duration, plural, ratio
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from kecho.bench.result import Result, Target
+
+matplotlib.use("Agg")
+
+# Okabe and Ito, "Color Universal Design" (2008), without the yellow, which vanishes on paper.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)))
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+_STYLE: Any = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#d8d8d8",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "savefig.dpi": 160,
+}
+# The curve's ticks, by the share of the samples that is slower.
+_NINES = ((1.0, "0"), (0.5, "50"), (0.1, "90"), (0.01, "99"), (1e-3, "99.9"), (1e-4, "99.99"), (1e-5, "99.999"))
+
+
+def plot_stats(snapshots: Snapshot | Sequence[Snapshot], path: str | Path) -> None:
+    """The latency histogram of every path that has one, a panel each, to a picture file. Raises KechoError."""
+    several = [snapshots] if isinstance(snapshots, Snapshot) else list(snapshots)
+    panels = [
+        (snapshot, name, stats)
+        for snapshot in several
+        for name, stats in snapshot.paths.items()
+        if stats.latency is not None and stats.latency.count
+    ]
+    if not panels:
+        raise KechoError("nothing to draw: no path has a latency sample yet")
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(
+            len(panels), 1, figsize=(8, 1.3 + 2.5 * len(panels)), sharex=True, squeeze=False, layout="constrained"
+        )
+        for i, (snapshot, name, stats) in enumerate(panels):
+            _draw_histogram(axes[i][0], f"{snapshot.name}: {snapshot.mode}, path {name}", stats, COLOURS[i % 7])
+        axes[-1][0].set_xlabel("service latency (log scale)")
+        kernels = dict.fromkeys(snapshot.kernel for snapshot, _, _ in panels)
+        _footer(figure, f"kernel {', '.join(kernels)}  ·  {datetime.now(UTC):%Y-%m-%d %H:%M} UTC  ·  kecho stats")
+        _save(figure, path)
+
+
+def _draw_histogram(axes: Axes, title: str, stats: PathStats, colour: str) -> None:
+    latency = stats.latency
+    assert latency is not None
+    counts = latency.merged()
+    frame = pd.DataFrame([(*histogram.bounds(i), n) for i, n in counts.items()], columns=["low", "high", "count"])
+    frame["low"] = frame["low"].clip(lower=0.5)  # a sample of 0 ns has no place on a log axis
+    axes.bar(
+        frame["low"],
+        frame["count"],
+        width=frame["high"] - frame["low"],
+        align="edge",
+        color=colour,
+        edgecolor="white",
+        linewidth=0.4,
+    )
+    axes.set_xscale("log")
+    _latency_ticks(axes, "x", frame["low"].min() / 1.1, frame["high"].max() * 1.1)
+    axes.set_ylabel("echoes")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.grid(visible=False, axis="x")
+    axes.set_title(f"{title}  ({plural(latency.count, 'echo')})")
+    axes.margins(y=0.22)
+    for key, dashes in (("p50", DASHES[1]), ("p99", DASHES[2])):
+        value = latency.percentile(histogram.PERCENTILES[key])
+        assert value is not None
+        axes.axvline(value, color="#333333", linestyle=dashes, linewidth=1.1)
+        axes.annotate(
+            f" {key} {duration(value)}",
+            (value, 1.0),
+            xycoords=axes.get_xaxis_transform(),
+            va="top",
+            ha="left" if key == "p99" else "right",
+            fontsize=9,
+        )
+
+
+def plot_bench(result: Result, path: str | Path) -> None:
+    """Percentile curves and p50 with p99 of every target of `result`, to a picture file. Raises KechoError."""
+    targets = [target for target in result.targets() if target.latency.count]
+    if not targets:
+        raise KechoError("nothing to draw: the result has no sample")
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(_STYLE):
+        height = max(4.6, 2.4 + 0.55 * len(targets))
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, height), width_ratios=(1.15, 1), layout="constrained")
+        cycles = zip(*map(itertools.cycle, (COLOURS, DASHES, MARKERS)), strict=False)
+        styles = list(itertools.islice(cycles, len(targets)))
+        _draw_curves(left, targets, styles)
+        _draw_dots(right, targets, styles, result)
+        figure.suptitle("TCP echo, round trip seen by the client", x=0.01, ha="left", fontweight="bold", fontsize=13)
+        _footer(figure, _origin(result))
+        _save(figure, path)
+
+
+def _draw_curves(axes: Axes, targets: Sequence[Target], styles: Sequence[tuple[str, Any, str]]) -> None:
+    """Latency up, the share of faster samples to the right, stretched towards the slowest as 1 ÷ (1 − share)."""
+    most = max(target.latency.count for target in targets)
+    low = min(target.latency.min for target in targets)
+    high = max(target.latency.max for target in targets)
+    for target, (colour, dashes, _) in zip(targets, styles, strict=True):
+        frame = pd.DataFrame(target.latency.buckets, columns=["low", "high", "count"])
+        before = frame["count"].cumsum().shift(fill_value=0)
+        slower = 1 - before / target.latency.count
+        axes.plot(
+            1 / slower,
+            (frame["high"] - 1).clip(upper=target.latency.max),
+            color=colour,
+            linestyle=dashes,
+            linewidth=2,
+            drawstyle="steps-post",
+            label=target.label,
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    shown = [(share, text) for share, text in _NINES if share * most >= 1]
+    axes.set_xlim(1, max(10.0, float(most)))
+    axes.set_xticks([1 / share for share, _ in shown], [text for _, text in shown])
+    axes.minorticks_off()
+    _latency_ticks(axes, "y", low / 1.25, high * 1.25)
+    axes.set_xlabel("percentile")
+    axes.set_ylabel("latency (log scale)")
+    axes.set_title("Latency by percentile")
+    axes.legend(loc="upper left", handlelength=3.6)
+
+
+def _draw_dots(axes: Axes, targets: Sequence[Target], styles: Sequence[tuple[str, Any, str]], result: Result) -> None:
+    """A row a target: p50 as a filled mark, p99 as a hollow one, the ratio to the first beside the p50."""
+    low = min(target.latency.percentile(0.5) for target in targets)
+    high = max(target.latency.percentile(0.99) for target in targets)
+    for row, (target, (colour, _, marker)) in enumerate(zip(targets, styles, strict=True)):
+        p50, p99 = (target.latency.percentile(q) for q in (0.5, 0.99))
+        axes.plot([p50, p99], [row, row], color=colour, linewidth=2, alpha=0.6, zorder=2)
+        axes.plot(p50, row, marker, color=colour, markersize=10, zorder=3)
+        axes.plot(p99, row, marker, color=colour, markerfacecolor="white", markersize=8, markeredgewidth=1.6, zorder=3)
+        factor = result.ratio(target)
+        more = "baseline" if target.name == result.baseline else f"{ratio(factor)} of the baseline's speed"
+        axes.annotate(
+            f"{duration(p50)}  ({more})", (p50, row), xytext=(0, 11), textcoords="offset points", ha="left", va="bottom"
+        )
+        axes.annotate(
+            f"p99 {duration(p99)}",
+            (p99, row),
+            xytext=(0, -11),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=9,
+            color="#444444",
+        )
+    axes.set_xscale("log")
+    _latency_ticks(axes, "x", low / 1.6, high * 2.2)
+    axes.set_yticks(range(len(targets)), [target.label for target in targets])
+    axes.set_ylim(len(targets) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("latency (log scale)")
+    axes.set_title("Median (filled) and p99 (hollow)")
+
+
+def _latency_ticks(axes: Axes, which: str, low: float, high: float) -> None:
+    """A log axis of nanoseconds from `low` to `high`: ticks at 1, 2, 5 with units, fewer if there are many decades."""
+    steps = (1, 2, 5) if high / low < 300 else (1,) if high / low > 1e5 else (1, 3)
+    ticks = [step * 10.0**decade for decade in range(13) for step in steps if low <= step * 10.0**decade <= high]
+    (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_ticks(ticks, [_tick(ns) for ns in ticks])
+    axis.set_ticks([], minor=True)
+
+
+def _tick(ns: float) -> str:
+    for unit_ns, unit in ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns")):
+        if ns >= unit_ns:
+            return f"{ns / unit_ns:g} {unit}"
+    return f"{ns:g} ns"
+
+
+def _origin(result: Result) -> str:
+    host = result.host
+    return (
+        f"{'  ·  '.join(result.headline()[:-3])}\n"
+        f"{host.hostname}, {host.cpu}, {host.cpus} CPUs  ·  kernel {host.kernel}  ·  "
+        f"{result.date}  ·  kecho {result.version}"
+    )
+
+
+def _footer(figure: Figure, text: str) -> None:
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=8, color="#555555")
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    import matplotlib.pyplot as plt
+
+    try:
+        figure.savefig(path, metadata={"Title": "kecho"} if str(path).endswith((".png", ".pdf", ".svg")) else None)
+    except (OSError, ValueError) as e:  # ValueError: no such format
+        raise KechoError(f"cannot write {path}: {one_line(e)}") from e
+    finally:
+        plt.close(figure)

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: MIT
+"""Snapshots, services and bench results as text for people, at most as wide as the terminal."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kecho import histogram
+from kecho.histogram import SUB, Histogram
+from kecho.snapshot import PathStats, Snapshot
+from kecho.units import ascii_only, duration, plural, ratio, uptime
+
+if TYPE_CHECKING:
+    from kecho.bench.result import Result
+
+MAX_ROWS = 24
+PERCENTILE_TITLES = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9"}
+# What lies between these ranks gets the fine rows; the rest of the samples get one row an octave.
+_BULK = (0.005, 0.995)
+_BLOCKS = " ▏▎▍▌▋▊▉█"
+
+
+def _speaks_utf8() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+
+
+def _finish(lines: Iterable[str], width: int, utf8: bool | None) -> str:
+    """Joined, plain where the terminal is, and never wider than `width`."""
+    plain = not (_speaks_utf8() if utf8 is None else utf8)
+    return "".join(f"{(ascii_only(line) if plain else line).rstrip()[:width].rstrip()}\n" for line in lines)
+
+
+def _flow(parts: Iterable[str], width: int, indent: str = "") -> Iterator[str]:
+    """`parts` side by side, two spaces apart, on as many lines as they need; further lines are indented."""
+    line = ""
+    for part in parts:
+        if line and len(line) + 2 + len(part) > width:
+            yield line
+            line = f"{indent}  {part}"
+        else:
+            line = f"{line}  {part}" if line else f"{indent}{part}"
+    if line:
+        yield line
+
+
+def _prose(text: str, width: int, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=f"{indent}  ")
+
+
+# --- stats ----------------------------------------------------------------------------------------------------------
+
+
+def stats_text(
+    snapshot: Snapshot,
+    *,
+    per_cpu: bool = False,
+    width: int = 80,
+    interval: bool = False,
+    utf8: bool | None = None,
+) -> str:
+    """A snapshot, path by path: counts, percentiles, histogram; ends with a newline, no line wider than `width`.
+
+    `interval`: it is the difference of two, so that its `uptime_s` is the time between them. `utf8`: whether the
+    reader's terminal is; found out if not given.
+    """
+    plain = not (_speaks_utf8() if utf8 is None else utf8)
+    return _finish(_stats_lines(snapshot, per_cpu, width, interval, plain), width, utf8)
+
+
+def _stats_lines(snapshot: Snapshot, per_cpu: bool, width: int, interval: bool, plain: bool) -> Iterator[str]:
+    time = f"{'in' if interval else 'up'} {uptime(snapshot.uptime_s)}"
+    yield from _flow((snapshot.name, snapshot.mode, f"port {snapshot.port}", f"kernel {snapshot.kernel}", time), width)
+    seen = snapshot.connections
+    counted = (f"{n:,} {what}" for what, n in vars(seen).items())
+    yield from _flow(("connections:", *counted), width)
+    for name, stats in snapshot.paths.items():
+        yield ""
+        yield from _path_lines(name, stats, per_cpu, width, plain)
+
+
+def _path_lines(name: str, stats: PathStats, per_cpu: bool, width: int, plain: bool) -> Iterator[str]:
+    if not stats.echoes:
+        idle = [f"path {name}:", "no echo yet"]
+        if stats.fallbacks:
+            idle.append(plural(stats.fallbacks, "fallback"))
+        yield from _flow(idle, width)
+        return
+    yield from _flow(
+        (
+            f"path {name}:",
+            plural(stats.echoes, "echo"),
+            plural(stats.bytes, "byte"),
+            plural(stats.fallbacks, "fallback"),
+        ),
+        width,
+    )
+    if stats.latency is None:
+        yield from _prose(f"latency not observed: {stats.why or 'no reason given'}", width, "  ")
+        return
+    if not stats.latency.count:
+        yield "  latency: no sample"
+        return
+    yield from _latency_lines(stats, stats.latency, width, plain)
+    if per_cpu:
+        yield from _cpu_lines(stats.latency)
+
+
+def _latency_lines(stats: PathStats, latency: Histogram, width: int, plain: bool) -> Iterator[str]:
+    figures = [
+        f"{title} {duration(latency.percentile(histogram.PERCENTILES[key]))}"
+        for key, title in PERCENTILE_TITLES.items()
+    ]
+    yield from _flow((*figures, f"max {duration(latency.max)}"), width, "  ")
+    if latency.count != stats.echoes:
+        yield from _prose(f"latency of {latency.count:,} of {plural(stats.echoes, 'echo')}", width, "  ")
+    yield ""
+    rows = histogram_rows(latency.merged())
+    most = max(n for _, _, n in rows)
+    digits = len(f"{most:,}")
+    room = max(1, width - len(f"  {'':7} – {'':7}  {'':{digits}}  "))
+    for low, high, n in rows:
+        yield f"  {duration(low):>7} – {duration(high):>7}  {n:>{digits},}  {_bar(n / most, room, plain)}"
+
+
+def histogram_rows(counts: Mapping[int, int], limit: int = MAX_ROWS) -> list[tuple[int, int, int]]:
+    """At most `limit` rows [low, high) with their counts, from counts by slot; none outside what was counted.
+
+    The bulk of the samples gets rows as fine as there is room for, up to eight an octave; the tails, which hold at
+    most a hundredth of them, get one row an octave, so that an outlier does not flatten the picture.
+    """
+    used = sorted(index for index, n in counts.items() if n)
+    if not used:
+        return []
+    first, last = used[0], used[-1]
+    total = sum(counts.values())
+    bulk_first, bulk_last = (_slot_of_rank(counts, max(1, round(q * total))) for q in _BULK)
+    fine = 1
+    while True:
+        coarse = max(SUB, fine)
+        bulk = range(bulk_first // fine * fine, bulk_last + 1, fine)
+        bulk_end = bulk[-1] + fine
+        edges = {first, last + 1}
+        edges.update(range(first // coarse * coarse, bulk.start, coarse), bulk, (bulk_end,))
+        edges.update(range(-(-bulk_end // coarse) * coarse, last + 1, coarse))
+        marks = sorted(edge for edge in edges if first <= edge <= last + 1)
+        if len(marks) - 1 <= limit:
+            break
+        fine *= 2
+    return [
+        (histogram.bounds(a)[0], histogram.bounds(b - 1)[1], sum(counts.get(index, 0) for index in range(a, b)))
+        for a, b in itertools.pairwise(marks)
+    ]
+
+
+def _slot_of_rank(counts: Mapping[int, int], rank: int) -> int:
+    for index in sorted(counts):
+        rank -= counts[index]
+        if rank <= 0:
+            return index
+    raise AssertionError("rank beyond the last sample")
+
+
+def _bar(share: float, room: int, plain: bool) -> str:
+    """`share` of `room` columns, to an eighth of a column; something for anything above 0."""
+    if plain:
+        return "@" * max(round(share * room), 1 if share > 0 else 0)
+    eighths = max(round(share * room * 8), 1 if share > 0 else 0)
+    return "█" * (eighths // 8) + _BLOCKS[eighths % 8].strip()
+
+
+def _cpu_lines(latency: Histogram) -> Iterator[str]:
+    rows = []
+    for cpu, counts in sorted(latency.cpus.items()):
+        alone = Histogram({cpu: counts})
+        p50, p99 = (duration(alone.percentile(histogram.PERCENTILES[key])) for key in ("p50", "p99"))
+        rows.append((f"cpu {cpu}", f"{alone.count:,}", p50, p99))
+    yield ""
+    yield from (f"  {line}" for line in table(("", "count", "p50", "p99"), rows, left=1))
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> Iterator[str]:
+    """Lines of a table, two spaces between columns; the first `left` columns are flush left, the others right."""
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    for row in (titles, *rows):
+        cells = (
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  ".join(cells).rstrip()
+
+
+def status_text(services: Sequence[Mapping[str, Any]], width: int = 80, utf8: bool | None = None) -> str:
+    """The services, one a line, from their status objects; what one does not tell shows as ``-``."""
+    if not services:
+        return "nothing is up\n"
+    rows = []
+    for service in services:
+        connections = service.get("connections") or {}
+        up = service.get("uptime_s")
+        rows.append(
+            (
+                service["name"],
+                service["mode"],
+                ",".join(service.get("paths") or ()) or "-",
+                str(service.get("state", "-")),
+                *(str(_or_dash(service.get(key))) for key in ("port", "pid")),
+                uptime(up) if up is not None else "-",
+                *(str(_or_dash(connections.get(key))) for key in ("active", "total")),
+            )
+        )
+    titles = ("name", "mode", "paths", "state", "port", "pid", "uptime", "active", "total")
+    return _finish(table(titles, rows, left=4), width, utf8)
+
+
+def _or_dash(value: object) -> object:
+    return "-" if value is None else value
+
+
+# --- bench ----------------------------------------------------------------------------------------------------------
+
+
+def bench_table(result: Result, width: int = 80, utf8: bool | None = None) -> str:
+    """What a bench run measured: a row a target, then what the kernel counted, then what the reader must know."""
+    targets = result.targets()
+    rows = []
+    for target in targets:
+        latency = target.latency
+        figures = (*(latency.percentile(q) for q in histogram.PERCENTILES.values()), latency.max)
+        rows.append(
+            (
+                target.name,
+                target.mode or "-",
+                target.path or "-",
+                *(duration(ns if latency.count else None, gap="") for ns in figures),
+                f"{latency.count:,}",
+                ratio(result.ratio(target)),
+            )
+        )
+    titles = ("target", "mode", "path", *PERCENTILE_TITLES.values(), "max", "requests", "ratio")
+    lines = [*_flow(result.headline(), width), "", *table(titles, rows, left=3)]
+    if inside := [target for target in targets if target.kernel is not None]:
+        lines += ["", "counted by the services during these runs, warm-up included"]
+        lines += table(
+            ("target", "mode", "path", "p50", "p99", "echoes", "bytes", "fallbacks"),
+            [
+                (target.name, target.mode, path, *_latency_cells(stats), *_count_cells(stats))
+                for target in inside
+                for path, stats in (target.kernel or {}).items()
+                if stats.echoes
+            ],
+            left=3,
+        )
+    if notes := result.notes():
+        lines.append("")
+        for note in notes:
+            lines += _prose(f"note: {note}", width)
+    # A table with long names is wider than the terminal rather than cut.
+    return _finish(lines, max(width, *map(len, lines)), utf8)
+
+
+def _latency_cells(stats: PathStats) -> tuple[str, ...]:
+    if stats.latency is None:
+        return "-", "-"
+    return tuple(duration(stats.latency.percentile(histogram.PERCENTILES[key]), gap="") for key in ("p50", "p99"))
+
+
+def _count_cells(stats: PathStats) -> tuple[str, ...]:
+    return f"{stats.echoes:,}", f"{stats.bytes:,}", f"{stats.fallbacks:,}"
+
+
+def sockets_text(services: Sequence[Mapping[str, Any]], most: int | None) -> str:
+    """Each service's connections with TCP state and queues (bytes), at most `most` a service; "" if there are none."""
+    lines: list[str] = []
+    for service in services:
+        sockets = service.get("sockets")
+        if sockets is None:
+            if service.get("state") == "up":
+                lines += ["", f"{service['name']}: connections not shown: {service['why']['sockets']}"]
+            continue
+        shown = sockets[:most]
+        if shown:
+            rows = [(s["local"], s["remote"], s["state"], str(s["recv_queue"]), str(s["send_queue"])) for s in shown]
+            lines += ["", *table(("local", "remote", "state", "recv-queue", "send-queue"), rows, left=3)]
+        if len(sockets) > len(shown):
+            lines.append(f"and {len(sockets) - len(shown)} more: kecho-ctl status {service['name']}")
+    return "".join(line + "\n" for line in lines)

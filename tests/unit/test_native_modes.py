@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: MIT
+"""bench's other modes and its files: open loop, connect-request-response, pipelining, logs, raw samples."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from native_support import TIMEOUT_S, ScriptedServer, Server, bench_json, build, echo, run, server
+
+MODES = {
+    "closed": (),
+    "closed, epoll": ("--connections", 3),
+    "open": ("--rate", 20000, "--connections", 3),
+    "crr": ("--crr", "--connections", 3),
+    "pipeline": ("--depth", 7, "--connections", 3),
+}
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[Server]:
+    with server() as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("mode", "threads"), [(mode, threads) for mode in MODES for threads in (1, 3) if (mode, threads) != ("closed", 3)]
+)
+def test_counts_are_exact(target: Server, mode: str, threads: int) -> None:
+    count = 1009 if mode == "crr" else 10_007
+    before = target.stats()
+    result = bench_json(target.port, *MODES[mode], "--threads", threads, "--count", count)
+    assert result["mode"] == mode.split(",")[0]
+    assert result["requests"] == result["latency_ns"]["count"] == count
+    assert sum(n for _, _, n in result["latency_ns"]["buckets"]) == count
+    after = target.stats()
+    assert after["bytes"] - before["bytes"] == count * 64
+    connections = count if mode == "crr" else 1 if mode == "closed" else 3
+    assert after["total"] - before["total"] == connections
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", ["1", "9", "70000", "1M"])
+def test_sizes(target: Server, mode: str, size: str) -> None:
+    assert bench_json(target.port, *MODES[mode], "--size", size, "--count", 40)["requests"] == 40
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_warmup_and_duration(target: Server, mode: str) -> None:
+    result = bench_json(target.port, *MODES[mode], "--warmup", 0.1, "--duration", 0.1)
+    assert result["requests"] > 0
+
+
+# ---- the open loop ----
+
+
+def test_open_loop_sends_what_is_due_and_no_more(target: Server) -> None:
+    result = bench_json(target.port, "--rate", 1000, "--duration", 0.5, "--connections", 4, "--threads", 2)
+    assert result["requests"] + result["unsent"] == 500
+    assert result["rate_per_s"] == 1000
+
+
+def stalling(stall_s: float, after: int) -> ScriptedServer:
+    """An echo that stands still for stall_s, all connections at once, when it has answered so many requests."""
+    lock = threading.Lock()
+    left = after
+
+    def serve(sock: socket.socket) -> None:
+        nonlocal left
+        while data := sock.recv(4096):
+            with lock:
+                left -= 1
+                if left == 0:
+                    time.sleep(stall_s)
+            sock.sendall(data)
+
+    return ScriptedServer(serve)
+
+
+def test_a_stall_shows_in_the_open_loop_and_not_in_the_closed_one() -> None:
+    """A tenth of the time the server stands still: a tenth of the requests are due then, one is under way."""
+    stall_ns = 200e6
+    with stalling(stall_ns / 1e9, 500) as stalls:
+        result = bench_json(stalls.port, "--rate", 500, "--duration", 2)
+    latency = result["latency_ns"]
+    assert result["requests"] == 1000
+    late = sum(n for lo, _, n in latency["buckets"] if lo >= stall_ns / 10)
+    assert late >= 80, "90 requests were due in the first nine tenths of the stall"
+    assert latency["p99"] > stall_ns / 2
+    assert latency["max"] >= stall_ns
+
+    with stalling(stall_ns / 1e9, 500) as stalls:
+        latency = bench_json(stalls.port, "--count", 1000)["latency_ns"]
+    assert latency["max"] >= stall_ns
+    assert sum(n for lo, _, n in latency["buckets"] if lo >= stall_ns / 2) <= 3, "one, if the machine is quiet"
+
+
+def test_what_cannot_be_sent_is_told() -> None:
+    def slow(sock: socket.socket) -> None:
+        while data := sock.recv(4096):
+            time.sleep(0.02)
+            sock.sendall(data)
+
+    with ScriptedServer(slow) as crawls:
+        result = bench_json(crawls.port, "--rate", 10_000, "--duration", 0.1, "--io-timeout", 0.2)
+    assert 1 <= result["requests"] < 30
+    assert result["requests"] + result["unsent"] == 1000
+
+
+def test_a_known_delay_is_measured() -> None:
+    delay_ns = 20_000_000
+
+    def delayed(sock: socket.socket) -> None:
+        while data := sock.recv(4096):
+            time.sleep(delay_ns / 1e9)
+            sock.sendall(data)
+
+    for mode in ((), ("--connections", 2), ("--rate", 20), ("--crr",), ("--depth", 1)):
+        with ScriptedServer(delayed) as slow:
+            latency = bench_json(slow.port, "--count", 10, *mode)["latency_ns"]
+        assert delay_ns <= latency["min"] < 1.5 * delay_ns, "what exceeds the delay is scheduling"
+
+
+# ---- servers that misbehave, in these modes ----
+
+
+SPOILS: dict[str, Callable[[bytes], bytes]] = {
+    r"mismatch at byte 70 of reply \d+: expected 0x.., found 0x..": lambda d: d[:70] + bytes([d[70] ^ 1]) + d[71:],
+    r"surplus byte 0x41 after reply \d+|mismatch at byte 0 of reply \d+: .* found 0x41": lambda d: d + b"A",
+    r"timed out after 0.4 s with 99 of 100 bytes of reply \d+": lambda d: d[:-1],
+}
+
+
+@pytest.mark.parametrize("says", SPOILS)
+@pytest.mark.parametrize("mode", MODES)
+def test_misbehaviour_is_told(mode: str, says: str) -> None:
+    """The fifth message of the server is spoilt."""
+    lock = threading.Lock()
+    count = 0
+
+    def serve(sock: socket.socket) -> None:
+        nonlocal count
+        while data := sock.recv(100, socket.MSG_WAITALL):
+            with lock:
+                count += 1
+                spoilt = count == 5
+            if spoilt:
+                sock.sendall(SPOILS[says](data))
+                while sock.recv(4096):  # and then nothing
+                    pass
+                return
+            sock.sendall(data)
+
+    with ScriptedServer(serve) as bad:
+        done = run("bench", "--port", bad.port, "--size", 100, "--count", 99, "--io-timeout", 0.4, *MODES[mode])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"bench: connection \d: ({says})\n", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_server_that_closes(mode: str) -> None:
+    def half(sock: socket.socket) -> None:
+        sock.sendall(sock.recv(100, socket.MSG_WAITALL)[:50])
+
+    with ScriptedServer(half) as bad:
+        done = run("bench", "--port", bad.port, "--size", 100, "--count", 99, *MODES[mode])
+    assert done.returncode == 1
+    says = r"(closed|reset) by the server after \d+ of 100 bytes of re(ply|quest) \d+( were sent)?"
+    assert re.fullmatch(rf"bench: connection \d: {says}\n", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--rate", "0"], "--rate"),
+        (["--rate", "x"], "--rate"),
+        (["--depth", "0"], "--depth"),
+        (["--depth", "1025"], "--depth"),
+        (["--crr", "--depth", "2"], "--crr and --depth do not go together"),
+        (["--burst", "2", "--rate", "2"], "--burst and --rate do not go together"),
+    ],
+)
+def test_bad_arguments(args: list[str], says: str) -> None:
+    done = run("bench", *args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"bench: [^\n]+\n", done.stderr)
+    assert says in done.stderr
+
+
+# ---- files ----
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_raw_samples_agree_with_numpy_and_hdrhistogram(target: Server, mode: str, tmp_path: Path) -> None:
+    hdrh_log = pytest.importorskip("hdrh.log")
+    hdrh_histogram = pytest.importorskip("hdrh.histogram")
+    raw, log = tmp_path / "raw", tmp_path / "log"
+    count = 1009 if mode == "crr" else 10_007
+    result = bench_json(target.port, *MODES[mode], "--count", count, "--raw", raw, "--hdr", log)
+    latency = result["latency_ns"]
+    samples = np.fromfile(raw, dtype="<u8")
+    assert len(samples) == count
+    assert (samples.min(), samples.max()) == (latency["min"], latency["max"])
+    assert samples.mean() == pytest.approx(latency["mean"], rel=1e-6)
+    assert samples.std() == pytest.approx(latency["stdev"], rel=1e-2)
+
+    reader = hdrh_log.HistogramLogReader(str(log), hdrh_histogram.HdrHistogram(1, 3_600_000_000_000, 3))
+    histogram = reader.get_next_interval_histogram()
+    assert reader.get_next_interval_histogram() is None
+    assert histogram.get_total_count() == count
+    theirs = hdrh_histogram.HdrHistogram(1, 3_600_000_000_000, 3)
+    for sample in samples:
+        theirs.record_value(int(sample))
+    ordered = np.sort(samples)
+    for name, percentile in (("p50", 50), ("p90", 90), ("p99", 99), ("p999", 99.9)):
+        value = latency[name]
+        assert value == min(histogram.get_value_at_percentile(percentile), latency["max"])
+        assert value == min(theirs.get_value_at_percentile(percentile), latency["max"])
+        rank = max(1, int(percentile / 100 * count + 0.5))
+        assert value == pytest.approx(int(ordered[rank - 1]), rel=1e-3)
+    for lo, hi, n in latency["buckets"]:
+        assert histogram.get_count_at_value(lo) == n == int(((samples >= lo) & (samples < hi)).sum())
+
+
+def test_an_empty_histogram_is_a_log_too(tmp_path: Path) -> None:
+    hdrh_log = pytest.importorskip("hdrh.log")
+    hdrh_histogram = pytest.importorskip("hdrh.histogram")
+    log = tmp_path / "log"
+    with ScriptedServer(echo) as running:
+        done = run("bench", "--port", running.port, "--rate", 0.1, "--count", 1, "--warmup", 0.05, "--duration", 0.05,
+                   "--hdr", log)  # fmt: skip
+    assert done.returncode == 0, done
+    reader = hdrh_log.HistogramLogReader(str(log), hdrh_histogram.HdrHistogram(1, 3_600_000_000_000, 3))
+    assert reader.get_next_interval_histogram().get_total_count() == 0
+
+
+def test_files_that_cannot_be_written(tmp_path: Path) -> None:
+    for option in ("--raw", "--hdr"):
+        done = run("bench", "--port", 1, option, tmp_path / "no" / "file")
+        assert done.returncode == 1
+        assert done.stderr == f"bench: cannot write {tmp_path}/no/file: No such file or directory\n"
+
+
+# ---- what the client itself costs ----
+
+
+# Instructions of a whole 64 B round trip, kernel included, on the fastest path there is (kernel-notes: sk_msg).
+FASTEST_ROUND_TRIP = 5572
+
+
+def count_instructions(tmp_path: Path, *command: object) -> int:
+    """User-space instructions of a program's whole run."""
+    done = subprocess.run(
+        ["valgrind", "--tool=callgrind", f"--callgrind-out-file={tmp_path}/callgrind", *map(str, command)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done
+    match = re.search(r"Collected : (\d+)", done.stderr)
+    assert match
+    return int(match[1])
+
+
+@pytest.mark.skipif(not shutil.which("valgrind"), reason="needs valgrind")
+def test_the_client_costs_at_most_five_percent(target: Server, tmp_path: Path) -> None:
+    """The slope over the number of round trips; start-up and the report fall out."""
+    source = Path(__file__).parent / "bare-loop.c"
+    subprocess.run(["cc", "-O2", "-o", tmp_path / "bare", source], check=True, timeout=TIMEOUT_S)
+
+    def slope(*command: object) -> float:
+        few, many = (count_instructions(tmp_path, *command, n) for n in (100, 2100))
+        return (many - few) / 2000
+
+    bare = slope(tmp_path / "bare", target.port)
+    ours = slope(build("plain") / "bench", "--port", target.port, "--count")
+    print(f"user-space instructions a round trip: bare {bare:.0f}, bench {ours:.0f}")
+    assert ours - bare <= 0.05 * FASTEST_ROUND_TRIP

@@ -1,0 +1,437 @@
+# SPDX-License-Identifier: MIT
+"""user-echo-server: every byte comes back, every connection is accounted for, every bad argument has its line."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import random
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from native_support import ROOT, TIMEOUT_S, Server, free_port, program, run, server, wait_for
+
+HOSTS = ["127.0.0.1", "::1"]
+ENGINES = ["epoll", "io_uring"]
+
+
+@pytest.fixture(params=ENGINES)
+def echo(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with server("--engine", request.param) as running:
+        yield running
+
+
+@pytest.fixture(params=ENGINES)
+def plain(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """For what is about memory: the sanitizer keeps what is freed for a while."""
+    with server("--engine", request.param, variant="plain") as running:
+        yield running
+
+
+def exchange(sock: socket.socket, data: bytes, close: bool = False) -> bytes:
+    """Send all of data while receiving; with close, half-close and receive to the end, else as many bytes as sent."""
+
+    def send() -> None:
+        sock.sendall(data)
+        if close:
+            sock.shutdown(socket.SHUT_WR)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    received = bytearray()
+    while close or len(received) < len(data):
+        chunk = sock.recv(1 << 18)
+        if not chunk:
+            break
+        received += chunk
+    sender.join(TIMEOUT_S)
+    return bytes(received)
+
+
+def ring_bytes(echo: Server) -> int:
+    """io_uring has its buffers for all connections together, touched bit by bit."""
+    assert isinstance(echo.process.args, list)
+    return 16 << 20 if "io_uring" in echo.process.args else 0
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("size", [1, 2, 63, 64, 1448, 65536, 262143, 262144, 262145, 1 << 20])
+def test_sizes_and_every_byte_value(echo: Server, host: str, size: int) -> None:
+    data = bytes(range(256)) * (size // 256) + bytes(range(255, 255 - size % 256, -1))
+    with echo.connect(host) as sock:
+        for _ in range(2):
+            assert exchange(sock, data) == data
+    echo.wait_stats(active=0, total=1, rejected=0, aborted=0, bytes=2 * size)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_half_close_gets_the_whole_stream(echo: Server, host: str) -> None:
+    data = random.Random(1).randbytes(8 << 20)
+    with echo.connect(host) as sock:
+        assert hashlib.sha256(exchange(sock, data, close=True)).digest() == hashlib.sha256(data).digest()
+    echo.wait_stats(active=0, aborted=0, bytes=len(data))
+
+
+def test_half_close_then_a_slow_reader_with_a_tiny_window(echo: Server) -> None:
+    """The end of the echo must survive though the client reads it long after it said that it has sent all."""
+    data = random.Random(2).randbytes(300_000)
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(TIMEOUT_S)
+        sock.connect(("127.0.0.1", echo.port))
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        echo.wait_stats(bytes=len(data))  # all is in the server's kernel buffers, none has been read
+        assert echo.stats()["active"] == 1, "the descriptor was closed with data in flight"
+        received = bytearray()
+        while chunk := sock.recv(3000):
+            received += chunk
+    assert bytes(received) == data
+    echo.wait_stats(active=0, aborted=0)
+
+
+def test_write_then_close(echo: Server) -> None:
+    for _ in range(50):
+        with echo.connect() as sock:
+            sock.sendall(b"x" * 1000)
+    echo.wait_stats(active=0, total=50)
+
+
+def test_reset_in_mid_stream(echo: Server) -> None:
+    for host in HOSTS:
+        sock = echo.connect(host)
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock.send(b"x" * 65536)
+        reset(sock)
+    echo.wait_stats(active=0, total=2, aborted=2)
+    with echo.connect() as sock:
+        assert exchange(sock, b"still here") == b"still here"
+
+
+def test_reset_of_an_idle_connection(echo: Server) -> None:
+    reset(echo.connect())
+    echo.wait_stats(active=0, total=1, aborted=1)
+
+
+def test_reset_while_lingering(echo: Server) -> None:
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(("127.0.0.1", echo.port))
+    sock.sendall(b"x" * 100_000)
+    sock.shutdown(socket.SHUT_WR)
+    echo.wait_stats(active=1, bytes=100_000)
+    reset(sock)
+    echo.wait_stats(active=0, aborted=1)
+
+
+def test_a_client_that_does_not_read_is_bounded_and_then_gets_all(plain: Server) -> None:
+    before = plain.rss_bytes()
+    data = random.Random(3).randbytes(1 << 20)
+    sent = 0
+    with plain.connect() as sock:
+        sock.setblocking(False)
+        quiet = 0
+        while quiet < 20:
+            try:
+                sent += sock.send(data[sent % len(data) :])
+                quiet = 0
+            except BlockingIOError:
+                quiet += 1
+                signal.sigtimedwait([], 0.01)
+        assert sent < 128 << 20, "flow control never engaged"
+        assert plain.rss_bytes() - before < (4 << 20) + ring_bytes(plain)
+        sock.settimeout(TIMEOUT_S)
+        expected, received, n = hashlib.sha256(), hashlib.sha256(), 0
+        while n < sent:
+            chunk = sock.recv(1 << 18)
+            assert chunk
+            received.update(chunk)
+            n += len(chunk)
+        for at in range(0, sent, len(data)):
+            expected.update(data[: min(len(data), sent - at)])
+        assert n == sent
+        assert received.digest() == expected.digest()
+        assert exchange(sock, b"and on") == b"and on"
+
+
+def test_idle_connections_are_cheap_and_many(plain: Server) -> None:
+    before = plain.rss_bytes()
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(plain.connect(HOSTS[i % 2])) for i in range(400)]
+        for i, sock in enumerate(socks):
+            sock.sendall(b"%d" % i)
+        for i, sock in enumerate(socks):
+            assert sock.recv(100) == b"%d" % i
+        plain.wait_stats(active=400, total=400)
+        assert plain.rss_bytes() - before < 400 * 2048 + ring_bytes(plain)
+    plain.wait_stats(active=0, aborted=0)
+    wait_for(lambda: plain.descriptors() < 20, "descriptors are given back")
+
+
+@pytest.mark.parametrize("size", ["1M", "1000"])
+def test_many_clients_killed_in_mid_stream(echo: Server, size: str) -> None:
+    """More data under way than io_uring has buffers, and then hundreds of resets at once."""
+    command = [program("bench", "plain"), "--port", str(echo.port), "--connections", "300", "--size", size]
+    bench = subprocess.Popen([*command, "--depth", "2", "--duration", "60"], stdout=subprocess.DEVNULL)
+    wait_for(lambda: echo.stats()["bytes"] > 50_000_000, "much data")
+    bench.kill()
+    bench.wait(TIMEOUT_S)
+    echo.wait_stats(active=0)
+    cpu = cpu_ticks(echo)
+    signal.sigtimedwait([], 0.2)
+    assert cpu_ticks(echo) - cpu <= 5, "spins with nothing to do"
+    with echo.connect() as sock:
+        assert exchange(sock, b"still here") == b"still here"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_counts_are_exact(engine: str, threads: int) -> None:
+    with server("--engine", engine, "--threads", threads) as echo:
+        done = run("bench", "--port", echo.port, "--connections", 7, "--count", 10_007)
+        assert done.returncode == 0, done
+        echo.wait_stats(active=0, total=7, rejected=0, aborted=0, echoes=10_007, bytes=10_007 * 64)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_out_of_descriptors_refuses_and_recovers(engine: str, threads: int) -> None:
+    with server("--engine", engine, "--threads", threads, prefix=("prlimit", "--nofile=40:40")) as echo:
+        served, refused = [], 0
+        for _ in range(60):
+            sock = echo.connect()
+            try:
+                sock.sendall(b"?")
+                assert sock.recv(1) in (b"?", b"")
+                sock.sendall(b"!")
+                alive = sock.recv(1) == b"!"
+            except OSError:
+                alive = False
+            if alive:
+                served.append(sock)
+            else:
+                refused += 1
+                sock.close()
+        assert refused > 0
+        assert len(served) > 20
+        echo.wait_stats(active=len(served), total=len(served), rejected=refused)
+        cpu = cpu_ticks(echo)
+        signal.sigtimedwait([], 0.3)
+        assert cpu_ticks(echo) - cpu <= 5, "spins while it is full"
+        for sock in served:
+            assert exchange(sock, b"served") == b"served"
+            sock.close()
+        echo.wait_stats(active=0)
+        with echo.connect() as sock:
+            assert exchange(sock, b"again") == b"again"
+
+
+def cpu_ticks(echo: Server) -> int:
+    with open(f"/proc/{echo.process.pid}/stat", encoding="ascii") as stat:
+        fields = stat.read().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_the_soft_descriptor_limit_is_raised() -> None:
+    with server(prefix=("prlimit", "--nofile=30:200")) as echo, contextlib.ExitStack() as stack:
+        for _ in range(100):
+            sock = stack.enter_context(echo.connect())
+            assert exchange(sock, b"x") == b"x"
+        assert echo.stats()["rejected"] == 0
+
+
+def test_accepted_sockets_have_nodelay(echo: Server) -> None:
+    """TCP_NODELAY is set on the listener only; accepted sockets must have inherited it."""
+    with echo.connect() as sock:
+        exchange(sock, b"x")
+        directory = f"/proc/{echo.process.pid}/fd"
+        found = 0
+        for name in os.listdir(directory):
+            if not os.readlink(f"{directory}/{name}").startswith("socket:"):
+                continue
+            with socket.socket(fileno=pidfd_getfd(echo.process.pid, int(name))) as copy, contextlib.suppress(OSError):
+                if copy.getpeername() == sock.getsockname():
+                    assert copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+                    found += 1
+        assert found == 1
+
+
+def pidfd_getfd(pid: int, fd: int) -> int:
+    """A duplicate of another process's descriptor; Python has no name for the system call."""
+    pidfd = os.pidfd_open(pid)
+    libc = ctypes.CDLL(None, use_errno=True)
+    copy: int = libc.syscall(438, pidfd, fd, 0)
+    os.close(pidfd)
+    if copy < 0:
+        raise OSError(ctypes.get_errno(), "pidfd_getfd")
+    return copy
+
+
+def test_default_addresses_are_loopback_of_both_families() -> None:
+    with server() as echo:
+        for host in HOSTS:
+            with echo.connect(host) as sock:
+                assert exchange(sock, b"x") == b"x"
+        with pytest.raises(ConnectionRefusedError):
+            echo.connect("127.0.0.2")
+
+
+def test_by_hand_it_says_where_it_listens() -> None:
+    port = free_port()
+    process = subprocess.Popen(
+        [program("user-echo-server"), "--port", str(port), "--die-with-parent"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == f"listening on 127.0.0.1:{port}\n"
+    assert process.stdout.readline() == f"listening on [::1]:{port}\n"
+    process.terminate()
+    assert process.communicate(timeout=TIMEOUT_S)[0] == ""
+    assert process.returncode == 0
+
+
+def test_several_binds_and_v6only() -> None:
+    with server("--bind", "127.0.0.2", "--bind", "127.0.0.3", "--bind", "::") as echo:
+        for host in ("127.0.0.2", "127.0.0.3", "::1"):
+            with echo.connect(host) as sock:
+                assert exchange(sock, b"x") == b"x"
+        with pytest.raises(ConnectionRefusedError):
+            echo.connect("127.0.0.1")
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_signals_end_it_at_once(which: signal.Signals, threads: int) -> None:
+    with server("--threads", threads) as echo, echo.connect() as sock:
+        exchange(sock, b"x")
+        echo.process.send_signal(which)
+        assert echo.process.wait(TIMEOUT_S) == 0
+        assert sock.recv(1) == b""
+        echo.process.poll = lambda: None  # type: ignore[method-assign]  # it was meant to end
+
+
+def test_dies_with_its_parent() -> None:
+    code = (
+        "import os, subprocess, sys\n"
+        "r, w = os.pipe()\n"
+        "p = subprocess.Popen([sys.argv[1], '--port', sys.argv[2], '--die-with-parent', '--ready-fd', str(w)],\n"
+        "                     pass_fds=[w])\n"
+        "os.read(r, 6); print(p.pid, flush=True); os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, program("user-echo-server"), str(free_port())],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    pid = int(done.stdout)
+
+    def gone() -> bool:
+        try:
+            with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
+                return stat.read().rsplit(")", 1)[1].split()[0] == "Z"
+        except FileNotFoundError:
+            return True
+
+    wait_for(gone, "the server dies with its parent")
+
+
+def test_a_parent_that_is_gone_already() -> None:
+    done = run("user-echo-server", "--port", free_port(), "--die-with-parent=1073741824")
+    assert (done.returncode, done.stderr) == (1, "user-echo-server: the parent process 1073741824 is gone\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--port", "0"], "--port must be a whole number from 1 to 65535"),
+        (["--port", "70000"], "--port must be a whole number from 1 to 65535"),
+        (["--port", "x"], '--port must be a whole number from 1 to 65535, not "x"'),
+        (["--port", ""], "--port"),
+        (["--port", "-1"], "--port"),
+        (["--port", "80 "], "--port"),
+        (["--bind", "localhost"], '--bind must be a numeric IPv4 or IPv6 address, not "localhost"'),
+        (["--bind", "1"], "--bind"),
+        (["--bind", "::g"], "--bind"),
+        (["--bind", "127.0.0.1", "--bind", "1.2.3"], "--bind"),
+        (["--backlog", "0"], "--backlog"),
+        (["--threads", "0"], "--threads"),
+        (["--engine", "magic"], 'there is no engine "magic"'),
+        (["--ready-fd", "x"], "--ready-fd"),
+        (["extra"], 'unexpected argument "extra"'),
+        (["--nonsense"], "nonsense"),
+    ],
+)
+def test_bad_arguments(args: list[str], says: str) -> None:
+    done = run("user-echo-server", *args)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(r".*user-echo-server: [^\n]+\n", done.stderr)
+    assert says in done.stderr
+
+
+def test_busy_port_is_all_or_nothing() -> None:
+    with server("--bind", "127.0.0.1") as echo:
+        done = run("user-echo-server", "--port", echo.port, "--bind", "127.0.0.2", "--bind", "127.0.0.1")
+        line = f"user-echo-server: cannot listen on 127.0.0.1:{echo.port}: Address already in use\n"
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
+        with pytest.raises(ConnectionRefusedError):
+            echo.connect("127.0.0.2")
+
+
+@pytest.mark.parametrize(("host", "text"), [("192.0.2.1", "192.0.2.1"), ("2001:db8::1", "[2001:db8::1]")])
+def test_an_address_that_is_not_ours(host: str, text: str) -> None:
+    port = free_port()
+    done = run("user-echo-server", "--port", port, "--bind", host)
+    line = f"user-echo-server: cannot listen on {text}:{port}: Cannot assign requested address\n"
+    assert (done.returncode, done.stderr) == (1, line)
+
+
+def test_bad_descriptors() -> None:
+    done = run("user-echo-server", "--port", free_port(), "--stats-fd", 99)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "user-echo-server: cannot resize the file of --stats-fd 99: Bad file descriptor\n",
+    )
+    done = run("user-echo-server", "--port", free_port(), "--ready-fd", 99)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "user-echo-server: cannot write to --ready-fd 99: Bad file descriptor\n",
+    )
+
+
+def test_help() -> None:
+    done = run("user-echo-server", "--help")
+    assert done.returncode == 0
+    assert "Examples:" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_built_without_the_optional_libraries(tmp_path: Path) -> None:
+    command = ["make", "-s", "-j2", "-f", "kecho/native/native.mk", f"BUILD={tmp_path}", "PKG_CONFIG=false"]
+    subprocess.run([*command, "CFLAGS=-O0"], cwd=ROOT, check=True, timeout=120)
+    cases = {
+        ("user-echo-server", "--engine", "io_uring"): "user-echo-server: engine io_uring cannot run here: "
+        "built without liburing (liburing-dev)\n",
+        ("bench", "--hdr", str(tmp_path / "log")): "bench: --hdr: built without zlib\n",
+    }
+    for (name, *args), line in cases.items():
+        done = subprocess.run([tmp_path / name, *args], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        assert (done.returncode, done.stderr) == (3, line)

@@ -176,7 +176,7 @@ def _draw_curves(axes: Axes, targets: Sequence[Target], styles: Sequence[tuple[s
     axes.set_xlabel("percentile")
     axes.set_ylabel("latency (log scale)")
     axes.set_title("Latency by percentile")
-    axes.legend(loc="upper left", handlelength=3.6)
+    axes.legend(loc="best", handlelength=3.6)
 
 
 def _draw_dots(axes: Axes, targets: Sequence[Target], styles: Sequence[tuple[str, Any, str]], result: Result) -> None:

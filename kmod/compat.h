@@ -5,10 +5,8 @@
 #ifndef FASTECHO_COMPAT_H
 #define FASTECHO_COMPAT_H
 
-#include <linux/bvec.h>
 #include <linux/workqueue.h>
 #include <net/sock.h>
-#include <net/tcp.h>
 
 /* From 6.17 on a workqueue is either WQ_UNBOUND or WQ_PERCPU; before, WQ_PERCPU may not exist. */
 #ifdef FASTECHO_HAS_WQ_PERCPU

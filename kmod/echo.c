@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 /*
  * The data path: moves bytes from a socket's receive queue to its own send queue.
+ *
+ * It copies them. Sending the received pages themselves would save one copy of large messages, but a local client may
+ * still write to pages it has sent (sendfile, vmsplice), and a few bytes can hold a whole page that no socket buffer
+ * is charged for.
  */
 #include "echo.h"
 

@@ -196,7 +196,7 @@ static int add_addresses(struct net *net, char *list)
 	int err;
 
 	while ((text = strsep(&list, ","))) {
-		err = add_address(net, strim(text));
+		err = add_address(net, text);
 		if (err)
 			return err;
 	}

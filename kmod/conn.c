@@ -18,9 +18,8 @@
 #define CREATE_TRACE_POINTS
 #include "trace.h"
 
-/* How much one connection may send back before others get the CPU, in bytes. */
-#define SOFTIRQ_BUDGET (64 * 1024)
-#define WORK_BUDGET    (256 * 1024)
+/* How much one connection may send back, with BH off, before others get the CPU; in bytes. */
+#define PASS_BUDGET (64 * 1024)
 
 /* After how long to try again when there was no memory to send with. */
 #define NOMEM_DELAY (HZ / 50)
@@ -41,8 +40,7 @@ struct conn {
 	struct socket *sock; /* owned */
 	enum conn_state state;
 	bool orderly; /* our FIN is sent because the peer's came, or because the module closes */
-	unsigned long close_deadline; /* in jiffies: when to stop waiting for an acknowledgement of
-					 our FIN */
+	unsigned long close_deadline; /* in jiffies: until then our FIN may be acknowledged */
 	u64 ready_ns;	   /* of the oldest data_ready not yet answered; 0: none, or not traced */
 	u64 last_ready_ns; /* of the last data_ready */
 	struct delayed_work work;
@@ -55,7 +53,7 @@ struct conn {
 
 static struct kmem_cache *cache;
 static LIST_HEAD(conns);
-static DEFINE_SPINLOCK(conns_lock); /* protects conns; process context only, inside nothing */
+static DEFINE_SPINLOCK(conns_lock); /* protects conns; process context, may nest in a socket's */
 static DECLARE_WAIT_QUEUE_HEAD(conns_gone);
 static bool closing; /* every connection is to close */
 
@@ -97,13 +95,12 @@ static void trace_pass(struct conn *conn, enum fastecho_path path, size_t sent, 
 /* One pass, and its event. The socket's spinlock is held. */
 static enum fastecho_verdict run_pass(struct conn *conn, enum fastecho_path path)
 {
-	size_t budget = path == FASTECHO_PATH_SOFTIRQ ? SOFTIRQ_BUDGET : WORK_BUDGET;
 	enum fastecho_verdict verdict;
 	size_t sent;
 
 	if (trace_fastecho_echo_enabled() && !conn->ready_ns)
 		stamp_ready(conn);
-	verdict = fastecho_echo_pass(conn->sk, budget, &sent);
+	verdict = fastecho_echo_pass(conn->sk, PASS_BUDGET, &sent);
 	if (trace_fastecho_echo_enabled() && conn->ready_ns)
 		trace_pass(conn, path, sent, verdict == FASTECHO_DRAINED);
 	else
@@ -123,8 +120,10 @@ static void shut(struct conn *conn)
 	sk->sk_prot->shutdown(sk, SEND_SHUTDOWN);
 }
 
-/* Echoes what there is and arranges for the rest. The socket's spinlock is held, the state
- * CONN_READY or CONN_BUSY. */
+/*
+ * Echoes what there is and arranges for the rest.
+ * The socket's spinlock is held, the state is CONN_READY or CONN_BUSY.
+ */
 static void advance(struct conn *conn, enum fastecho_path path)
 {
 	conn->state = CONN_BUSY;
@@ -191,6 +190,7 @@ static void conn_state_change(struct sock *sk)
 		mod_delayed_work(fastecho_workqueue, &sock_conn(sk)->work, 0);
 }
 
+/* Makes the socket's callbacks ours. Like detach(), with the socket's spinlock held. */
 static void attach(struct conn *conn)
 {
 	struct sock *sk = conn->sk;
@@ -223,7 +223,7 @@ static bool fin_acked(const struct sock *sk)
 	return sk->sk_state == TCP_FIN_WAIT2;
 }
 
-/* One step of closing the connection for the module's sake. The socket's spinlock is held. */
+/* Closes the connection from our side, a step at a time. The socket's spinlock is held. */
 static void close_step(struct conn *conn)
 {
 	if (conn->state != CONN_SHUT)
@@ -245,10 +245,13 @@ static void step(struct conn *conn)
 		advance(conn, FASTECHO_PATH_WORKQUEUE);
 }
 
+/*
+ * Closes the socket, with an RST unless FINs have been exchanged: it holds no reference to its
+ * namespace, so TCP would stop its timers, and an orphan that waits for an acknowledgement might
+ * wait for ever.
+ */
 static void release(struct socket *sock)
 {
-	/* Without a namespace reference TCP drops a closed socket's timers: no orphan may wait for
-	 * an acknowledgement. */
 	if (sock->sk->sk_state != TCP_CLOSE && !fin_acked(sock->sk))
 		sock_no_linger(sock->sk);
 	sock_release(sock);
@@ -286,43 +289,64 @@ static void conn_work(struct work_struct *work)
 		free_conn(conn);
 }
 
-/* Counts one more connection and returns it, or NULL if there may be none. */
-static struct conn *new_conn(void)
+static struct conn *new_conn(struct socket *sock, void (*data_ready)(struct sock *sk))
 {
-	struct conn *conn;
+	struct conn *conn = kmem_cache_zalloc(cache, GFP_KERNEL);
 
-	if (!atomic_add_unless(&fastecho_counters.active, 1, fastecho_params.max_conns ?: INT_MAX))
-		return NULL;
-	conn = kmem_cache_zalloc(cache, GFP_KERNEL);
 	if (!conn)
-		atomic_dec(&fastecho_counters.active);
-	return conn;
-}
-
-void fastecho_conn_accept(struct socket *sock, void (*data_ready)(struct sock *sk))
-{
-	struct conn *conn = new_conn();
-
-	if (!conn) {
-		atomic64_inc(&fastecho_counters.rejected);
-		release(sock);
-		return;
-	}
-	atomic64_inc(&fastecho_counters.total);
+		return NULL;
 	conn->sock = sock;
 	conn->sk = sock->sk;
 	conn->data_ready = data_ready;
 	INIT_DELAYED_WORK(&conn->work, conn_work);
-	spin_lock(&conns_lock);
-	list_add(&conn->node, &conns);
-	spin_unlock(&conns_lock);
+	return conn;
+}
 
-	lock_conn_sock(conn->sk);
-	attach(conn);
-	step(conn); /* for what came before there was anybody to tell */
-	if (conn->state == CONN_DEAD)
-		queue_conn(conn);
-	unlock_conn_sock(conn->sk);
+/*
+ * Serves the connection from now on; false if its socket is somebody else's already, as when a BPF
+ * program has put it into a sockmap.
+ */
+static bool start(struct conn *conn)
+{
+	struct sock *sk = conn->sk;
+	bool is_free;
+
+	lock_conn_sock(sk);
+	is_free = !__sk_user_data(sk);
+	if (is_free) {
+		atomic64_inc(&fastecho_counters.total);
+		spin_lock(&conns_lock);
+		list_add(&conn->node, &conns);
+		spin_unlock(&conns_lock);
+		attach(conn);
+		step(conn); /* for what came before there was anybody to tell */
+		if (conn->state == CONN_DEAD)
+			queue_conn(conn);
+	}
+	unlock_conn_sock(sk);
+	return is_free;
+}
+
+void fastecho_conn_accept(struct socket *sock, void (*data_ready)(struct sock *sk))
+{
+	struct conn *conn;
+
+	if (!atomic_add_unless(&fastecho_counters.active, 1, fastecho_params.max_conns ?: INT_MAX))
+		goto err_sock;
+	conn = new_conn(sock, data_ready);
+	if (!conn)
+		goto err_active;
+	if (!start(conn))
+		goto err_conn;
+	return;
+
+err_conn:
+	kmem_cache_free(cache, conn);
+err_active:
+	atomic_dec(&fastecho_counters.active);
+err_sock:
+	release(sock);
+	atomic64_inc(&fastecho_counters.rejected);
 }
 
 void fastecho_conn_close_all(void)

@@ -3,7 +3,7 @@
  * Connection counters, exact and readable by everybody: /sys/module/fastecho/connections/
  *   active    connections being served now
  *   total     connections ever served, active ones included
- *   rejected  connections reset at accept: max_conns reached, or no memory
+ *   rejected  connections reset at accept: max_conns reached, no memory, or in a sockmap already
  *   aborted   served connections that ended by a reset or an error rather than by both sides' FIN
  *
  * They change when a connection comes or goes, never per message. Any context may change them.

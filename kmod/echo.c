@@ -2,9 +2,9 @@
 /*
  * The data path: moves bytes from a socket's receive queue to its own send queue.
  *
- * It copies them. Sending the received pages themselves would save one copy of large messages, but a local client may
- * still write to pages it has sent (sendfile, vmsplice), and a few bytes can hold a whole page that no socket buffer
- * is charged for.
+ * It copies them. Sending the received pages themselves would save one copy of large messages, but
+ * a local client may still write to pages it has sent (sendfile, vmsplice), and a few bytes can
+ * hold a whole page that no socket buffer is charged for.
  */
 #include "echo.h"
 
@@ -59,8 +59,7 @@ static const struct sk_buff *find_part(const struct sk_buff *skb, unsigned int *
 	if (likely(!skb_has_frag_list(skb)) || *offset < skb_pagelen(skb))
 		return skb;
 	*offset -= skb_pagelen(skb);
-	skb_walk_frags(skb, part)
-	{
+	for (part = skb_shinfo(skb)->frag_list; part; part = part->next) {
 		if (*offset < part->len)
 			return find_part(part, offset);
 		*offset -= part->len;
@@ -103,8 +102,7 @@ static size_t list_pages(const struct sk_buff *skb, unsigned int offset, size_t 
 	return len - left;
 }
 
-/* A sk_read_actor_t: sends what it can of @len bytes of @skb from @offset on, and returns how many
- * those were. */
+/* For tcp_read_sock(): sends what it can of @len bytes of @skb from @offset on, returns how many */
 static int echo_skb(read_descriptor_t *desc, struct sk_buff *skb, unsigned int offset, size_t len)
 {
 	struct msghdr msg = {.msg_flags = MSG_DONTWAIT | MSG_NOSIGNAL};
@@ -151,8 +149,7 @@ enum fastecho_verdict fastecho_echo_pass(struct sock *sk, size_t budget, size_t 
 {
 	read_descriptor_t desc = {.count = budget, .arg.data = sk};
 
-	/* tcp_read_sock() never gets past an urgent byte. To an echo it is a byte like any other:
-	 * RFC 6093, section 4. */
+	/* tcp_read_sock() stops at an urgent byte for good. Here it is a byte like any other. */
 	if (unlikely(tcp_sk(sk)->urg_data))
 		tcp_sk(sk)->urg_data = 0;
 

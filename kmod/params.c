@@ -56,16 +56,13 @@ MODULE_PARM_DESC(port, "TCP port to listen on");
 module_param_cb(backlog, &count_ops, &fastecho_params.backlog, 0444);
 MODULE_PARM_DESC(backlog, "connections that may wait to be accepted, on each address");
 module_param_cb(bench, &flag_ops, &fastecho_params.bench, 0444);
-MODULE_PARM_DESC(
-	bench,
-	"1: per-CPU workqueue, data stays on the CPU that received it; 0: unbound workqueue");
+MODULE_PARM_DESC(bench, "1: a per-CPU workqueue; 0: an unbound one");
 module_param_cb(max_conns, &limit_ops, &fastecho_params.max_conns, 0444);
 MODULE_PARM_DESC(max_conns, "connections beyond this many are reset; 0: no limit");
 module_param_named(bind, fastecho_params.bind, charp, 0444);
 MODULE_PARM_DESC(bind, "addresses to listen on, separated by commas");
 
-/* The kernel makes "inline" a macro, which would be expanded on its way through module_param_cb().
- */
+/* The kernel makes "inline" a macro, which would be expanded inside module_param_cb(). */
 #undef inline
 module_param_cb(inline, &flag_ops, &fastecho_params.inline_echo, 0444);
 MODULE_PARM_DESC(inline, "1: echo in softirq, the workqueue helps out; 0: echo on the workqueue");

@@ -13,14 +13,12 @@ struct fastecho_params {
 	unsigned int bench;	  /* 1: a per-CPU workqueue, 0: an unbound one */
 	unsigned int inline_echo; /* 1: echo in softirq wherever that is possible */
 	unsigned int max_conns;	  /* 0: no limit */
-	char *bind; /* addresses, separated by commas; only listener.c can tell whether they make
-		       sense */
+	char *bind; /* addresses, separated by commas; listener.c checks them */
 };
 
 extern struct fastecho_params fastecho_params;
 
-/* True if nobody chose the addresses: then those that this machine does not have may be left out.
- */
+/* True if nobody chose the addresses: then those that this machine lacks may be left out. */
 bool fastecho_params_bind_is_default(void);
 
 #endif

@@ -13,7 +13,7 @@ struct fastecho_params {
 	unsigned int bench;	  /* 1: a per-CPU workqueue, 0: an unbound one */
 	unsigned int inline_echo; /* 1: echo in softirq wherever that is possible */
 	unsigned int max_conns;	  /* 0: no limit */
-	char *bind; /* addresses, separated by commas; listener.c checks them */
+	char *bind;		  /* addresses, separated by commas; listener.c checks them */
 };
 
 extern struct fastecho_params fastecho_params;

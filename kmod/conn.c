@@ -53,7 +53,8 @@ struct conn {
 
 static struct kmem_cache *cache;
 static LIST_HEAD(conns);
-static DEFINE_SPINLOCK(conns_lock); /* protects conns; process context, may nest in a socket's */
+static DEFINE_SPINLOCK(
+	conns_lock); /* protects conns; process context, never with a socket's lock */
 static DECLARE_WAIT_QUEUE_HEAD(conns_gone);
 static bool closing; /* every connection is to close */
 
@@ -71,6 +72,20 @@ static void lock_conn_sock(struct sock *sk) __acquires(&sk->sk_lock.slock)
 static void unlock_conn_sock(struct sock *sk) __releases(&sk->sk_lock.slock)
 {
 	unlock_sock_fast(sk, false);
+}
+
+static void enlist(struct conn *conn)
+{
+	spin_lock(&conns_lock);
+	list_add(&conn->node, &conns);
+	spin_unlock(&conns_lock);
+}
+
+static void unlist(struct conn *conn)
+{
+	spin_lock(&conns_lock);
+	list_del(&conn->node);
+	spin_unlock(&conns_lock);
 }
 
 static void queue_conn(struct conn *conn)
@@ -260,9 +275,7 @@ static void release(struct socket *sock)
 /* Frees a connection that detach() has cut off. Only for its work item. */
 static void free_conn(struct conn *conn)
 {
-	spin_lock(&conns_lock);
-	list_del(&conn->node);
-	spin_unlock(&conns_lock);
+	unlist(conn);
 	cancel_delayed_work(&conn->work);
 
 	if (!conn->orderly || conn->sk->sk_err)
@@ -315,9 +328,6 @@ static bool start(struct conn *conn)
 	is_free = !__sk_user_data(sk);
 	if (is_free) {
 		atomic64_inc(&fastecho_counters.total);
-		spin_lock(&conns_lock);
-		list_add(&conn->node, &conns);
-		spin_unlock(&conns_lock);
 		attach(conn);
 		step(conn); /* for what came before there was anybody to tell */
 		if (conn->state == CONN_DEAD)
@@ -336,11 +346,13 @@ void fastecho_conn_accept(struct socket *sock, void (*data_ready)(struct sock *s
 	conn = new_conn(sock, data_ready);
 	if (!conn)
 		goto err_active;
+	enlist(conn);
 	if (!start(conn))
 		goto err_conn;
 	return;
 
 err_conn:
+	unlist(conn);
 	kmem_cache_free(cache, conn);
 err_active:
 	atomic_dec(&fastecho_counters.active);

@@ -56,10 +56,10 @@ def wait_idle() -> None:
     wait_for(lambda: counter("active") == 0, "connections to end")
 
 
-def slab_objects(name: str) -> int:
-    """How many objects of a slab cache are in use; 0 if there is no such cache (of its own: caches get merged)."""
+def slab(name: str) -> tuple[int, int]:
+    """How many objects of a slab cache are in use, and the size of one in bytes. Caches must not be merged."""
     for line in Path("/proc/slabinfo").read_text().splitlines():
         fields = line.split()
         if fields[0] == name:
-            return int(fields[1])
-    return 0
+            return int(fields[1]), int(fields[3])
+    raise LookupError(f"no slab cache {name}")

@@ -5,7 +5,7 @@ import os
 import re
 
 BUG_REPORT = re.compile(
-    r"BUG[: ]|WARNING:|Oops|general protection|Call Trace|UBSAN|KASAN|kmemleak|possible .*(lock|deadlock|depend)"
+    r"BUG[: ]|WARNING:|Oops|general protection|UBSAN|KASAN|new suspected memory leak|possible .*(lock|deadlock|depend)"
     r"|suspicious RCU|rcu.*(stall|self-detected)|INFO: task .* blocked|soft lockup|hogged CPU|Objects remaining"
 )
 

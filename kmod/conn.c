@@ -53,8 +53,8 @@ struct conn {
 
 static struct kmem_cache *cache;
 static LIST_HEAD(conns);
-static DEFINE_SPINLOCK(
-	conns_lock); /* protects conns; process context, never with a socket's lock */
+/* Protects conns. Process context, BH on; so never inside a socket's lock, which softirqs take. */
+static DEFINE_SPINLOCK(conns_lock);
 static DECLARE_WAIT_QUEUE_HEAD(conns_gone);
 static bool closing; /* every connection is to close */
 

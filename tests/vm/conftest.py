@@ -92,4 +92,4 @@ def service(request: pytest.FixtureRequest, kernel_log: KernelLog) -> Iterator[S
     """The service in each of its modes; once the test is over it has to stop within two seconds."""
     MODES[request.param]()
     yield Service(request.param)
-    assert fastecho.unload() < 2
+    assert fastecho.unload() < fastecho.UNLOAD_LIMIT_S

@@ -11,6 +11,9 @@ KO = Path(os.environ.get("KECHO_KO", TOP / "build" / f"kmod-{os.uname().release}
 SYSFS = Path("/sys/module/fastecho")
 PORT = 12345
 
+# Two seconds on a machine. An emulated one whose host is busy may need three: unloading waits for RCU several times.
+UNLOAD_LIMIT_S = float(os.environ.get("KECHO_VM_UNLOAD_LIMIT_S", 6))
+
 
 class LoadError(Exception):
     """insmod failed; the message is what it said."""

@@ -185,7 +185,7 @@ def test_unload_with_idle_connections(parameters: tuple[str, ...]) -> None:
         sock.sendall(b"x")
         assert sock.recv(1) == b"x"
     fastecho.wait_for(lambda: fastecho.counter("active") == 500, "all to be accepted")
-    assert fastecho.unload() < 2
+    assert fastecho.unload() < fastecho.UNLOAD_LIMIT_S
     for sock in socks:
         assert sock.recv(1) == b"", "an idle peer sees the end of the stream"
 
@@ -211,7 +211,7 @@ def test_unload_under_traffic(parameters: tuple[str, ...]) -> None:
         talker.start()
     fastecho.wait_for(lambda: fastecho.counter("active") == 16, "the talkers")
     time.sleep(0.5)
-    assert fastecho.unload() < 2
+    assert fastecho.unload() < fastecho.UNLOAD_LIMIT_S
     for talker in talkers:
         talker.join(20)
     assert len(ended) == 16
@@ -235,7 +235,7 @@ def test_unload_while_clients_connect() -> None:
         for _ in range(10):
             fastecho.load()
             fastecho.wait_for(lambda: fastecho.counter("total") > 20, "connections")
-            assert fastecho.unload() < 2
+            assert fastecho.unload() < fastecho.UNLOAD_LIMIT_S
     finally:
         stop.set()
         for knocker in knockers:
@@ -268,7 +268,7 @@ def test_unload_with_stuck_clients() -> None:
                 sock.send(bytes(1 << 16))
         except BlockingIOError:
             pass
-    assert fastecho.unload() < 2
+    assert fastecho.unload() < fastecho.UNLOAD_LIMIT_S
 
 
 def mem_available_kb() -> int:
@@ -344,7 +344,7 @@ def test_lives_in_the_namespace_of_insmod() -> None:
             echo()
         Service("inside").stream(2, 1000, prefix=("ip", "netns", "exec", "kecho-test"))
         assert fastecho.counter("total") == 2
-        assert fastecho.unload() < 2
+        assert fastecho.unload() < fastecho.UNLOAD_LIMIT_S
     finally:
         ip("netns", "del", "kecho-test")
 
@@ -364,7 +364,7 @@ def test_ends_with_the_namespace_of_insmod() -> None:
         ip("netns", "del", "kecho-test")
         assert sock.recv(1) == b""
     fastecho.wait_idle()
-    assert fastecho.unload() < 2
+    assert fastecho.unload() < fastecho.UNLOAD_LIMIT_S
 
 
 def test_loads_in_no_namespace_for_long() -> None:
@@ -372,4 +372,4 @@ def test_loads_in_no_namespace_for_long() -> None:
     subprocess.run(["unshare", "-n", "sh", "-c", f"ip link set lo up; insmod {fastecho.KO}"], check=True)
     time.sleep(0.5)
     assert fastecho.is_loaded()
-    assert fastecho.unload() < 2
+    assert fastecho.unload() < fastecho.UNLOAD_LIMIT_S

@@ -54,6 +54,6 @@ def test_unload_with_a_peer_that_is_gone(remote: tuple[str, ...]) -> None:
     client = subprocess.Popen([*remote, "python3", "-c", talk])
     fastecho.wait_for(lambda: fastecho.counter("active") == 1, "the client")
     ip("-n", "kecho-remote", "link", "set", "kecho1", "down")
-    assert fastecho.unload() < 2
+    assert fastecho.unload() < fastecho.UNLOAD_LIMIT_S
     client.kill()
     client.wait()

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT */
+/*
+ * Connection counters, exact and readable by everybody: /sys/module/fastecho/connections/
+ *   active    connections being served now
+ *   total     connections ever served, active ones included
+ *   rejected  connections reset at accept: max_conns reached, no memory, or in a sockmap already
+ *   aborted   served connections that ended by a reset or an error rather than by both sides' FIN
+ *
+ * They change when a connection comes or goes, never per message. Any context may change them.
+ */
+#ifndef FASTECHO_COUNTERS_H
+#define FASTECHO_COUNTERS_H
+
+#include <linux/atomic.h>
+
+struct fastecho_counters {
+	atomic_t active;
+	atomic64_t total;
+	atomic64_t rejected;
+	atomic64_t aborted;
+};
+
+extern struct fastecho_counters fastecho_counters;
+
+int fastecho_counters_init(void);
+void fastecho_counters_uninit(void);
+
+#endif

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+/*
+ * The data path: moves bytes from a socket's receive queue to its own send queue.
+ *
+ * It copies them. Sending the received pages themselves would save one copy of large messages, but
+ * a local client may still write to pages it has sent (sendfile, vmsplice), and a few bytes can
+ * hold a whole page that no socket buffer is charged for.
+ */
+#include "echo.h"
+
+#include <linux/bvec.h>
+#include <linux/percpu.h>
+#include <linux/skbuff.h>
+#include <linux/uio.h>
+#include <net/tcp.h>
+#include "compat.h"
+
+/* What a packet costs beside its bytes, in bytes: a budget has to bound a flood of one-byte packets
+ * too. */
+#define SKB_COST 256
+
+/*
+ * The page that payload is copied into. TCP keeps one in every socket, 32 KiB once it has been
+ * used; lending each socket the CPU's for the length of a pass keeps 10,000 idle connections from
+ * holding 312 MiB. BH is off, so that nobody else on this CPU can see it.
+ */
+static DEFINE_PER_CPU(struct page_frag, page_frag);
+
+void fastecho_echo_setup(struct sock *sk)
+{
+	sk->sk_allocation = GFP_ATOMIC | __GFP_NOWARN;
+	compat_sock_own_frag(sk);
+}
+
+void fastecho_echo_uninit(void)
+{
+	int cpu;
+
+	for_each_possible_cpu(cpu)
+	{
+		struct page_frag *frag = per_cpu_ptr(&page_frag, cpu);
+
+		if (frag->page)
+			put_page(frag->page);
+	}
+}
+
+static void lend_page_frag(struct sock *sk)
+{
+	swap(sk->sk_frag, *this_cpu_ptr(&page_frag));
+}
+
+/* Finds the part of @skb, itself or a member of its frag_list, that holds *@offset, and makes
+ * *@offset relative to it. */
+static const struct sk_buff *find_part(const struct sk_buff *skb, unsigned int *offset)
+{
+	const struct sk_buff *part;
+
+	if (likely(!skb_has_frag_list(skb)) || *offset < skb_pagelen(skb))
+		return skb;
+	*offset -= skb_pagelen(skb);
+	for (part = skb_shinfo(skb)->frag_list; part; part = part->next) {
+		if (*offset < part->len)
+			return find_part(part, offset);
+		*offset -= part->len;
+	}
+	return NULL;
+}
+
+/* Lists up to @len bytes of @skb from @offset on in @vecs, and returns how many bytes those are. */
+static size_t list_pages(const struct sk_buff *skb, unsigned int offset, size_t len,
+			 struct bio_vec *vecs, unsigned int *nr_vecs)
+{
+	unsigned int headlen = skb_headlen(skb), nr = 0, i;
+	size_t left = len;
+
+	if (offset < headlen) {
+		vecs[nr].bv_page = virt_to_page(skb->data + offset);
+		vecs[nr].bv_offset = offset_in_page(skb->data + offset);
+		vecs[nr].bv_len = min_t(size_t, left, headlen - offset);
+		left -= vecs[nr++].bv_len;
+		offset = headlen;
+	}
+	offset -= headlen;
+
+	for (i = 0; left && i < skb_shinfo(skb)->nr_frags; i++) {
+		const skb_frag_t *frag = &skb_shinfo(skb)->frags[i];
+		unsigned int size = skb_frag_size(frag);
+
+		if (offset >= size) {
+			offset -= size;
+			continue;
+		}
+		vecs[nr].bv_page = skb_frag_page(frag);
+		vecs[nr].bv_offset = skb_frag_off(frag) + offset;
+		vecs[nr].bv_len = min_t(size_t, left, size - offset);
+		left -= vecs[nr++].bv_len;
+		offset = 0;
+	}
+
+	*nr_vecs = nr;
+	return len - left;
+}
+
+/* For tcp_read_sock(): sends what it can of @len bytes of @skb from @offset on, returns how many */
+static int echo_skb(read_descriptor_t *desc, struct sk_buff *skb, unsigned int offset, size_t len)
+{
+	struct msghdr msg = {.msg_flags = MSG_DONTWAIT | MSG_NOSIGNAL};
+	struct bio_vec vecs[MAX_SKB_FRAGS + 1];
+	struct sock *sk = desc->arg.data;
+	const struct sk_buff *part;
+	unsigned int nr_vecs;
+	size_t size;
+	int sent;
+
+	if (!desc->count)
+		return 0;
+
+	part = find_part(skb, &offset);
+	if (unlikely(!part))
+		return desc->error = -EINVAL;
+	size = list_pages(part, offset, min(len, desc->count), vecs, &nr_vecs);
+
+	desc->count -= min(desc->count, size + SKB_COST);
+	if (desc->count && (size < len || !skb_queue_is_last(&sk->sk_receive_queue, skb)))
+		msg.msg_flags |= MSG_MORE;
+	iov_iter_bvec(&msg.msg_iter, ITER_SOURCE, vecs, nr_vecs, size);
+	sent = tcp_sendmsg_locked(sk, &msg, size);
+
+	if (sent > 0)
+		desc->written += sent;
+	if (sent < (int)size) {
+		desc->error = sent < 0 ? sent : -EAGAIN;
+		desc->count = 0;
+	}
+	return sent;
+}
+
+static enum fastecho_verdict judge(const struct sock *sk, const read_descriptor_t *desc)
+{
+	if (unlikely(desc->error == -EAGAIN))
+		return tcp_rtx_and_write_queues_empty(sk) ? FASTECHO_NOMEM : FASTECHO_STALLED;
+	if (unlikely(desc->error))
+		return FASTECHO_FAILED;
+	return skb_queue_empty(&sk->sk_receive_queue) ? FASTECHO_DRAINED : FASTECHO_BUDGET;
+}
+
+enum fastecho_verdict fastecho_echo_pass(struct sock *sk, size_t budget, size_t *sent)
+{
+	read_descriptor_t desc = {.count = budget, .arg.data = sk};
+
+	/* tcp_read_sock() stops at an urgent byte for good. Here it is a byte like any other. */
+	if (unlikely(tcp_sk(sk)->urg_data))
+		tcp_sk(sk)->urg_data = 0;
+
+	lend_page_frag(sk);
+	tcp_read_sock(sk, &desc, echo_skb);
+	lend_page_frag(sk);
+
+	*sent = desc.written;
+	return judge(sk, &desc);
+}

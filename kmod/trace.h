@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR MIT */
+/*
+ * The tracepoint fastecho:fastecho_echo, the module's only statistics interface.
+ *
+ * path is one of enum fastecho_path.
+ *
+ * One event is one echo: one pass over a connection's receive queue that handed at least one byte
+ * to the send queue. A message that arrives in one piece while nothing is under way is one pass, so
+ * N round trips are N events; and in a stream, however it is cut, the bytes of all events add up to
+ * the bytes sent.
+ *
+ * ns is the time from data_ready, when the connection was first told of the data, until
+ * tcp_sendmsg_locked() has returned. What a pass leaves behind (its budget spent, the send buffer
+ * full) counts from the last data_ready before that pass. Data that was there before the tracepoint
+ * was enabled, or before accept(), counts from the start of the pass. The clock is ktime_get_ns(),
+ * CLOCK_MONOTONIC: the same as bpf_ktime_get_ns(). It is only read while the tracepoint is enabled.
+ */
+#undef TRACE_SYSTEM
+#define TRACE_SYSTEM fastecho
+
+#if !defined(FASTECHO_TRACE_H) || defined(TRACE_HEADER_MULTI_READ)
+#define FASTECHO_TRACE_H
+
+#include <linux/tracepoint.h>
+
+/* clang-format off: TRACE_EVENT() has a layout of its own. */
+TRACE_EVENT(fastecho_echo, TP_PROTO(u32 path, u32 bytes, u64 ns), TP_ARGS(path, bytes, ns),
+	    TP_STRUCT__entry(__field(u32, path) __field(u32, bytes) __field(u64, ns)),
+	    TP_fast_assign(__entry->path = path; __entry->bytes = bytes; __entry->ns = ns;),
+	    TP_printk("path=%s bytes=%u ns=%llu",
+		      __print_symbolic(__entry->path, {0, "softirq"}, {1, "workqueue"}),
+		      __entry->bytes, __entry->ns));
+/* clang-format on */
+
+#endif
+
+#undef TRACE_INCLUDE_PATH
+#define TRACE_INCLUDE_PATH .
+#undef TRACE_INCLUDE_FILE
+#define TRACE_INCLUDE_FILE trace
+#include <trace/define_trace.h>

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT
+/*
+ * pingpong ADDRESS PORT SIZE COUNT: sends COUNT messages of SIZE bytes, each after the echo of the
+ * one before, and prints the median of the round trips' times in nanoseconds. A reply that is not
+ * what was sent is an error.
+ */
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+
+static void fail(const char *what)
+{
+	fprintf(stderr, "pingpong: %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
+static int connect_to(const char *address, const char *port)
+{
+	struct addrinfo hints = {.ai_socktype = SOCK_STREAM,
+				 .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV};
+	struct addrinfo *info;
+	int fd, one = 1;
+
+	if (getaddrinfo(address, port, &hints, &info))
+		fail("address");
+	fd = socket(info->ai_family, SOCK_STREAM, 0);
+	if (fd < 0 || connect(fd, info->ai_addr, info->ai_addrlen))
+		fail("connect");
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	freeaddrinfo(info);
+	return fd;
+}
+
+static void round_trip(int fd, const char *out, char *in, size_t size)
+{
+	size_t received = 0;
+
+	if (send(fd, out, size, 0) != (ssize_t)size)
+		fail("send");
+	while (received < size) {
+		ssize_t n = recv(fd, in + received, size - received, 0);
+
+		if (n <= 0)
+			fail(n ? "recv" : "closed by the server");
+		received += n;
+	}
+}
+
+static int by_value(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return (x > y) - (x < y);
+}
+
+int main(int argc, char **argv)
+{
+	size_t size = argc == 5 ? strtoul(argv[3], NULL, 10) : 0;
+	size_t count = argc == 5 ? strtoul(argv[4], NULL, 10) : 0, i;
+	uint64_t *times_ns = calloc(count + 1, sizeof(*times_ns)), start_ns, end_ns;
+	char *out = malloc(size + 1), *in = malloc(size + 1);
+	int fd;
+
+	if (!size || !count) {
+		fprintf(stderr, "usage: pingpong ADDRESS PORT SIZE COUNT\n");
+		return 2;
+	}
+	fd = connect_to(argv[1], argv[2]);
+	for (i = 0; i < size; i++)
+		out[i] = random();
+	memset(in, 0, size);
+
+	start_ns = now_ns();
+	for (i = 0; i < count; i++) {
+		round_trip(fd, out, in, size);
+		end_ns = now_ns();
+		times_ns[i] = end_ns - start_ns;
+		start_ns = end_ns;
+	}
+	if (memcmp(in, out, size)) {
+		fprintf(stderr, "pingpong: the last reply differs from what was sent\n");
+		return 1;
+	}
+	qsort(times_ns, count, sizeof(*times_ns), by_value);
+	printf("%llu\n", (unsigned long long)times_ns[count / 2]);
+	return 0;
+}

@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: MIT
+"""Loading, unloading, parameters, counters and limits of fastecho.ko."""
+
+import errno
+import os
+import random
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fastecho
+import pytest
+from conftest import Service
+from kernel_log import KernelLog
+
+LOAD_ROUNDS = int(os.environ.get("KECHO_VM_LOAD_ROUNDS", 100))
+IDLE_CONNECTIONS = 10_000
+ALL_MODES = [(), ("inline=0",), ("inline=0", "bench=1")]
+
+
+def echo(message: bytes = b"ping", address: str = "127.0.0.1", port: int = fastecho.PORT) -> bytes:
+    with socket.create_connection((address, port), timeout=20) as sock:
+        sock.sendall(message)
+        return sock.recv(len(message))
+
+
+def complaints(log: KernelLog) -> list[str]:
+    return [line for line in log.new_lines() if line.startswith("fastecho: ") and "taint" not in line]
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("port", "0"),
+        ("port", "65536"),
+        ("port", "-1"),
+        ("port", "99999999999"),
+        ("port", "http"),
+        ("backlog", "0"),
+        ("backlog", "-5"),
+        ("bench", "2"),
+        ("inline", "maybe"),
+        ("max_conns", "-1"),
+        ("bind", "localhost"),
+        ("bind", "127.0.0.256"),
+        ("bind", "::g"),
+        ("bind", "127.0.0.1,"),
+        ("bind", "127.0.0.1,,::1"),
+        ("bind", ",".join(f"127.0.0.{n}" for n in range(1, 18))),
+    ],
+)
+def test_wrong_parameter(kernel_log: KernelLog, name: str, value: str) -> None:
+    with pytest.raises(fastecho.LoadError, match="Invalid parameters"):
+        fastecho.load(f"{name}={value}")
+    lines = complaints(kernel_log)
+    assert len(lines) == 1
+    assert name in lines[0]
+    assert not fastecho.is_loaded()
+
+
+def test_parameters_are_shown() -> None:
+    fastecho.load("port=12346", "backlog=7", "bench=1", "inline=0", "bind=127.0.0.1", "max_conns=9")
+    names = ["port", "backlog", "bench", "inline", "bind", "max_conns"]
+    assert [fastecho.parameter(name) for name in names] == ["12346", "7", "1", "0", "127.0.0.1", "9"]
+    for name in names:
+        assert (fastecho.SYSFS / "parameters" / name).stat().st_mode & 0o777 == 0o444
+
+
+def test_defaults() -> None:
+    fastecho.load()
+    names = ["port", "backlog", "bench", "inline", "bind", "max_conns"]
+    assert [fastecho.parameter(name) for name in names] == ["12345", "128", "0", "1", "127.0.0.1,::1", "65536"]
+    for name in ["active", "total", "rejected", "aborted"]:
+        assert (fastecho.SYSFS / "connections" / name).stat().st_mode & 0o777 == 0o444
+        assert fastecho.counter(name) == 0
+
+
+def test_insmod_twice() -> None:
+    fastecho.load()
+    with pytest.raises(fastecho.LoadError, match="File exists"):
+        fastecho.load()
+    assert echo() == b"ping"
+
+
+@pytest.mark.parametrize("family, address", [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_port_taken(kernel_log: KernelLog, family: int, address: str) -> None:
+    """Whichever address it is: the one that had been had is given back."""
+    with socket.socket(family) as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind((address, fastecho.PORT))
+        taken.listen()
+        with pytest.raises(fastecho.LoadError, match="Address already in use|File exists"):
+            fastecho.load()
+        lines = complaints(kernel_log)
+        assert len(lines) == 1
+        assert "port" in lines[0] and f"{fastecho.PORT}" in lines[0]
+        assert not fastecho.is_loaded()
+    fastecho.load()
+    assert echo() == b"ping"
+
+
+def test_binds_where_it_is_told() -> None:
+    fastecho.load("bind=127.0.0.2,::", "port=12347")
+    assert echo(address="127.0.0.2", port=12347) == b"ping"
+    assert echo(address="::1", port=12347) == b"ping"
+    with pytest.raises(ConnectionRefusedError):
+        echo(port=12347)
+
+
+def test_both_wildcards() -> None:
+    fastecho.load("bind=0.0.0.0,::")
+    assert echo() == b"ping"
+    assert echo(address="::1") == b"ping"
+
+
+def test_address_not_here(kernel_log: KernelLog) -> None:
+    with pytest.raises(fastecho.LoadError, match="Cannot assign requested address"):
+        fastecho.load("bind=127.0.0.1,192.0.2.1")
+    assert any("bind" in line and "192.0.2.1" in line for line in complaints(kernel_log))
+
+
+@contextmanager
+def without_ipv6() -> Iterator[None]:
+    switch = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
+    switch.write_text("1")
+    try:
+        yield
+    finally:
+        switch.write_text("0")
+
+
+def test_without_ipv6(kernel_log: KernelLog) -> None:
+    """The default goes on without ::1, and says so; an address asked for by name must be there."""
+    with without_ipv6():
+        fastecho.load()
+        assert echo() == b"ping"
+        lines = complaints(kernel_log)
+        assert len(lines) == 1 and "::1" in lines[0]
+        fastecho.unload()
+        with pytest.raises(fastecho.LoadError):
+            fastecho.load("bind=127.0.0.1,::1")
+
+
+def test_counters() -> None:
+    fastecho.load()
+    socks = [socket.create_connection(("127.0.0.1", fastecho.PORT)) for _ in range(17)]
+    for sock in socks:
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+    assert (fastecho.counter("active"), fastecho.counter("total")) == (17, 17)
+    for sock in socks[:10]:
+        sock.close()
+    fastecho.wait_for(lambda: fastecho.counter("active") == 7, "ten connections to end")
+    assert [fastecho.counter(n) for n in ["total", "rejected", "aborted"]] == [17, 0, 0]
+
+
+def test_max_conns() -> None:
+    """One too many is reset; there is room again once one has left."""
+    fastecho.load("max_conns=3")
+    socks = [socket.create_connection(("127.0.0.1", fastecho.PORT), timeout=20) for _ in range(3)]
+    for sock in socks:
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+    with pytest.raises(ConnectionResetError), socket.create_connection(("127.0.0.1", fastecho.PORT), timeout=20) as extra:
+        extra.recv(1)
+    assert (fastecho.counter("active"), fastecho.counter("total"), fastecho.counter("rejected")) == (3, 3, 1)
+    socks.pop().close()
+    fastecho.wait_for(lambda: fastecho.counter("active") == 2, "a connection to end")
+    assert echo() == b"ping"
+
+
+@pytest.mark.parametrize("parameters", ALL_MODES)
+def test_unload_with_idle_connections(parameters: tuple[str, ...]) -> None:
+    fastecho.load(*parameters)
+    socks = [socket.create_connection(("127.0.0.1", fastecho.PORT), timeout=20) for _ in range(500)]
+    for sock in socks[:100]:
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+    fastecho.wait_for(lambda: fastecho.counter("active") == 500, "all to be accepted")
+    assert fastecho.unload() < fastecho.UNLOAD_LIMIT_S
+    for sock in socks:
+        assert sock.recv(1) == b"", "an idle peer sees the end of the stream"
+
+
+@pytest.mark.parametrize("parameters", ALL_MODES)
+def test_unload_under_traffic(parameters: tuple[str, ...]) -> None:
+    fastecho.load(*parameters)
+    ended = []
+
+    def talk() -> None:
+        with socket.create_connection(("127.0.0.1", fastecho.PORT), timeout=20) as sock:
+            try:
+                while True:
+                    sock.sendall(bytes(20_000))
+                    if not sock.recv(1 << 16):
+                        break
+            except OSError as error:
+                assert error.errno in (errno.ECONNRESET, errno.EPIPE)
+            ended.append(True)
+
+    talkers = [threading.Thread(target=talk) for _ in range(16)]
+    for talker in talkers:
+        talker.start()
+    fastecho.wait_for(lambda: fastecho.counter("active") == 16, "the talkers")
+    time.sleep(0.5)
+    assert fastecho.unload() < fastecho.UNLOAD_LIMIT_S
+    for talker in talkers:
+        talker.join(20)
+    assert len(ended) == 16
+
+
+def test_unload_while_clients_connect() -> None:
+    """Connections in every stage of their making must not survive the module, nor keep it."""
+    stop = threading.Event()
+
+    def knock() -> None:
+        while not stop.is_set():
+            try:
+                echo()
+            except OSError:
+                pass
+
+    knockers = [threading.Thread(target=knock) for _ in range(4)]
+    for knocker in knockers:
+        knocker.start()
+    try:
+        for _ in range(10):
+            fastecho.load()
+            fastecho.wait_for(lambda: fastecho.counter("total") > 20, "connections")
+            assert fastecho.unload() < fastecho.UNLOAD_LIMIT_S
+    finally:
+        stop.set()
+        for knocker in knockers:
+            knocker.join()
+
+
+def test_connections_killed_by_the_administrator() -> None:
+    """ss -K ends a connection from a third context: neither softirq nor the work item."""
+    fastecho.load()
+    socks = [socket.create_connection(("127.0.0.1", fastecho.PORT), timeout=20) for _ in range(20)]
+    for sock in socks:
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+    subprocess.run(["ss", "-K", "-tn", "sport", "=", str(fastecho.PORT)], stdout=subprocess.DEVNULL, check=True)
+    fastecho.wait_idle()
+    assert fastecho.counter("aborted") == 20
+    for sock in socks:
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+
+
+def test_unload_with_stuck_clients() -> None:
+    """Clients that never read must not hold up the unloading."""
+    fastecho.load()
+    socks = [socket.create_connection(("127.0.0.1", fastecho.PORT)) for _ in range(4)]
+    for sock in socks:
+        sock.setblocking(False)
+        try:
+            while True:
+                sock.send(bytes(1 << 16))
+        except BlockingIOError:
+            pass
+    assert fastecho.unload() < fastecho.UNLOAD_LIMIT_S
+
+
+def mem_available_kb() -> int:
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1])
+    raise AssertionError("no MemAvailable")
+
+
+def test_load_traffic_unload_leaks_nothing() -> None:
+    def one_round() -> None:
+        fastecho.load()
+        Service("softirq").stream(64, 2000)
+        fastecho.unload()
+
+    for _ in range(5):
+        one_round()
+    time.sleep(1)
+    before_kb, tcp_before = mem_available_kb(), fastecho.slab("TCP")[0]
+    for _ in range(LOAD_ROUNDS):
+        one_round()
+    fastecho.wait_for(lambda: fastecho.slab("TCP")[0] <= tcp_before + 64, "sockets to be freed")
+    # A socket leaked in each connection would be 14 MB here, a struct conn 1.2 MB.
+    time.sleep(1)
+    lost_kb = before_kb - mem_available_kb()
+    assert lost_kb < 12_000, f"{lost_kb} kB lost in {LOAD_ROUNDS} rounds"
+
+
+def kworkers() -> int:
+    """How many kworkers there are."""
+    names = (stat.read_text() for stat in Path("/proc").glob("[0-9]*/comm"))
+    return sum(name.startswith("kworker") for name in names)
+
+
+def test_10000_idle_connections() -> None:
+    """Idle ones cost memory beside their socket of at most 512 bytes each, and no worker, though all have echoed."""
+    fastecho.load("backlog=1024")
+    workers_before, available_before_kb = kworkers(), mem_available_kb()
+    addresses = [f"127.0.{n}.1" for n in range(4)]
+    socks = []
+    for number in range(IDLE_CONNECTIONS):
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
+        sock.bind((addresses[number % 4], 0))
+        sock.connect(("127.0.0.1", fastecho.PORT))
+        sock.sendall(b"x")
+        socks.append(sock)
+    for sock in socks:
+        assert sock.recv(1) == b"x"
+    assert fastecho.counter("active") == IDLE_CONNECTIONS
+    time.sleep(0.5)
+    assert kworkers() - workers_before < 10
+    assert fastecho.slab("fastecho_conn")[1] <= 512
+    # Both ends' sockets and files take 10 KiB; a page fragment in each of ours would be another 32 KiB.
+    assert available_before_kb - mem_available_kb() < 14 * IDLE_CONNECTIONS
+    chosen = random.sample(socks, 100)
+    for sock in chosen:
+        sock.sendall(b"y")
+        assert sock.recv(1) == b"y"
+    # Half a second in an emulated machine whose host has nothing else to do; which it has.
+    assert fastecho.unload() < 15
+    for sock in socks:
+        sock.close()
+
+
+def test_lives_in_the_namespace_of_insmod() -> None:
+    ip("netns", "add", "kecho-test")
+    try:
+        ip("-n", "kecho-test", "link", "set", "lo", "up")
+        subprocess.run(["ip", "netns", "exec", "kecho-test", "insmod", str(fastecho.KO)], check=True)
+        with pytest.raises(ConnectionRefusedError):
+            echo()
+        Service("inside").stream(2, 1000, prefix=("ip", "netns", "exec", "kecho-test"))
+        assert fastecho.counter("total") == 2
+        assert fastecho.unload() < fastecho.UNLOAD_LIMIT_S
+    finally:
+        ip("netns", "del", "kecho-test")
+
+
+def test_ends_with_the_namespace_of_insmod() -> None:
+    """It does not keep the namespace; its remote clients see the end; and rmmod works afterwards."""
+    ip("netns", "add", "kecho-test")
+    ip("link", "add", "kecho0", "type", "veth", "peer", "name", "kecho1", "netns", "kecho-test")
+    ip("addr", "add", "10.77.0.1/24", "dev", "kecho0")
+    ip("link", "set", "kecho0", "up")
+    ip("-n", "kecho-test", "addr", "add", "10.77.0.2/24", "dev", "kecho1")
+    ip("-n", "kecho-test", "link", "set", "kecho1", "up")
+    subprocess.run(["ip", "netns", "exec", "kecho-test", "insmod", str(fastecho.KO), "bind=10.77.0.2"], check=True)
+    with socket.create_connection(("10.77.0.2", fastecho.PORT), timeout=20) as sock:
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+        ip("netns", "del", "kecho-test")
+        assert sock.recv(1) == b""
+    fastecho.wait_idle()
+    assert fastecho.unload() < fastecho.UNLOAD_LIMIT_S
+
+
+def test_loads_in_no_namespace_for_long() -> None:
+    """insmod in a namespace that ends with insmod."""
+    subprocess.run(["unshare", "-n", "sh", "-c", f"ip link set lo up; insmod {fastecho.KO}"], check=True)
+    time.sleep(0.5)
+    assert fastecho.is_loaded()
+    assert fastecho.unload() < fastecho.UNLOAD_LIMIT_S

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""The tracepoint fastecho:fastecho_echo: as many events and bytes as there were, on the right path, in sane times."""
+
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import fastecho
+import pytest
+from conftest import BUILD, Service
+
+TRACING = Path("/sys/kernel/tracing")
+PATHS = {"softirq": "softirq", "workqueue": "workqueue", "workqueue-percpu": "workqueue"}
+EVENT = re.compile(r"fastecho_echo: path=(\w+) bytes=(\d+) ns=(\d+)")
+
+
+@dataclass(frozen=True)
+class Echo:
+    path: str
+    bytes: int
+    ns: int
+
+
+@contextmanager
+def recorded() -> Iterator[list[Echo]]:
+    """Records the events of the block into the list that it yields."""
+    echoes: list[Echo] = []
+    (TRACING / "trace").write_text("")
+    (TRACING / "buffer_size_kb").write_text("16384")
+    enable = TRACING / "events/fastecho/fastecho_echo/enable"
+    enable.write_text("1")
+    try:
+        yield echoes
+    finally:
+        enable.write_text("0")
+    text = (TRACING / "trace").read_text()
+    echoes += [Echo(path, int(size), int(ns)) for path, size, ns in EVENT.findall(text)]
+
+
+def test_one_event_a_message(service: Service) -> None:
+    count, size = 1009, 61
+    with recorded() as echoes:
+        subprocess.run([str(BUILD / "pingpong"), *map(str, (*service.endpoint, size, count))], check=True)
+        fastecho.wait_idle()
+    assert len(echoes) == count
+    assert {echo.bytes for echo in echoes} == {size}
+    # The first may have been there before accept(), which is the workqueue's.
+    assert {echo.path for echo in echoes[1:]} == {PATHS[service.mode]}
+    assert all(0 < echo.ns < 1_000_000_000 for echo in echoes)
+    assert sorted(echo.ns for echo in echoes)[count // 2] < 10_000_000
+
+
+def test_bytes_of_streams_add_up(service: Service) -> None:
+    with recorded() as echoes:
+        service.stream(7, 100_003)
+        fastecho.wait_idle()
+    assert sum(echo.bytes for echo in echoes) == 7 * 100_003
+    assert all(0 < echo.ns < 10_000_000_000 for echo in echoes)
+
+
+def test_bytes_add_up_through_stalls(service: Service) -> None:
+    with recorded() as echoes:
+        with socket.create_connection(service.endpoint) as sock:
+            sock.setblocking(False)
+            sent = 0
+            try:
+                while True:
+                    sent += sock.send(bytes(50_021))
+            except BlockingIOError:
+                pass
+            sock.shutdown(socket.SHUT_WR)
+            sock.settimeout(20)
+            received = 0
+            while piece := sock.recv(1 << 16):
+                received += len(piece)
+        fastecho.wait_idle()
+    assert received == sent
+    assert sum(echo.bytes for echo in echoes) == sent
+
+
+def test_switched_on_and_off_under_traffic(service: Service) -> None:
+    """What was there before it was switched on gets no time from before it."""
+    with socket.create_connection(service.endpoint) as sock:
+        for _ in range(5):
+            sock.sendall(b"untraced")
+            assert sock.recv(8) == b"untraced"
+            with recorded() as echoes:
+                sock.sendall(b"traced")
+                assert sock.recv(6) == b"traced"
+            assert [echo.bytes for echo in echoes] == [6]
+            assert echoes[0].ns < 1_000_000_000
+
+
+@pytest.mark.parametrize("size, inline_bound", [(64, 1)])
+def test_softirq_hardly_needs_the_workqueue(size: int, inline_bound: int) -> None:
+    fastecho.load()
+    with recorded() as echoes:
+        subprocess.run([str(BUILD / "pingpong"), "127.0.0.1", str(fastecho.PORT), str(size), "1009"], check=True)
+    assert sum(echo.path == "workqueue" for echo in echoes) <= inline_bound

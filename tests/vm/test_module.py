@@ -169,7 +169,10 @@ def test_max_conns() -> None:
     for sock in socks:
         sock.sendall(b"x")
         assert sock.recv(1) == b"x"
-    with pytest.raises(ConnectionResetError), socket.create_connection(("127.0.0.1", fastecho.PORT), timeout=20) as extra:
+    with (
+        pytest.raises(ConnectionResetError),
+        socket.create_connection(("127.0.0.1", fastecho.PORT), timeout=20) as extra,
+    ):
         extra.recv(1)
     assert (fastecho.counter("active"), fastecho.counter("total"), fastecho.counter("rejected")) == (3, 3, 1)
     socks.pop().close()

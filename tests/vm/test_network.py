@@ -37,9 +37,7 @@ def remote() -> Iterator[tuple[str, ...]]:
 def test_remote_client(remote: tuple[str, ...], parameters: tuple[str, ...], netem: str) -> None:
     if NETEM[netem]:
         subprocess.run(["tc", "qdisc", "add", "dev", "kecho0", "root", "netem", *NETEM[netem]], check=True)
-        subprocess.run(
-            [*remote, "tc", "qdisc", "add", "dev", "kecho1", "root", "netem", *NETEM[netem]], check=True
-        )
+        subprocess.run([*remote, "tc", "qdisc", "add", "dev", "kecho1", "root", "netem", *NETEM[netem]], check=True)
     fastecho.load("bind=10.77.0.1", *parameters)
     service = Service("remote", "10.77.0.1")
     service.stream(3, 300_000 if NETEM[netem] else 3_000_000, prefix=remote)

@@ -245,7 +245,8 @@ def bench_table(result: Result, width: int = 80, utf8: bool | None = None) -> st
     titles = ("target", "mode", "path", *PERCENTILE_TITLES.values(), "max", "requests", "ratio")
     lines = [*_flow(result.headline(), width), "", *table(titles, rows, left=3)]
     if inside := [target for target in targets if target.kernel is not None]:
-        lines += ["", "counted by the services during these runs, warm-up included"]
+        warm = any(run.options.get("warmup_s") for run in result.runs)
+        lines += ["", f"counted by the services during these runs{', warm-up included' if warm else ''}"]
         lines += table(
             ("target", "mode", "path", "p50", "p99", "echoes", "bytes", "fallbacks"),
             [

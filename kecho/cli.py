@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from kecho import __version__, config
 from kecho.backends import MODES
-from kecho.errors import KechoError, UsageError, one_line
+from kecho.errors import KechoError, Unavailable, UsageError, one_line
 
 _DESCRIPTION = "Run a TCP echo service that never leaves the kernel, and measure it."
 _EPILOG = """\
@@ -52,7 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"kecho {__version__}")
-    parser.add_argument("--print-completion", metavar="SHELL", help="print the completion script for bash or zsh")
+    parser.add_argument(
+        "--print-completion",
+        choices=("bash", "zsh"),
+        metavar="SHELL",
+        help="print the completion script for bash or zsh",
+    )
     commands: Any = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", parser_class=_Parser)
     _add_up(commands)
     _add_down(commands)
@@ -349,6 +354,15 @@ def _width() -> int:
     return min(shutil.get_terminal_size().columns, 100) if sys.stdout.isatty() else 80
 
 
+def _print_completion(parser: argparse.ArgumentParser, shell: str) -> int:
+    try:
+        import shtab
+    except ImportError as e:
+        raise Unavailable("the completion script is made by shtab, which is not installed", "pip install shtab") from e
+    print(shtab.complete(parser, shell))
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -356,10 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = build_parser()
         args = parser.parse_args(argv)
         if args.print_completion:
-            import shtab
-
-            print(shtab.complete(parser, args.print_completion))
-            return 0
+            return _print_completion(parser, args.print_completion)
         if args.command is None:
             parser.print_help()
             return 2

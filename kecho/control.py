@@ -7,7 +7,6 @@ Anybody may connect, so nobody is trusted to send little, to send soon, or to re
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import socket
 import struct
@@ -53,11 +52,18 @@ class ControlServer:
                 if writer in self._clients:
                     self._clients[writer] = self._clients.pop(writer)
         except (TimeoutError, OSError):
-            pass
+            writer.transport.abort()
         finally:
+            await self._close(writer)
             self._clients.pop(writer, None)
-            with contextlib.suppress(OSError):
-                writer.close()
+
+    async def _close(self, writer: asyncio.StreamWriter) -> None:
+        """Closes once the client has read everything; one that does not read is dropped."""
+        try:
+            writer.close()
+            await asyncio.wait_for(writer.wait_closed(), SILENCE_S)
+        except (TimeoutError, OSError):
+            writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Reads one line and answers it; False if that was the last."""

@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,10 @@ def _endpoint(address: str, port: int) -> str:
 def listener_on(port: int) -> str:
     """Who listens on `port` in this network namespace, as "NAME (pid N)"; "" if that cannot be seen."""
     with contextlib.suppress(Exception):  # it is for an error message that must come out anyhow
-        inodes = {f"socket:[{s['idiag_inode']}]" for s in _sockets(1 << _LISTEN) if s["idiag_sport"] == port}
+        # In a thread of its own: pyroute2 runs an event loop, of which a thread can have only one.
+        with ThreadPoolExecutor(1) as thread:
+            listeners = thread.submit(lambda: list(_sockets(1 << _LISTEN))).result()
+        inodes = {f"socket:[{s['idiag_inode']}]" for s in listeners if s["idiag_sport"] == port}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if any(os.readlink(fd) in inodes for fd in (process / "fd").iterdir()):

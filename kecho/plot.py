@@ -233,7 +233,8 @@ def _draw_dots(axes: Axes, targets: Sequence[Target], styles: Sequence[tuple[str
 
 def _latency_ticks(axes: Axes, which: str, low: float, high: float) -> None:
     """A log axis of nanoseconds from `low` to `high`: ticks at 1, 2, 5 with units, fewer if there are many decades."""
-    steps = (1, 2, 5) if high / low < 300 else (1,) if high / low > 1e5 else (1, 3)
+    few = 1e5 if which == "y" else 300  # numbers side by side need more room than one above the other
+    steps = (1, 2, 5) if high / low < 300 else (1,) if high / low > few else (1, 3)
     ticks = [step * 10.0**decade for decade in range(13) for step in steps if low <= step * 10.0**decade <= high]
     (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
     axis = axes.xaxis if which == "x" else axes.yaxis

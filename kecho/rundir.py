@@ -17,13 +17,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kecho.errors import KechoError, Unavailable
+from kecho.errors import KechoError, Unavailable, UsageError, one_line
 
 BASE = Path("/run/kecho")
 
 
 def directory(name: str) -> Path:
-    """The folder of a service."""
+    """The folder of a service. Raises UsageError for a name that would lead out of BASE: folders get removed."""
+    if name in ("", ".", "..") or "/" in name:
+        raise UsageError(f"{name!r} is not the name of a service")
     return BASE / name
 
 
@@ -67,6 +69,8 @@ class RunDir:
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except PermissionError as e:
             raise Unavailable(f"may not write to {BASE}", "run it as root, with sudo") from e
+        except OSError as e:  # a /run that is read-only or full
+            raise KechoError(f"cannot make the folder of {name}: {one_line(e)}") from e
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.stat(self.path / "lock").st_ino != os.fstat(self._lock).st_ino:

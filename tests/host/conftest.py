@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""The tests in this folder run kecho on the real kernel, as root, with traffic over loopback and own namespaces only."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+import support
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() == 0:
+        return
+    skip = pytest.mark.skip(reason="needs root")
+    for item in items:
+        if item.path.parent == support.ROOT / "tests/host":
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def kecho() -> Callable[..., object]:
+    """Runs kecho-ctl with some arguments; gives the CompletedProcess, with its output as text."""
+    return support.run_kecho
+
+
+@pytest.fixture
+def service() -> Iterator[Callable[..., support.Service]]:
+    """Brings services up, as support.up does. They are taken down in the end, and nothing of them may be left."""
+    services: list[support.Service] = []
+
+    def up(**options: object) -> support.Service:
+        services.append(support.up(**options))
+        return services[-1]
+
+    yield up
+    errors = []
+    for one in reversed(services):
+        try:
+            one.down()
+        except Exception as e:  # the others have to go all the same
+            errors.append(e)
+    if errors:
+        raise errors[0]
+
+
+@pytest.fixture(params=support.PATHS)
+def path(request: pytest.FixtureRequest) -> str:
+    """Each way to echo; give it to service(path=…)."""
+    return str(request.param)
+
+
+@pytest.fixture(params=[socket.AF_INET, socket.AF_INET6], ids=["v4", "v6"])
+def family(request: pytest.FixtureRequest) -> int:
+    """Each IP version."""
+    return int(request.param)

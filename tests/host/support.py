@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: MIT
+"""What the tests on the real kernel share: running kecho-ctl, services, what they leave behind, sockets, payloads."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+KECHO_CTL = ROOT / ".venv/bin/kecho-ctl"
+RUN = Path("/run/kecho")
+TIMEOUT_S = 60.0
+PROGRAMS = {"msg_echo", "skb_echo", "skb_sent", "send_returned", "sockops_register"}
+MAPS = ("clients", "servers", "conns", "unconfirmed")
+PATHS = ("msg", "skb", "user")
+
+_FREEING_S = 3.0  # the kernel frees programs and maps some time after their last descriptor
+_LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+
+
+def clean_env() -> dict[str, str]:
+    """An environment without settings of Python, BCC or kecho."""
+    return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
+
+
+def run_kecho(*args: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Run kecho-ctl to its end; keywords go to subprocess.run."""
+    options: dict[str, Any] = {"env": clean_env(), "stdin": subprocess.DEVNULL, "timeout": TIMEOUT_S, **kwargs}
+    return subprocess.run([str(KECHO_CTL), *map(str, args)], capture_output=True, text=True, check=False, **options)
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S) -> None:
+    """Poll until condition() holds; fail after a time that only a broken program takes."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    """A port that nobody uses, outside the range from which clients get theirs."""
+    for _ in range(1000):
+        port = random.randrange(20000, 32000)
+        with socket.socket(socket.AF_INET) as v4, socket.socket(socket.AF_INET6) as v6:
+            v6.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            with contextlib.suppress(OSError):
+                v4.bind(("0.0.0.0", port))
+                v6.bind(("::", port))
+                return port
+    raise AssertionError("no free port")
+
+
+# ---- what a service has in the kernel ----
+
+
+def bpftool(*args: object) -> Any:
+    """What bpftool answers, as JSON; None where it says nothing."""
+    done = subprocess.run(["bpftool", "-j", *map(str, args)], capture_output=True, text=True, check=True, timeout=60)
+    return json.loads(done.stdout) if done.stdout.strip() else None
+
+
+def fdinfo(pid: int, key: str) -> set[int]:
+    """The BPF objects that a process holds, by their number: key is prog_id, map_id or link_id."""
+    found = set()
+    for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(OSError):
+            found |= {int(number) for number in re.findall(rf"^{key}:\s*(\d+)$", entry.read_text(), re.MULTILINE)}
+    return found
+
+
+def live(kind: str) -> set[int]:
+    """The numbers of all programs ("prog"), maps ("map") or links ("link") of the machine."""
+    return {found["id"] for found in bpftool(kind, "show") or []}
+
+
+def cgroup_programs() -> set[int]:
+    """The numbers of the programs that are attached to any cgroup."""
+    return {int(number) for number in re.findall(r'"id":\s*(\d+)', json.dumps(bpftool("cgroup", "tree")))}
+
+
+def map_id(pid: int, name: str) -> int:
+    """The number of a map of the service whose controller has this pid."""
+    ids = fdinfo(pid, "map_id")
+    (found,) = [found["id"] for found in bpftool("map", "show") if found["id"] in ids and found.get("name") == name]
+    return int(found)
+
+
+def map_entries(pid: int, name: str) -> int:
+    """How many entries a map has. Counts keys: the values of a sockhash cannot always be read."""
+    dump = bpftool("map", "dump", "id", map_id(pid, name))
+    return len(dump)
+
+
+def session(pid: int) -> set[int]:
+    """The processes of the session that the controller leads."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == pid and fields[0] != "Z":
+                found.add(int(entry.name))
+    return found
+
+
+class Belongings:
+    """What a service has, taken down while it is up, to be looked for once it is gone."""
+
+    def __init__(self, name: str, pid: int, sockmap: bool) -> None:
+        self.name, self.pid = name, pid
+        self.programs, self.maps = fdinfo(pid, "prog_id"), fdinfo(pid, "map_id")
+        self.links = fdinfo(pid, "link_id")
+        if sockmap:  # or looking for them would mean nothing
+            ours = [found for found in bpftool("prog", "show") if found["id"] in self.programs]
+            assert {"sockops_register", "msg_echo", "skb_echo"} <= {found["name"] for found in ours} <= PROGRAMS
+            assert self.links and self.programs & cgroup_programs()
+            assert {self._map_name(number) for number in self.maps} >= set(MAPS)
+
+    @staticmethod
+    def _map_name(number: int) -> str:
+        return str(bpftool("map", "show", "id", number).get("name"))
+
+    def left(self) -> list[str]:
+        """What is still there."""
+        return [
+            *(f"program {number}" for number in self.programs & live("prog")),
+            *(f"map {number}" for number in self.maps & live("map")),
+            *(f"link {number}" for number in self.links & live("link")),
+            *(f"program {number} at a cgroup" for number in self.programs & cgroup_programs()),
+            *(f"process {number}" for number in session(self.pid)),
+            *([str(RUN / self.name)] if (RUN / self.name).exists() else []),
+        ]
+
+    def assert_gone(self) -> None:
+        """Fails if anything is left after the time that the kernel may take."""
+        deadline = time.monotonic() + _FREEING_S
+        while (left := self.left()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not left, f"left by {self.name}: {', '.join(left)}"
+
+
+# ---- services ----
+
+
+class Service:
+    """A service that `kecho-ctl up` brought up."""
+
+    def __init__(self, name: str, port: int, addresses: Sequence[str], mode: str) -> None:
+        self.name, self.port, self.addresses, self.mode = name, port, list(addresses), mode
+        self.pid = int(self.status()["pid"])
+        self.belongings = Belongings(name, self.pid, mode == "sockmap")
+
+    def address(self, family: int = socket.AF_INET) -> str:
+        """The address of that family that it is bound to; loopback if that is a wildcard."""
+        (found,) = [a for a in self.addresses if (":" in a) == (family == socket.AF_INET6)][:1]
+        return _LOOPBACK[socket.AddressFamily(family)] if found in ("0.0.0.0", "::") else found
+
+    def client(self, family: int = socket.AF_INET) -> socket.socket:
+        """A connected client."""
+        return connect(self.address(family), self.port)
+
+    def status(self) -> dict[str, Any]:
+        """Its entry of `status --json`."""
+        done = run_kecho("status", "--json", self.name)
+        assert done.returncode == 0, done.stderr
+        (found,) = json.loads(done.stdout)["services"]
+        return dict(found)
+
+    def stats(self) -> dict[str, Any]:
+        """`stats --json`."""
+        done = run_kecho("stats", "--json", "--name", self.name)
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
+
+    def path(self, name: str) -> dict[str, Any]:
+        """The counters of one path."""
+        return dict(self.stats()["paths"][name])
+
+    def active(self) -> int:
+        """The connections it has now."""
+        return int(self.stats()["connections"]["active"])
+
+    def down(self) -> None:
+        """Take it down through kecho-ctl, if it is up, and see that nothing is left."""
+        if (RUN / self.name).exists():
+            done = run_kecho("down", self.name)
+            assert done.returncode == 0, done.stderr
+        self.belongings.assert_gone()
+
+
+def up(**options: Any) -> Service:
+    """Bring a service up. path "user" means --mode user; run={…} are keywords of subprocess.run."""
+    run = options.pop("run", {})
+    path = options.pop("path", None)
+    mode = options.pop("mode", "user" if path == "user" else "sockmap")
+    name = options.pop("name", f"pytest-{os.getpid()}-{random.randrange(1 << 32):08x}")
+    port = options.pop("port", None) or free_port()
+    binds = options.pop("bind", None) or []
+    binds = [binds] if isinstance(binds, str) else list(binds)
+    args = ["up", f"--mode={mode}", f"--name={name}", f"--port={port}", *(f"--bind={bind}" for bind in binds)]
+    if path not in (None, "user"):
+        args.append(f"--path={path}")
+    for key, value in options.items():
+        flag = f"--{key.replace('_', '-')}"
+        args += [flag] if value is True else [f"{flag}={value}"]
+    done = run_kecho(*args, **run)
+    assert done.returncode == 0, done.stderr
+    return Service(name, port, binds or list(_LOOPBACK.values()), mode)
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """The process does not run inside the block."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_for(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "the stop")
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+# ---- sockets and payloads ----
+
+
+def connect(address: str, port: int, sock: socket.socket | None = None) -> socket.socket:
+    """A client that sends at once and gives up only on a service that hangs."""
+    if sock is None:
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(TIMEOUT_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.connect((address, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def receive(sock: socket.socket, size: int) -> bytes:
+    """Exactly so many bytes; fails at an early end."""
+    data = bytearray(size)
+    view, got = memoryview(data), 0
+    while got < size:
+        step = sock.recv_into(view[got:])
+        assert step, f"the stream ended after {got} of {size} bytes"
+        got += step
+    return bytes(data)
+
+
+def receive_all(sock: socket.socket, most: int = 1 << 30) -> bytes:
+    """Everything up to the end of the stream."""
+    data = bytearray()
+    while len(data) <= most:
+        chunk = sock.recv(1 << 18)
+        if not chunk:
+            return bytes(data)
+        data += chunk
+    raise AssertionError(f"more than {most} bytes came back")
+
+
+def payload(size: int, seed: int = 0) -> bytes:
+    """Bytes that tell where in the stream they belong, the same for the same seed."""
+    return random.Random(seed).randbytes(size)
+
+
+def assert_same(got: bytes, sent: bytes) -> None:
+    """Like assert got == sent, but says where they part instead of printing megabytes."""
+    if got == sent:
+        return
+    at = next((i for i, (a, b) in enumerate(zip(got, sent, strict=False)) if a != b), min(len(got), len(sent)))
+    raise AssertionError(
+        f"{len(got)} bytes came back for {len(sent)}; the first difference is at {at}: "
+        f"{got[at : at + 16].hex(' ')} instead of {sent[at : at + 16].hex(' ')}"
+    )
+
+
+def echo(sock: socket.socket, data: bytes) -> None:
+    """Send and receive at the same time, and compare."""
+    with sending(sock, data):
+        assert_same(receive(sock, len(data)), data)
+
+
+@contextlib.contextmanager
+def sending(sock: socket.socket, data: bytes, then: Callable[[], object] | None = None) -> Iterator[None]:
+    """A thread sends data, and calls `then`, while the block runs."""
+    errors: list[BaseException] = []
+
+    def send() -> None:
+        try:
+            sock.sendall(data)
+            if then:
+                then()
+        except BaseException as e:
+            errors.append(e)
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(TIMEOUT_S)
+    assert not thread.is_alive(), "the sender hangs"
+    assert not errors, f"the sender: {errors[0]!r}"
+
+
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def enter_netns(name: str) -> None:
+    """Move this thread into a network namespace; in preexec_fn, the process to be."""
+    fd = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.setns(fd, _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"setns {name}")
+    finally:
+        os.close(fd)
+
+
+def socket_in(netns: str, family: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """A socket that belongs to a network namespace, wherever it is used from."""
+    found: list[socket.socket | BaseException] = []
+
+    def make() -> None:
+        try:
+            enter_netns(netns)
+            found.append(socket.socket(family, kind))
+        except BaseException as e:
+            found.append(e)
+
+    thread = threading.Thread(target=make)  # its namespace ends with it
+    thread.start()
+    thread.join()
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]

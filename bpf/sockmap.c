@@ -9,7 +9,7 @@
  *   send_returned      tracing: ends the latency of path msg
  *
  * Settings arrive as -D from kecho/bpf.py: KECHO_PORT, KECHO_NETNS (cookie), KECHO_LIMIT (bytes),
- * KECHO_MAX_CONNS, KECHO_LATENCY (0, 1), KECHO_PATH_LOCAL and KECHO_PATH_REMOTE (a PATH_*), and KECHO_OFF_*, the
+ * KECHO_MAX_CONNS, KECHO_LATENCY (0, 1), KECHO_SEND_HOOK, KECHO_PATH_LOCAL and KECHO_PATH_REMOTE (a PATH_*), and KECHO_OFF_*, the
  * offsets of fields in the running kernel's structures, as its BTF gives them.
  *
  * A socket is known to every hook by its address in the kernel, which is the key of all maps. It is unique while
@@ -23,6 +23,10 @@
 #define PATH_SKB  1
 #define PATH_USER 2 /* kept by the controller; here it only marks a connection */
 #define PATHS	  2
+
+/* KECHO_SEND_HOOK: what tells that the send of a local client returned; SEND_HOOKS of kecho/backends/sockmap.py. */
+#define SEND_HOOK_TRACEPOINT 1
+#define SEND_HOOK_FEXIT	     2
 
 #define AF_INET	 2
 #define AF_INET6 10
@@ -331,15 +335,16 @@ static __always_inline int end_send(__u64 sk)
 	return 0;
 }
 
-#ifdef KECHO_SEND_RETURNED_BY_FEXIT
-KRETFUNC_PROBE(tcp_bpf_sendmsg, void *sk)
-{
-	return end_send((__u64)sk);
-}
-#else
+#if KECHO_SEND_HOOK == SEND_HOOK_TRACEPOINT
 int send_returned(struct bpf_raw_tracepoint_args *ctx)
 {
 	return end_send(ctx->args[0]);
+}
+#elif KECHO_SEND_HOOK == SEND_HOOK_FEXIT
+/* BCC attaches it by itself, by the name that this macro makes. */
+KRETFUNC_PROBE(tcp_bpf_sendmsg, void *sk)
+{
+	return end_send((__u64)sk);
 }
 #endif
 #endif

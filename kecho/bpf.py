@@ -63,11 +63,6 @@ class Module:
         with _quiet_stderr(f"the kernel has no usable tracepoint {tracepoint}"):
             self._bpf.attach_raw_tracepoint(tracepoint.encode(), function.encode())
 
-    def attach_fexit(self, function: str) -> None:
-        """Runs the KRETFUNC_PROBE of `function` whenever that returns, until `close`. Raises KechoError."""
-        with _quiet_stderr(f"the kernel does not let {function} be traced"):
-            self._bpf.attach_kretfunc(f"kretfunc__{function}".encode())
-
     def close(self) -> None:
         """Detaches and frees everything. Idempotent."""
         bpf: Any = self._bpf

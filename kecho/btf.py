@@ -11,6 +11,8 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
+from kecho.errors import KechoError
+
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
 _MAGIC = 0xEB9F
@@ -48,7 +50,7 @@ _TRAILER = {
 }
 
 
-class BtfError(Exception):
+class BtfError(KechoError):
     """The BTF is malformed, or has no such structure or field."""
 
 
@@ -147,6 +149,10 @@ class Btf:
     def _string(self, offset: int) -> str:
         start = self._strings + offset
         return self._blob[start : self._blob.index(b"\0", start)].decode()
+
+    def has(self, name: str) -> bool:
+        """Is there any type, function or member of that name? Of a tracepoint NAME: ``btf_trace_NAME``."""
+        return self._name_offset(name) >= 0
 
     def offset(self, path: str) -> int:
         """Bytes from the start of a structure to a field: ``offset("sock.sk_backlog.rmem_alloc")``.

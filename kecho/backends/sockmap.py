@@ -30,6 +30,8 @@ _ROUTE_TEXT = {
     "msg": "msg for local clients, user for remote ones",
     "skb": "skb for all clients",
 }
+# What tells that a client's send returned: SEND_HOOK_* of bpf/sockmap.c. The tracepoint is there from Linux 6.3.
+_NO_HOOK, _TRACEPOINT, _FEXIT = range(3)
 _MIN_CONNECTIONS, _MAX_CONNECTIONS = 1024, 1 << 20
 
 
@@ -78,9 +80,10 @@ class SockmapBackend:
                 self._path, local = "skb", "skb"
         kernel.raise_nofile()
         listeners = [self._bind(address, config.port) for address in config.binds]
-        module = Module("sockmap.c", self._defines(config, listeners[0], local, remote))
+        btf = _read_btf()
+        module = self._compile(self._defines(config, btf, listeners[0], local, remote), btf, local)
         self._undo.append(module.close)
-        self._attach_verdicts(module, config.latency, local)
+        self._attach_verdicts(module, config.latency)
         for address in config.binds:
             bpfsys.map_update(module.map_fd("listeners"), _mapped(address), b"\x01")
         cgroup = os.open(kernel.cgroup2_mount(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -104,11 +107,25 @@ class SockmapBackend:
         sock.bind((address, port))
         return sock
 
-    def _defines(self, config: Config, listener: socket.socket, local: str, remote: str) -> dict[str, int | str]:
+    def _compile(self, defines: dict[str, int | str], btf: Btf, local: str) -> Module:
+        """With the best hook there is; each costs every send on this machine a look-up, so only where it is needed."""
+        hook = _NO_HOOK
+        if defines["KECHO_LATENCY"] and local == "msg":
+            hook = _TRACEPOINT if btf.has("btf_trace_sock_send_length") else _FEXIT
         try:
-            offsets = Btf.vmlinux().offsets(kernel.SOCKMAP_FIELDS.values())
-        except (OSError, BtfError) as e:
-            raise KechoError(f"the kernel's BTF: {one_line(e)}") from e
+            module = Module("sockmap.c", {**defines, "KECHO_SEND_HOOK": hook})
+        except KechoError as e:
+            if hook != _FEXIT:
+                raise
+            self._why_no_latency["msg"] = f"no tracepoint sock_send_length, and no fexit: {e}"
+            return Module("sockmap.c", {**defines, "KECHO_SEND_HOOK": _NO_HOOK})
+        if hook == _TRACEPOINT:
+            module.attach_raw_tracepoint("sock_send_length", "send_returned")
+        return module
+
+    def _defines(
+        self, config: Config, btf: Btf, listener: socket.socket, local: str, remote: str
+    ) -> dict[str, int | str]:
         nofile, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return {
             "KECHO_PORT": config.port,
@@ -118,10 +135,10 @@ class SockmapBackend:
             "KECHO_LATENCY": int(config.latency),
             "KECHO_PATH_LOCAL": PATHS.index(local),
             "KECHO_PATH_REMOTE": PATHS.index(remote),
-            **{f"KECHO_OFF_{name}": offsets[path] for name, path in kernel.SOCKMAP_FIELDS.items()},
+            **{f"KECHO_OFF_{name}": btf.offset(path) for name, path in kernel.SOCKMAP_FIELDS.items()},
         }
 
-    def _attach_verdicts(self, module: Module, latency: bool, local: str) -> None:
+    def _attach_verdicts(self, module: Module, latency: bool) -> None:
         def attach(function: str, prog_type: int, sockhash: str, attach_type: int) -> None:
             bpfsys.prog_attach(module.load(function, prog_type), module.map_fd(sockhash), attach_type)
 
@@ -131,18 +148,6 @@ class SockmapBackend:
             self._why_no_latency = dict.fromkeys(_KERNEL_PATHS, "switched off with --no-latency")
             return
         attach("skb_sent", bpfsys.PROG_TYPE_SK_MSG, "servers", bpfsys.ATTACH_SK_MSG_VERDICT)
-        if local == "msg":
-            self._attach_send_returned(module)
-
-    def _attach_send_returned(self, module: Module) -> None:
-        """The hook costs every send on this machine a look-up, so it is set only where path msg needs it."""
-        try:
-            module.attach_raw_tracepoint("sock_send_length", "send_returned")
-        except KechoError:
-            try:
-                module.attach_fexit("tcp_bpf_sendmsg")
-            except KechoError as e:
-                self._why_no_latency["msg"] = f"neither tracepoint sock_send_length nor fexit: {e}"
 
     def stop(self) -> None:
         """The mirror of start: listeners and connections, registration, programs and maps."""
@@ -162,6 +167,13 @@ class SockmapBackend:
 
     def describe(self) -> str:
         return _ROUTE_TEXT[self._path]
+
+
+def _read_btf() -> Btf:
+    try:
+        return Btf.vmlinux()
+    except (OSError, BtfError) as e:
+        raise KechoError(f"the kernel's BTF: {one_line(e)}") from e
 
 
 def _mapped(address: str) -> bytes:

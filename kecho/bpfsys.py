@@ -23,7 +23,7 @@ ATTACH_CGROUP_SOCK_OPS = 3
 ATTACH_SK_SKB_STREAM_VERDICT = 5
 ATTACH_SK_MSG_VERDICT = 7
 
-_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_NEXT_KEY, _PROG_LOAD, _PROG_ATTACH = 0, 1, 2, 4, 5, 8
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY, _PROG_LOAD, _PROG_ATTACH = 0, 1, 2, 3, 4, 5, 8
 _LINK_CREATE = 28
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280}
@@ -66,6 +66,12 @@ def map_update(map_fd: int, key: bytes, value: bytes) -> None:
     )
     attr = struct.pack("=IIQQQ", map_fd, 0, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer), 0)
     _bpf(_MAP_UPDATE, attr, "BPF_MAP_UPDATE_ELEM")
+
+
+def map_delete(map_fd: int, key: bytes) -> None:
+    """Removes `key`. Raises OSError (ENOENT: no such key)."""
+    key_buffer = ctypes.create_string_buffer(key, len(key))
+    _bpf(_MAP_DELETE, struct.pack("=IIQ", map_fd, 0, ctypes.addressof(key_buffer)), "BPF_MAP_DELETE_ELEM")
 
 
 def map_keys(map_fd: int, key_size: int) -> Iterator[bytes]:

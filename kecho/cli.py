@@ -282,6 +282,8 @@ def _stats(args: argparse.Namespace) -> int:
         now = service.snapshot()
         try:
             since = now - last
+            if since.connections.total < 0 or any(path.echoes < 0 for path in since.paths.values()):
+                raise ValueError
         except ValueError:  # reset meanwhile
             since = now
         if args.json:

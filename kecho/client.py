@@ -27,7 +27,7 @@ class Client:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(_TIMEOUT_S)
             try:
-                sock.connect(str(rundir.control_socket(self.name)))
+                self._connect(sock)
                 sock.sendall(json.dumps({"op": op}).encode() + b"\n")
                 with sock.makefile("rb") as lines:
                     answer = json.loads(lines.readline())
@@ -40,6 +40,18 @@ class Client:
                 raise Unavailable(answer["error"], "run it as root, with sudo")
             raise KechoError(f"{self.name}: {answer['error']}")
         return dict(answer)
+
+    def _connect(self, sock: socket.socket) -> None:
+        """Others may fill the queue for a moment; with a timeout set, connect() then says EAGAIN at once."""
+        deadline = time.monotonic() + _TIMEOUT_S
+        while True:
+            try:
+                sock.connect(str(rundir.control_socket(self.name)))
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def _not_up(self) -> str:
         if rundir.read_state(self.name):

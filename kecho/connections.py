@@ -197,6 +197,9 @@ class _Connection:
 
     def _finish(self) -> None:
         try:
+            if self._closed():  # reset behind the end of the stream: what is queued will never leave
+                self.close(aborted=True)
+                return
             if not self._drained():
                 # What the verdict passed may become readable behind the end of the stream.
                 self._again(self._readable_late)
@@ -210,6 +213,9 @@ class _Connection:
 
     def _readable_late(self) -> None:
         self._loop.add_reader(self._fd, self._readable)
+
+    def _closed(self) -> bool:
+        return self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
 
     def _drained(self) -> bool:
         """Has every byte received gone into the send path? Never true too early: what is read second only grows."""
@@ -226,9 +232,9 @@ class _Connection:
     def _linger(self) -> None:
         """Keeps the socket until the client has acknowledged everything: an orphan the kernel may give up on."""
         try:
-            state = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+            closed = self._closed()
             error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if state != _TCP_CLOSE and self._unacknowledged():
+            if not closed and self._unacknowledged():
                 self._again(self._linger)
                 return
         except OSError:

@@ -17,6 +17,7 @@ from kecho import kernel
 from kecho.backends import backend, check
 from kecho.config import Config, endpoint
 from kecho.control import ControlServer
+from kecho.diag import port_taken
 from kecho.errors import KechoError, Unavailable, UsageError, one_line
 from kecho.rundir import RunDir
 from kecho.snapshot import SCHEMA, Connections, Snapshot
@@ -69,10 +70,7 @@ class Service:
 
         where = ", ".join(endpoint(address, self._config.port) for address in self._config.binds)
         if error.errno == errno.EADDRINUSE:
-            from kecho.diag import listener_on
-
-            holder = listener_on(self._config.port)
-            return f"cannot listen on {where}: the port is taken" + (f" by {holder}" if holder else "")
+            return str(port_taken(self._config))
         if error.errno == errno.EADDRNOTAVAIL:
             return f"cannot listen on {where}: not an address of this machine"
         return f"cannot bring {self._config.name} up: {one_line(error)}"

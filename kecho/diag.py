@@ -11,6 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from kecho.config import Config, endpoint
+from kecho.errors import KechoError
+
 # include/net/tcp_states.h
 STATES = {
     1: "ESTABLISHED",
@@ -45,8 +48,8 @@ def connections(port: int) -> list[dict[str, Any]]:
     """
     return [
         {
-            "local": _endpoint(found["idiag_src"], found["idiag_sport"]),
-            "remote": _endpoint(found["idiag_dst"], found["idiag_dport"]),
+            "local": endpoint(found["idiag_src"], found["idiag_sport"]),
+            "remote": endpoint(found["idiag_dst"], found["idiag_dport"]),
             "state": STATES.get(found["idiag_state"], str(found["idiag_state"])),
             "recv_queue": found["idiag_rqueue"],
             "send_queue": found["idiag_wqueue"],
@@ -54,10 +57,6 @@ def connections(port: int) -> list[dict[str, Any]]:
         for found in _sockets(_SERVED)
         if found["idiag_sport"] == port
     ]
-
-
-def _endpoint(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def listener_on(port: int) -> str:
@@ -72,3 +71,10 @@ def listener_on(port: int) -> str:
                 if any(os.readlink(fd) in inodes for fd in (process / "fd").iterdir()):
                     return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
     return ""
+
+
+def port_taken(config: Config) -> KechoError:
+    """The error of a service whose port somebody else has, with who it is if that can be seen."""
+    where = ", ".join(endpoint(address, config.port) for address in config.binds)
+    holder = listener_on(config.port)
+    return KechoError(f"cannot listen on {where}: the port is taken" + (f" by {holder}" if holder else ""))

@@ -12,6 +12,7 @@ from kecho import kernel, rundir
 from kecho.backends import OnFailure
 from kecho.bpf import Module, PathArray
 from kecho.config import Config, endpoint
+from kecho.diag import port_taken
 from kecho.errors import KechoError, Unavailable, UsageError
 from kecho.kernel import Feature
 from kecho.snapshot import Connections, PathStats
@@ -112,10 +113,7 @@ class ModuleBackend:
             raise Unavailable(*_REFUSALS[said])
         where = ", ".join(endpoint(address, config.port) for address in config.binds)
         if said == "Address already in use":
-            from kecho.diag import listener_on
-
-            holder = listener_on(config.port)
-            raise KechoError(f"cannot listen on {where}: the port is taken" + (f" by {holder}" if holder else ""))
+            raise port_taken(config)
         if said == "Cannot assign requested address":
             raise KechoError(f"cannot listen on {where}: not an address of this machine")
         raise KechoError(f"fastecho does not load: {said} (dmesg says more)")

@@ -6,6 +6,7 @@ docs/design.md, section 3, explains the paths.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import socket
@@ -86,6 +87,7 @@ class SockmapBackend:
         self._attach_verdicts(module, config.latency)
         for address in config.binds:
             bpfsys.map_update(module.map_fd("listeners"), _mapped(address), b"\x01")
+        self._undo.append(lambda: _release_sockets(module))
         cgroup = os.open(kernel.cgroup2_mount(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             prog = module.load("sockops_register", bpfsys.PROG_TYPE_SOCK_OPS)
@@ -167,6 +169,18 @@ class SockmapBackend:
 
     def describe(self) -> str:
         return _ROUTE_TEXT[self._path]
+
+
+def _release_sockets(module: Module) -> None:
+    """A socket in a sockhash holds the verdict, which holds the map, which holds the socket's entry: cut that circle.
+
+    Otherwise a client that keeps its socket open would keep the programs loaded.
+    """
+    for sockhash in ("clients", "servers"):
+        fd = module.map_fd(sockhash)
+        for key in list(bpfsys.map_keys(fd, 8)):
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                bpfsys.map_delete(fd, key)
 
 
 def _read_btf() -> Btf:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import mmap
 import os
 import signal
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from kecho import programs
 from kecho.backends import OnFailure
 from kecho.config import Config
+from kecho.diag import port_taken
 from kecho.errors import KechoError, UsageError
 from kecho.kernel import Feature
 from kecho.snapshot import Connections, PathStats
@@ -80,6 +82,8 @@ class UserBackend:
             _, error = self._process.communicate(timeout=_START_TIMEOUT_S)
             text = error.decode(errors="replace").strip().splitlines()
             message = text[-1] if text else f"user-echo-server ended with {self._process.returncode}"
+            if os.strerror(errno.EADDRINUSE) in message:
+                raise port_taken(config)
             raise UsageError(message) if self._process.returncode == 2 else KechoError(message)
         self._stats = mmap.mmap(stats_fd, 0, prot=mmap.PROT_READ)
         self._undo.append(self._stats.close)

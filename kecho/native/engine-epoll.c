@@ -38,7 +38,6 @@ struct conn {
 
 struct epoll_engine {
 	int epoll_fd;
-	int spare_fd; /* see refuse_one() */
 	bool running;
 	uint64_t resume_ms; /* when the resting listeners are watched again, 0: they do not rest */
 	const struct server *server;
@@ -203,8 +202,13 @@ static void conn_read(struct epoll_engine *engine, struct source *source, uint32
 
 static void conn_open(struct epoll_engine *engine, int fd)
 {
-	struct conn *conn = calloc(1, sizeof(*conn));
+	struct conn *conn;
 
+	if (!spare_admits(fd)) {
+		stats_add(&engine->stats->rejected, 1);
+		return;
+	}
+	conn = calloc(1, sizeof(*conn));
 	if (!conn)
 		goto err_reject;
 	conn->source.handle = conn_read;
@@ -229,7 +233,7 @@ err_reject:
 /* accept() found no free descriptor, which says nothing of whether a connection waits. */
 static void listener_refuse(struct epoll_engine *engine, int listener)
 {
-	switch (refuse_one(&engine->spare_fd, listener)) {
+	switch (refuse_one(listener)) {
 	case REFUSED:
 		stats_add(&engine->stats->rejected, 1);
 		break;
@@ -297,7 +301,6 @@ static const char *epoll_setup(struct worker *worker)
 	engine->stats = worker->stats;
 	engine->running = true;
 	engine->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	spare_open(&engine->spare_fd);
 	engine->listeners = calloc(server->nlisteners, sizeof(*engine->listeners));
 	if (!engine->listeners)
 		return "out of memory";
@@ -307,7 +310,7 @@ static const char *epoll_setup(struct worker *worker)
 	}
 	engine->stop.handle = stop;
 	engine->stop.fd = server->stop_fd;
-	if (engine->spare_fd < 0 || engine->epoll_fd < 0 || listeners_resume(engine) ||
+	if (engine->epoll_fd < 0 || listeners_resume(engine) ||
 	    watch(engine, EPOLL_CTL_ADD, &engine->stop, EPOLLIN))
 		return strerror(errno);
 	return NULL;
@@ -320,7 +323,6 @@ static void epoll_teardown(struct worker *worker)
 	while (engine->conns)
 		conn_close(engine, engine->conns);
 	free(engine->listeners);
-	spare_close(&engine->spare_fd);
 	close(engine->epoll_fd);
 	free(engine);
 }

@@ -52,7 +52,7 @@ static void submit_stop(struct uring_engine *engine)
 /* accept() found no free descriptor, which says nothing of whether a connection waits. */
 static void listener_refuse(struct uring_engine *engine, struct listener *listener)
 {
-	switch (refuse_one(&engine->spare_fd, listener->fd)) {
+	switch (refuse_one(listener->fd)) {
 	case REFUSED:
 		stats_add(&engine->stats->rejected, 1);
 		submit_room(engine, listener);
@@ -253,8 +253,6 @@ static const char *uring_setup(struct worker *worker)
 		return "out of memory";
 	for (unsigned int i = 0; i < server->nlisteners; i++)
 		engine->listeners[i].fd = server->listeners[i];
-	if (!spare_open(&engine->spare_fd))
-		return strerror(errno);
 	error = ring_open(&engine->ring, SQ_ENTRIES, CQ_ENTRIES);
 	if (error)
 		return strerror(-error);
@@ -276,7 +274,6 @@ static void uring_teardown(struct worker *worker)
 	while (engine->conns)
 		uring_conn_free(engine, engine->conns);
 	free(engine->buffer_ring);
-	spare_close(&engine->spare_fd);
 	free(engine->buffers);
 	free(engine->listeners);
 	free(engine);

@@ -15,10 +15,16 @@ static inline bool is_passing(int error)
 /*
  * When descriptors have run out, accept() fails, and the connection stays in the backlog and keeps
  * the listener readable. A spare descriptor, given up for a moment, lets it be accepted and closed.
- * One a thread; -1 while another thread or process has snatched it.
+ *
+ * The process has one, for all threads. In that moment another thread's accept() may get it, so
+ * whoever has accepted asks spare_admits(): else connections would end up with every spare
+ * descriptor, and then nobody could refuse.
  */
-bool spare_open(int *spare);
-void spare_close(int *spare);
+bool spare_open(void);
+void spare_close(void);
+
+/* False: the accepted connection has been closed, to have the spare descriptor back. */
+bool spare_admits(int fd);
 
 enum refusal {
 	REFUSED,      /* one connection was accepted and closed */
@@ -27,7 +33,7 @@ enum refusal {
 };
 
 /* listener: non-blocking. */
-enum refusal refuse_one(int *spare, int listener);
+enum refusal refuse_one(int listener);
 
 /*
  * A socket that is closed with data in flight becomes an orphan, which the kernel may drop after a

@@ -160,8 +160,13 @@ void uring_feed_starved(struct uring_engine *engine)
 
 void uring_conn_open(struct uring_engine *engine, int fd)
 {
-	struct conn *conn = aligned_alloc(_Alignof(struct conn), sizeof(*conn));
+	struct conn *conn;
 
+	if (!spare_admits(fd)) {
+		stats_add(&engine->stats->rejected, 1);
+		return;
+	}
+	conn = aligned_alloc(_Alignof(struct conn), sizeof(*conn));
 	if (!conn) {
 		close(fd);
 		stats_add(&engine->stats->rejected, 1);

@@ -71,7 +71,6 @@ struct uring_engine {
 	unsigned int free_buffers;	/* in the ring, or about to be */
 	unsigned int returned;		/* about to be */
 	bool running;
-	int spare_fd;
 	const struct server *server;
 	struct stats_block *stats;
 	struct listener *listeners;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The user-space echo server all else is judged by: options, listeners, threads, the end.
 #include "args.h"
+#include "server-socket.h"
 #include "server.h"
 
 #include <errno.h>
@@ -343,6 +344,8 @@ int main(int argc, char **argv)
 	raise_descriptor_limit();
 	server.stop_fd = stop_fd_open();
 	listen_all(&server, &o);
+	if (!spare_open())
+		die(EXIT_FAILED, "cannot open /dev/null: %s", strerror(errno));
 	stats = stats_map(o.stats_fd, o.threads);
 	threads = calloc(o.threads, sizeof(*threads));
 	if (!threads)
@@ -364,6 +367,7 @@ int main(int argc, char **argv)
 		o.engine->teardown(&threads[i].worker);
 	free(threads);
 	stats_unmap(stats, o.threads);
+	spare_close();
 	unlisten_all(&server);
 	close(server.stop_fd);
 	return EXIT_DONE;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The tests in this folder run kecho on the real kernel, as root, with traffic over loopback and own namespaces only."""
+"""The tests in this folder run kecho on the real kernel, as root; traffic stays on loopback and in own namespaces."""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ _LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 def clean_env() -> dict[str, str]:
     """An environment without settings of Python, BCC or kecho."""
-    return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return {"PATH": path, "LC_ALL": "C.UTF-8", "HOME": "/root"}
 
 
 def run_kecho(*args: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:

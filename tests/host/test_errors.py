@@ -173,7 +173,9 @@ def test_no_command_shows_the_help_and_fails(kecho: Kecho) -> None:
     assert "COMMAND" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("args", [["down"], ["reset"], ["status"], ["stats"], ["stats", "--name"], ["bench"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "args", [["down"], ["reset"], ["status"], ["stats"], ["stats", "--name"], ["bench"]], ids=" ".join
+)
 def test_no_such_service(kecho: Kecho, name: str, args: list[str]) -> None:
     assert_refused(kecho(*args, name), 1, name)
 
@@ -246,7 +248,7 @@ def test_no_cgroup_v2(name: str) -> None:
 
 
 def test_no_cgroup_v2_leaves_auto_the_user_server(name: str) -> None:
-    script = "for where in $(awk '$3 == \"cgroup2\" {print $2}' /proc/self/mounts); do umount \"$where\"; done"
+    script = 'for where in $(awk \'$3 == "cgroup2" {print $2}\' /proc/self/mounts); do umount "$where"; done'
     done = in_shell(script, name)
     assert done.returncode == 0, done.stderr
     try:

@@ -163,9 +163,7 @@ def test_two_streams_do_not_mix(served: support.Service) -> None:
 def test_many_connections(served: support.Service) -> None:
     """300 at once, none ever gets a byte of another's."""
     with contextlib.ExitStack() as stack:
-        clients = [
-            stack.enter_context(served.client((socket.AF_INET, socket.AF_INET6)[i % 2])) for i in range(300)
-        ]
+        clients = [stack.enter_context(served.client((socket.AF_INET, socket.AF_INET6)[i % 2])) for i in range(300)]
         support.wait_for(lambda: served.active() == 300, "300 connections at once")
         for turn in range(10):
             tokens = [f"{turn}.{i}.".encode() + payload(i % 50, i) for i in range(300)]

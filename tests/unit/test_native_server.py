@@ -243,6 +243,45 @@ def test_out_of_descriptors_refuses_and_recovers(engine: str, threads: int) -> N
             assert exchange(sock, b"again") == b"again"
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_threads_out_of_descriptors_never_lose_the_spare_one(engine: str) -> None:
+    """Clients that come at once: while one thread refuses, another accepts. Each must get an answer all the same."""
+    with server("--engine", engine, "--threads", 4, prefix=("prlimit", "--nofile=60:60")) as echo:
+        answers: list[bool | None] = []
+        kept: list[socket.socket] = []
+
+        def client() -> None:
+            for _ in range(200):
+                answer = None
+                try:
+                    sock = socket.create_connection(("127.0.0.1", echo.port), timeout=5)
+                    kept.append(sock)
+                    sock.sendall(b"?")
+                    answer = sock.recv(1) == b"?"
+                except TimeoutError:
+                    pass
+                except OSError:
+                    answer = False
+                answers.append(answer)
+                if answer is None:
+                    return
+                if not answer:
+                    kept.remove(sock)
+                    sock.close()
+
+        clients = [threading.Thread(target=client) for _ in range(4)]
+        for thread in clients:
+            thread.start()
+        for thread in clients:
+            thread.join()
+        assert None not in answers, "neither served nor refused"
+        assert answers.count(True) > 20
+        echo.wait_stats(active=answers.count(True), total=answers.count(True), rejected=answers.count(False))
+        for sock in kept:
+            sock.close()
+        echo.wait_stats(active=0)
+
+
 def cpu_ticks(echo: Server) -> int:
     with open(f"/proc/{echo.process.pid}/stat", encoding="ascii") as stat:
         fields = stat.read().rsplit(")", 1)[1].split()

@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import fastecho
@@ -226,10 +226,8 @@ def test_unload_while_clients_connect() -> None:
 
     def knock() -> None:
         while not stop.is_set():
-            try:
+            with suppress(OSError):
                 echo()
-            except OSError:
-                pass
 
     knockers = [threading.Thread(target=knock) for _ in range(4)]
     for knocker in knockers:

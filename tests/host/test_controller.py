@@ -1,0 +1,526 @@
+# SPDX-License-Identifier: MIT
+"""The controller: coming up, going down, being killed, its folder, its control socket, and counts that are exact."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+
+Kecho = Callable[..., "subprocess.CompletedProcess[str]"]
+Up = Callable[..., support.Service]
+NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
+MODES = ("sockmap", "user")
+ECHOES = 10_007
+
+
+def unique() -> str:
+    return f"pytest-{os.getpid()}-{random.randrange(1 << 32):08x}"
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def user_server(one: support.Service) -> int:
+    """The user-echo-server that the controller runs."""
+    (found,) = (pid for pid in support.session(one.pid) if pid != one.pid and parent(pid) == one.pid)
+    return found
+
+
+def kill_controller(one: support.Service) -> None:
+    os.kill(one.pid, signal.SIGKILL)
+    support.wait_for(lambda: not support.session(one.pid), "the end of all its processes")
+
+
+def control(one: support.Service) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.connect(str(support.RUN / one.name / "control.sock"))  # blocking: with a timeout, a full queue is EAGAIN
+    sock.settimeout(30)
+    return sock
+
+
+def answer_to(one: support.Service, line: bytes) -> dict[str, Any]:
+    """The answer, after which the service must have closed the connection."""
+    with control(one) as sock, contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        got = bytearray()
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            sock.sendall(line)
+        try:
+            while chunk := sock.recv(65536):
+                got += chunk
+        except ConnectionResetError:  # closed with some of the line unread
+            pass
+        return dict(json.loads(got))
+    raise AssertionError("no answer")
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+# ---- up and down ----
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_up_returns_when_the_service_answers(kecho: Kecho, mode: str) -> None:
+    name, port = unique(), support.free_port()
+    done = kecho("up", f"--mode={mode}", f"--name={name}", f"--port={port}")
+    try:
+        for address in ("127.0.0.1", "::1"):
+            with support.connect(address, port) as client:
+                support.echo(client, b"at once")
+        assert done.returncode == 0 and done.stderr == ""
+        for part in (name, f"mode {mode}", f"127.0.0.1:{port}", f"[::1]:{port}", "paths: "):
+            assert part in done.stdout
+        assert done.stdout.count("\n") == 1
+        assert ("msg for local clients" if mode == "sockmap" else "user") in done.stdout
+    finally:
+        down = kecho("down", name)
+    assert down.stdout == f"{name} is down\n"
+    assert not (support.RUN / name).exists()
+    with pytest.raises(ConnectionRefusedError):
+        support.connect("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_foreground(mode: str, number: int) -> None:
+    name, port = unique(), support.free_port()
+    command = [support.KECHO_CTL, "up", f"--mode={mode}", f"--name={name}", f"--port={port}", "--foreground"]
+    with subprocess.Popen(
+        command,
+        env=support.clean_env(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdout is not None and process.stderr is not None
+            assert f"{name} is up: mode {mode}" in process.stdout.readline()
+            one = support.Service(name, port, ["127.0.0.1", "::1"], mode)
+            assert one.pid == process.pid
+            with one.client() as client:
+                support.echo(client, b"kecho")
+                assert process.poll() is None
+                process.send_signal(number)
+                assert process.wait(30) == 0
+            assert process.stdout.read() == "" and process.stderr.read() == ""
+        finally:
+            process.kill()
+    one.belongings.assert_gone()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_down_with_open_connections_leaves_nothing(service: Up, kecho: Kecho, mode: str) -> None:
+    one = service(mode=mode)
+    with one.client() as a, one.client(socket.AF_INET6) as b:
+        support.echo(a, b"kecho")
+        support.echo(b, b"kecho")
+        assert kecho("down", one.name).returncode == 0
+        one.belongings.assert_gone()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_taken_name(service: Up, kecho: Kecho, mode: str) -> None:
+    one = service(mode="user")
+    done = kecho("up", f"--mode={mode}", f"--name={one.name}", f"--port={support.free_port()}")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    for part in (one.name, f"port {one.port}", f"pid {one.pid}"):
+        assert part in done.stderr
+    with one.client() as client:
+        support.echo(client, b"untouched")
+
+
+@pytest.mark.parametrize(("first", "holder"), [("sockmap", "kecho-ctl"), ("user", "user-echo-serve")])
+def test_a_port_that_another_service_has(service: Up, kecho: Kecho, first: str, holder: str) -> None:
+    one = service(mode=first)
+    pid = one.pid if first == "sockmap" else user_server(one)
+    name = unique()
+    done = kecho("up", "--mode=sockmap", f"--name={name}", f"--port={one.port}")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert str(one.port) in done.stderr and f"{holder} (pid {pid})" in done.stderr
+    assert not (support.RUN / name).exists()
+
+
+def test_auto_picks_and_says_why(service: Up, kecho: Kecho) -> None:
+    name = unique()
+    found = json.loads(kecho("doctor", "--json").stdout)
+    done = kecho("up", f"--name={name}", f"--port={support.free_port()}")
+    try:
+        assert done.returncode == 0, done.stderr
+        assert f"mode {found['auto']}" in done.stdout and f"auto chose {found['auto']}" in done.stdout
+        missing = [
+            feature["detail"]
+            for feature in found["modes"]["module"]["features"]
+            if feature["required"] and not feature["ok"]
+        ]
+        if missing:
+            assert f"no module: {missing[0]}" in done.stdout
+        else:
+            assert found["auto"] == "module"
+    finally:
+        assert kecho("down", name).returncode == 0
+
+
+# ---- killed ----
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_killed(service: Up, kecho: Kecho, mode: str) -> None:
+    one = service(mode=mode)
+    client = one.client()
+    support.echo(client, b"kecho")
+    kill_controller(one)
+    client.close()
+    left = one.belongings.left
+    folder = [str(support.RUN / one.name)]
+    support.wait_for(lambda: left() == folder, "nothing but the folder is left", 10)
+    assert one.status()["state"] == "died"
+    assert "died" in kecho("status", one.name).stdout
+    done = kecho("stats", "--name", one.name)
+    assert done.returncode == 1 and "died" in done.stderr
+    again = service(mode=mode, name=one.name, port=one.port)
+    with again.client() as client:
+        support.echo(client, b"again")
+    assert again.status()["state"] == "up"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_down_clears_away_a_dead_one(service: Up, kecho: Kecho, mode: str) -> None:
+    one = service(mode=mode)
+    kill_controller(one)
+    refused = kecho("down", one.name, **NOBODY)
+    assert refused.returncode == 3 and (support.RUN / one.name).exists()
+    assert kecho("down", one.name).returncode == 0
+    assert not (support.RUN / one.name).exists()
+    assert kecho("down", one.name).returncode == 1
+
+
+def test_killed_three_times_in_a_row(service: Up) -> None:
+    name, port = unique(), support.free_port()
+    dead = []
+    for _ in range(3):
+        dead.append(service(mode="sockmap", name=name, port=port))
+        with dead[-1].client() as client:
+            support.echo(client, b"kecho")
+        kill_controller(dead[-1])
+    dead[-1].down()
+    for one in dead:
+        one.belongings.assert_gone()
+
+
+def test_a_server_that_dies_takes_its_controller_along(service: Up) -> None:
+    one = service(mode="user")
+    os.kill(user_server(one), signal.SIGKILL)
+    support.wait_for(lambda: not (support.RUN / one.name).exists(), "the folder is gone")
+    one.belongings.assert_gone()
+
+
+# ---- several ----
+
+
+@pytest.mark.parametrize("modes", [("sockmap", "user"), ("sockmap", "sockmap")], ids="-".join)
+def test_two_services_count_each_their_own(service: Up, kecho: Kecho, modes: tuple[str, str]) -> None:
+    services = [service(mode=mode) for mode in modes]
+    for i, one in enumerate(services):
+        with one.client() as client:
+            for _ in range(101 + i):
+                support.echo(client, bytes(10 + i))
+    for i, one in enumerate(services):
+        paths = one.stats()["paths"].values()
+        assert sum(path["echoes"] for path in paths) == 101 + i
+        assert sum(path["bytes"] for path in paths) == (101 + i) * (10 + i)
+    assert kecho("down", services[0].name).returncode == 0
+    with services[1].client() as client:
+        support.echo(client, b"still here")
+
+
+# ---- the folder, and who may what ----
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_of_the_folder(service: Up, mode: str) -> None:
+    folder = support.RUN / service(mode=mode).name
+
+    def mode_of(path: Path) -> int:
+        assert path.lstat().st_uid == 0
+        return path.lstat().st_mode & 0o7777
+
+    assert mode_of(folder.parent) == 0o755 and mode_of(folder) == 0o755
+    assert mode_of(folder / "state.json") == 0o644
+    assert mode_of(folder / "control.sock") == 0o666
+    for entry in folder.iterdir():
+        assert entry.name == "control.sock" or not mode_of(entry) & 0o022
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_unprivileged_user_reads_and_changes_nothing(service: Up, kecho: Kecho, tmp_path: Path, mode: str) -> None:
+    one = service(mode=mode)
+    found = json.loads(kecho("status", "--json", one.name, **NOBODY).stdout)["services"][0]
+    assert found["pid"] == one.pid and found["sockets"] == []
+    assert json.loads(kecho("stats", "--json", "--name", one.name, **NOBODY).stdout)["name"] == one.name
+    bench = kecho("bench", one.name, "--count=7", "--warmup=0", "--repeat=1", "--json", cwd="/", **NOBODY)
+    assert bench.returncode == 0, bench.stderr
+    assert json.loads(bench.stdout)["runs"][0]["latency_ns"]["count"] == 7
+    before = sum(path["echoes"] for path in one.stats()["paths"].values())
+    assert before >= 7
+    for args in (("down", one.name), ("reset", one.name), ("up", f"--mode={mode}", f"--name={one.name}")):
+        done = kecho(*args, **NOBODY)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1), done
+        assert done.stderr.startswith("kecho-ctl: ") and "sudo" in done.stderr
+    assert sum(path["echoes"] for path in one.stats()["paths"].values()) == before
+
+
+# ---- the control socket ----
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"hello\n",
+        b"\n",
+        b"[]\n",
+        b'"status"\n',
+        b"3\n",
+        b"null\n",
+        b"{}\n",
+        b'{"op"\n',
+        b"\xff\xfe\n",
+        b"[" * 60000 + b"\n",
+        b'{"op": "status", "x": "' + bytes(64 << 10) + b'"}\n',
+        b"x" * (1 << 20),
+    ],
+    ids=["word", "empty", "list", "string", "number", "null", "no-op", "half", "no-utf8", "deep", "long", "endless"],
+)
+def test_nonsense_is_answered_and_dropped(service: Up, line: bytes) -> None:
+    one = service(mode="user")
+    answer = answer_to(one, line)
+    assert list(answer) == ["error"] and isinstance(answer["error"], str)
+    assert one.status()["state"] == "up"
+
+
+@pytest.mark.parametrize("op", ['"frobnicate"', '"__class__"', "3", "null", '["status"]', "{}"])
+def test_an_unknown_op(service: Up, op: str) -> None:
+    one = service(mode="user")
+    with control(one) as sock, sock.makefile("rb") as lines:
+        sock.sendall(b'{"op": %s}\n' % op.encode())
+        assert "unknown op" in json.loads(lines.readline())["error"]
+        sock.sendall(b'{"op": "status"}\n')
+        assert json.loads(lines.readline())["name"] == one.name
+
+
+def test_down_is_for_root_by_the_peers_credentials(service: Up) -> None:
+    one = service(mode="user")
+    code = """if True:
+        import socket, sys
+        for op in "down", "reset":
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(sys.argv[1])
+                sock.sendall(b'{"op": "%s", "uid": 0}\\n' % op.encode())
+                print(sock.makefile().readline(), end="")
+    """
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", code, support.RUN / one.name / "control.sock"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        **NOBODY,
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["error"].split()[0] for answer in answers] == ["down", "reset"]
+    with one.client() as client:
+        support.echo(client, b"still up")
+
+
+def test_a_silent_client_is_dropped(service: Up) -> None:
+    """One that says nothing, and one that begins a line and does not end it."""
+    one = service(mode="user")
+    with control(one) as silent, control(one) as slow:
+        slow.sendall(b'{"op"')
+        assert silent.recv(1) == b""  # the 30 s of the socket would raise
+        with contextlib.suppress(ConnectionResetError):
+            assert slow.recv(1) == b""
+
+
+@contextlib.contextmanager
+def crowd(one: support.Service, size: int) -> Iterator[None]:
+    """So many clients of the control socket at once, which keep silent."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(size):
+            stack.enter_context(control(one))
+        yield
+
+
+def test_a_thousand_silent_clients(service: Up, path: str) -> None:
+    one = service(path=path)
+    with one.client() as client:
+        support.wait_for(lambda: one.stats()["connections"]["active"] == 1, "the client is accepted")
+        before = descriptors(one.pid)
+        with crowd(one, 1000):
+            for _ in range(100):
+                support.echo(client, b"kecho")
+            with one.client() as late:
+                support.echo(late, b"kecho")
+            assert sum(stats["echoes"] for stats in one.stats()["paths"].values()) == 101
+            assert descriptors(one.pid) < before + 200
+        support.wait_for(lambda: descriptors(one.pid) <= before, "their descriptors are closed")
+
+
+def test_a_client_that_asks_and_never_reads(service: Up, path: str) -> None:
+    one = service(path=path)
+    before = descriptors(one.pid)
+    with control(one) as greedy:
+        greedy.setblocking(False)
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            for _ in range(10_000):
+                greedy.send(b'{"op": "stats"}\n')
+        with one.client() as client:
+            for _ in range(100):
+                support.echo(client, b"kecho")
+            assert sum(stats["echoes"] for stats in one.stats()["paths"].values()) == 100
+        support.wait_for(lambda: descriptors(one.pid) <= before, "it is dropped", 30)
+
+
+# ---- counts ----
+
+
+def echo_from(one: support.Service, shares: list[int], size: int) -> None:
+    """As many echoes as each share says, each from a process of its own, on a CPU of its own, over two connections."""
+    code = """if True:
+        import os, socket, sys
+        cpu, port, count, size = map(int, sys.argv[1:])
+        os.sched_setaffinity(0, {cpu})
+        clients = [socket.create_connection(("127.0.0.1", port), 60) for _ in range(2)]
+        data = bytes(range(size))
+        for i in range(count):
+            client = clients[i % 2]
+            client.sendall(data)
+            got = b""
+            while len(got) < size:
+                step = client.recv(size - len(got))
+                assert step
+                got += step
+            assert got == data
+    """
+    cpus = sorted(os.sched_getaffinity(0))
+    processes = [
+        subprocess.Popen(["/usr/bin/python3", "-c", code, *map(str, (cpus[i % len(cpus)], one.port, share, size))])
+        for i, share in enumerate(shares)
+    ]
+    try:
+        assert [process.wait(60) for process in processes] == [0] * len(shares)
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def assert_counted(stats: dict[str, Any], path: str, echoes: int, size: int) -> None:
+    found = stats["paths"].pop(path)
+    assert (found["echoes"], found["bytes"], found["fallbacks"]) == (echoes, echoes * size, 0)
+    assert not any(other["echoes"] or other["bytes"] for other in stats["paths"].values())
+    latency = found["latency_ns"]
+    if path == "user":
+        assert latency is None and found["why"]["latency_ns"]
+        return
+    assert latency["count"] == echoes
+    assert sum(cpu["count"] for cpu in latency["per_cpu"]) == echoes
+    for cpu in latency["per_cpu"]:
+        assert sum(n for _, _, n in cpu["buckets"]) == cpu["count"]
+        assert all(low < high and n > 0 for low, high, n in cpu["buckets"])
+    assert len(latency["per_cpu"]) == len({cpu["cpu"] for cpu in latency["per_cpu"]})
+    assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["p999"] <= latency["max"]
+
+
+def test_counts_are_exact(service: Up, kecho: Kecho, path: str) -> None:
+    one = service(path=path)
+    shares = [ECHOES // 3, ECHOES // 3, ECHOES - 2 * (ECHOES // 3)]
+    echo_from(one, shares, 61)
+    stats = one.stats()
+    if path == "msg":
+        assert len(stats["paths"]["msg"]["latency_ns"]["per_cpu"]) == min(2, len(os.sched_getaffinity(0)))
+    assert_counted(stats, path, ECHOES, 61)
+    assert stats["connections"]["total"] == 6 and stats["connections"]["rejected"] == 0
+    assert kecho("reset", one.name).returncode == 0
+    assert_counted_nothing(one.stats())
+    echo_from(one, [101, 102], 7)
+    assert_counted(one.stats(), path, 203, 7)
+
+
+def assert_counted_nothing(stats: dict[str, Any]) -> None:
+    assert stats["connections"]["total"] == 0
+    for found in stats["paths"].values():
+        assert (found["echoes"], found["bytes"]) == (0, 0)
+        assert found["latency_ns"] is None or found["latency_ns"]["count"] == 0
+
+
+# ---- status ----
+
+
+def test_status_schema(service: Up, kecho: Kecho, path: str) -> None:
+    one = service(path=path)
+    with one.client() as client:
+        support.echo(client, b"kecho")
+        found = json.loads(kecho("status", "--json").stdout)
+        assert found["schema"] == 1
+        (mine,) = [entry for entry in found["services"] if entry["name"] == one.name]
+        assert (mine["mode"], mine["port"], mine["pid"], mine["state"]) == (one.mode, one.port, one.pid, "up")
+        assert mine["binds"] == ["127.0.0.1", "::1"] and mine["uptime_s"] > 0
+        assert mine["connections"] == {"active": 1, "total": 1, "rejected": 0, "aborted": 0}
+        host, port = client.getsockname()
+        assert mine["sockets"] == [
+            {
+                "local": f"127.0.0.1:{one.port}",
+                "remote": f"{host}:{port}",
+                "state": "ESTABLISHED",
+                "recv_queue": 0,
+                "send_queue": 0,
+            }
+        ]
+        text = kecho("status", one.name).stdout
+        assert f"{host}:{port}" in text and "ESTABLISHED" in text
+
+
+@pytest.mark.parametrize("slow", ["skb", "user"])
+def test_status_shows_the_queue_of_a_client_that_does_not_read(service: Up, slow: str) -> None:
+    one = service(path=slow)
+    with one.client() as client:
+        data = support.payload(16 << 20)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with support.sending(client, data):
+            support.wait_for(lambda: one.status()["sockets"][0]["send_queue"] > 0, "a queue shows")
+            support.assert_same(support.receive(client, len(data)), data)
+
+
+def test_many_read_while_others_count(service: Up) -> None:
+    """Readers at the same time neither disturb each other nor the counts."""
+    one = service(path="msg")
+    failures: list[str] = []
+
+    def read() -> None:
+        for _ in range(5):
+            done = support.run_kecho("stats", "--json", "--name", one.name)
+            if done.returncode:
+                failures.append(done.stderr)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    echo_from(one, [1009], 10)
+    for reader in readers:
+        reader.join()
+    assert not failures
+    assert_counted(one.stats(), "msg", 1009, 10)

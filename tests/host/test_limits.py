@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: MIT
+"""What one client, or very many, can take from the machine: memory, map entries, descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import support
+from support import assert_same, echo, receive
+
+CONNECTIONS = int(os.environ.get("KECHO_TEST_CONNECTIONS", "10000"))
+AT_ONCE = 15_000
+MOST_BYTES = 32 << 20
+KERNEL_PATHS = pytest.mark.parametrize("path", ["msg", "skb"])
+
+
+def _available() -> int:
+    (kb,) = re.findall(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return int(kb) << 10
+
+
+def _tcp_memory() -> int:
+    (pages,) = re.findall(r"^TCP:.* mem (\d+)$", Path("/proc/net/sockstat").read_text(), re.MULTILINE)
+    return int(pages) * resource.getpagesize()
+
+
+@KERNEL_PATHS
+def test_a_client_that_does_not_read(service: Callable[..., support.Service], path: str, family: int) -> None:
+    """It sends as fast as it can for 5 s; then every byte comes back in order."""
+    served = service(path=path)
+    source = random.Random(1).randbytes(1 << 20)
+    with served.client(family) as client:
+        echo(client, b"warm")
+        available, tcp = _available(), _tcp_memory()
+        client.settimeout(0.5)
+        sent, until = 0, time.monotonic() + 5
+        while time.monotonic() < until and sent < 4 << 30:
+            at = sent % len(source)
+            with contextlib.suppress(TimeoutError):
+                sent += client.send(source[at : at + 50_000])
+        lost, charged = available - _available(), _tcp_memory() - tcp
+        print(f"path {path}: {sent} bytes sent, {lost >> 10} KB less available, {charged >> 10} KB more charged to TCP")
+        assert served.path(path)["fallbacks"] > 0
+        client.settimeout(support.TIMEOUT_S)
+        got = receive(client, sent)
+        assert_same(got, (source * (sent // len(source) + 1))[:sent])
+        echo(client, b"and on")
+    assert charged <= MOST_BYTES
+    assert lost <= MOST_BYTES
+
+
+def _entries(served: support.Service) -> dict[str, int]:
+    return {name: support.map_entries(served.pid, name) for name in support.MAPS}
+
+
+@KERNEL_PATHS
+@pytest.mark.timeout(600)
+def test_short_connections_leave_no_entries(service: Callable[..., support.Service], path: str) -> None:
+    """KECHO_TEST_CONNECTIONS says how many."""
+    served = service(path=path)
+    with served.client() as client:  # the maps that are looked at are those in use
+        echo(client, b"x")
+        used = {name for name, entries in _entries(served).items() if entries}
+        assert used == {"conns", "clients" if path == "msg" else "servers"}
+    address, port = served.address(), served.port
+    for i in range(CONNECTIONS):
+        token = i.to_bytes(4, "big")
+        with socket.socket() as client:
+            client.settimeout(support.TIMEOUT_S)
+            # Each from an address and port of its own: ports in TIME-WAIT would run out.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            client.bind((f"127.1.{i % 200}.1", 0))
+            client.connect((address, port))
+            client.sendall(token)
+            assert receive(client, 4) == token
+            if i % 10 == 0:  # some end by a reset
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+    support.wait_for(lambda: served.active() == 0, "the end of all connections")
+    support.wait_for(lambda: not any(_entries(served).values()), f"empty maps: {_entries(served)}", timeout_s=10)
+    assert served.path(path)["echoes"] == CONNECTIONS + 1
+    assert served.stats()["connections"]["total"] == CONNECTIONS + 1
+
+
+_MANY_CLIENTS = """
+import resource, socket, sys
+sys.path.insert(0, sys.argv[3])
+from support import receive
+address, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[4])
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+clients = []
+for i in range(count):
+    clients.append(socket.create_connection((address, port), 30))
+for turn in range(2):
+    tokens = [f"{turn}.{i}".encode() for i in range(count)]
+    for client, token in zip(clients, tokens):
+        client.sendall(token)
+    for client, token in zip(clients, tokens):
+        got = receive(client, len(token))
+        assert got == token, (got, token)
+print("all echoed", flush=True)
+sys.stdin.readline()
+"""
+
+
+@KERNEL_PATHS
+def test_very_many_connections_at_once(service: Callable[..., support.Service], path: str) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < AT_ONCE + 200:
+        pytest.skip(f"the descriptor limit is {hard}")
+    served = service(path=path, backlog=4096)
+    command = [sys.executable, "-c", _MANY_CLIENTS, served.address(), served.port, Path(__file__).parent, AT_ONCE]
+    with subprocess.Popen(
+        list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as clients:
+        try:
+            assert clients.stdout and clients.stderr
+            line = clients.stdout.readline()
+            assert line == "all echoed\n", clients.stderr.read()
+            support.wait_for(lambda: served.active() == AT_ONCE, "all connections")
+            connections = served.stats()["connections"]
+            assert (connections["total"], connections["rejected"]) == (AT_ONCE, 0)
+            clients.communicate("\n", timeout=60)
+            assert clients.returncode == 0
+        finally:
+            clients.kill()
+    support.wait_for(lambda: served.active() == 0, "the end of all connections")
+    support.wait_for(lambda: not any(_entries(served).values()), "empty maps", timeout_s=10)
+
+
+@KERNEL_PATHS
+def test_out_of_descriptors(service: Callable[..., support.Service], path: str) -> None:
+    """Those over the limit are refused, counted, and harm nobody; when others have gone, new ones are served."""
+
+    def lower() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+
+    served = service(path=path, run={"preexec_fn": lower})
+    with contextlib.ExitStack() as stack:
+        accepted: list[socket.socket] = []
+        refused = 0
+        for i in range(300):
+            client = stack.enter_context(served.client())
+            known = served.stats()["connections"] if i % 100 == 99 else None
+            if known:
+                assert known["active"] <= 200
+            accepted.append(client)
+        support.wait_for(lambda: _handled(served) == 300, "an answer to all")
+        connections = served.stats()["connections"]
+        assert 100 < connections["active"] < 200
+        alive = []
+        for i, client in enumerate(accepted):
+            try:
+                token = f"token {i}".encode()
+                client.sendall(token)
+                assert receive(client, len(token)) == token
+                alive.append(client)
+            except ConnectionError:
+                refused += 1
+        assert (len(alive), refused) == (connections["active"], connections["rejected"])
+        for client in alive[:50]:
+            client.close()
+        support.wait_for(lambda: served.active() == len(alive) - 50, "the end of fifty")
+        for _ in range(50):
+            echo(stack.enter_context(served.client()), b"a new one")
+        for client in alive[50:]:
+            echo(client, b"an old one")
+        assert served.stats()["connections"]["rejected"] == refused
+    support.wait_for(lambda: served.active() == 0, "the end of all connections")
+    support.wait_for(lambda: not any(_entries(served).values()), "empty maps", timeout_s=10)
+
+
+def _handled(served: support.Service) -> int:
+    connections = served.stats()["connections"]
+    return int(connections["total"] + connections["rejected"])

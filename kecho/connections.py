@@ -11,6 +11,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import socket
 import struct
 import termios
@@ -22,6 +23,8 @@ from kecho.snapshot import Connections, PathStats
 
 _CHUNK_BYTES = 256 << 10
 _ACCEPTS_A_TURN = 64
+# Descriptors kept for the control socket and for whatever else opens one while connections fill the limit.
+_RESERVED_FDS = 160
 _PAUSE_S = 0.1  # after the kernel refused memory or a descriptor to accept()
 _CLOSE_POLL_S = (0.001, 0.25)  # first and longest wait for what is still on its way out
 
@@ -41,6 +44,8 @@ class Acceptor:
         self._connections: set[_Connection] = set()
         self._buffer = memoryview(bytearray(_CHUNK_BYTES))
         self._spare: int | None = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = limit - len(os.listdir("/proc/self/fd")) - min(_RESERVED_FDS, limit // 4)
         self.total = self.rejected = self.aborted = 0
         self.echoes = self.bytes = 0
         self._latency: dict[int, Counter[int]] = {}
@@ -93,8 +98,17 @@ class Acceptor:
                 self._loop.remove_reader(listener)
                 self._loop.call_later(_PAUSE_S, self._resume, listener)
                 return
+            if len(self._connections) >= self._most:
+                self._refuse(sock)
+                continue
             self.total += 1
             self._connections.add(_Connection(self, self._loop, sock, self._buffer))
+
+    def _refuse(self, sock: socket.socket) -> None:
+        """By a reset: the client learns at once, and nothing lingers."""
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+        self.rejected += 1
 
     def _resume(self, listener: socket.socket) -> None:
         if listener in self._listeners:
@@ -107,11 +121,7 @@ class Acceptor:
         os.close(self._spare)
         self._spare = None
         try:
-            sock, _ = listener.accept()
-            # A reset: the client learns at once, and nothing lingers.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            sock.close()
-            self.rejected += 1
+            self._refuse(listener.accept()[0])
         except OSError:
             return False
         finally:

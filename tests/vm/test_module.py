@@ -97,7 +97,7 @@ def test_port_taken(kernel_log: KernelLog, family: int, address: str) -> None:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind((address, fastecho.PORT))
         taken.listen()
-        with pytest.raises(fastecho.LoadError, match="Address already in use|File exists"):
+        with pytest.raises(fastecho.LoadError, match=r"Address already in use|File exists"):
             fastecho.load()
         lines = complaints(kernel_log)
         assert len(lines) == 1

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: MIT
+"""Whose connections a service takes: remote clients over veth, other namespaces, neighbours on the same port."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+import support
+from pyroute2 import NetNS, netns
+from pyroute2.iproute.linux import IPRoute
+
+Up = Callable[..., support.Service]
+
+HERE, THERE = "10.83.7.1", "10.83.7.2"
+HERE6, THERE6 = "fd83:7::1", "fd83:7::2"
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    """An empty network namespace with its loopback up."""
+    name = f"kecho-{os.getpid()}-{random.randrange(1 << 16):x}"
+    netns.create(name)
+    try:
+        with NetNS(name) as there:
+            there.link("set", index=there.link_lookup(ifname="lo")[0], state="up")
+        yield name
+    finally:
+        netns.remove(name)
+
+
+@pytest.fixture
+def veth(namespace: str) -> Iterator[str]:
+    """A namespace at the other end of a veth pair: HERE is ours, THERE is its."""
+    ours = f"kv{random.randrange(1 << 32):x}"
+    with IPRoute() as here, NetNS(namespace) as there:
+        here.link("add", ifname=ours, kind="veth", peer={"ifname": "peer", "net_ns_fd": namespace})
+        index = here.link_lookup(ifname=ours)[0]
+        try:
+            peer = there.link_lookup(ifname="peer")[0]
+            for stack, link, v4, v6 in ((here, index, HERE, HERE6), (there, peer, THERE, THERE6)):
+                stack.link("set", index=link, state="up")
+                stack.addr("add", index=link, address=v4, prefixlen=24)
+                stack.addr("add", index=link, address=v6, prefixlen=64, flags=0x02)  # IFA_F_NODAD
+            yield namespace
+        finally:
+            here.link("del", index=index)
+
+
+@contextlib.contextmanager
+def shouting(listener: socket.socket) -> Iterator[None]:
+    """A server that is no echo: it gives back upper case, so that whoever else answers is found out."""
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = listener.accept()
+                with sock:
+                    sock.settimeout(support.TIMEOUT_S)
+                    while data := sock.recv(4096):
+                        sock.sendall(data.upper())
+
+    listener.listen()
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(support.TIMEOUT_S)
+
+
+def shouts(sock: socket.socket) -> None:
+    """The server at the other end is the one of `shouting`, for as long as one cares to ask."""
+    for _ in range(20):
+        sock.sendall(b"kecho")
+        assert support.receive(sock, 5) == b"KECHO"
+
+
+def untouched(one: support.Service) -> bool:
+    """The service has seen nothing."""
+    stats = one.stats()
+    return stats["connections"]["total"] == 0 and not any(path["echoes"] for path in stats["paths"].values())
+
+
+@pytest.mark.parametrize(("here", "family"), [(HERE, socket.AF_INET), (HERE6, socket.AF_INET6)], ids=["v4", "v6"])
+def test_remote_client(service: Up, veth: str, here: str, family: int) -> None:
+    """The remote path: from the wire to the wire, in the kernel, every byte in order."""
+    one = service(bind=here)
+    with support.connect(here, one.port, support.socket_in(veth, family)) as client:
+        for i in range(1000):
+            support.echo(client, b"%064d" % i)
+        stats = one.stats()["paths"]
+        assert stats["skb"]["echoes"] == stats["skb"]["latency_ns"]["count"] == 1000
+        assert (stats["skb"]["bytes"], stats["msg"]["echoes"], stats["user"]["echoes"]) == (64000, 0, 0)
+        support.echo(client, support.payload(20 << 20))
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+
+
+def test_remote_clients_beside_local_ones(service: Up, veth: str) -> None:
+    """One service, one address: each by its own path."""
+    one = service(bind=HERE)
+    with (
+        support.connect(HERE, one.port, support.socket_in(veth, socket.AF_INET)) as remote,
+        support.connect(HERE, one.port) as local,
+    ):
+        for i in range(101):
+            support.echo(remote, b"remote %d" % i)
+            support.echo(local, b"local %d" % i)
+    stats = one.stats()["paths"]
+    assert (stats["skb"]["echoes"], stats["msg"]["echoes"], stats["user"]["echoes"]) == (101, 101, 0)
+
+
+def test_remote_client_that_does_not_read(service: Up, veth: str) -> None:
+    """It gets everything, in order, once it reads."""
+    one = service(bind=HERE)
+    data = support.payload(8 << 20)
+    with support.connect(HERE, one.port, support.socket_in(veth, socket.AF_INET)) as client:
+        client.setblocking(False)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while sent < len(data):
+                sent += client.send(data[sent : sent + 65536])
+        client.settimeout(support.TIMEOUT_S)
+        with support.sending(client, data[sent:], lambda: client.shutdown(socket.SHUT_WR)):
+            support.assert_same(support.receive_all(client), data)
+
+
+def test_same_address_in_another_namespace(service: Up, namespace: str, family: int, path: str) -> None:
+    """Same addresses, same ports: not ours."""
+    one = service(path=path)
+    address = one.address(family)
+    listener = support.socket_in(namespace, family)
+    listener.bind((address, one.port))
+    with shouting(listener), support.connect(address, one.port, support.socket_in(namespace, family)) as client:
+        shouts(client)
+        assert untouched(one)
+        with one.client(family) as ours:
+            support.echo(ours, b"kecho")
+
+
+def test_a_client_from_our_port(service: Up, path: str) -> None:
+    """The port is the service's only at the listening end."""
+    one = service(path=path, bind="127.0.0.1")
+    listener = socket.create_server(("127.0.0.2", 0))
+    client = socket.socket()
+    client.bind(("127.0.0.2", one.port))
+    with shouting(listener), support.connect(*listener.getsockname(), client) as sock:
+        shouts(sock)
+        assert untouched(one)
+
+
+def test_a_neighbour_on_our_port(service: Up, path: str) -> None:
+    """Another server, another address of this machine, the same port."""
+    one = service(path=path, bind="127.0.0.1")
+    with shouting(socket.create_server(("127.0.0.2", one.port))), support.connect("127.0.0.2", one.port) as sock:
+        shouts(sock)
+        assert untouched(one)
+
+
+def test_a_remote_server_on_our_port(service: Up, veth: str, path: str) -> None:
+    """Bound to every address here, a service still leaves connections to other hosts alone."""
+    one = service(path=path, bind="0.0.0.0")
+    listener = support.socket_in(veth, socket.AF_INET)
+    listener.bind((THERE, one.port))
+    with shouting(listener), support.connect(THERE, one.port) as sock:
+        shouts(sock)
+        assert untouched(one)
+
+
+@pytest.mark.parametrize(("wildcard", "addresses"), [("0.0.0.0", ["127.0.0.1", "127.9.8.7"]), ("::", ["::1"])])
+def test_wildcard(service: Up, path: str, wildcard: str, addresses: list[str]) -> None:
+    """Local clients of a wildcard take the path of local clients."""
+    one = service(path=path, bind=wildcard)
+    for address in addresses:
+        with support.connect(address, one.port) as client:
+            support.echo(client, b"kecho")
+    assert one.path(path)["echoes"] == len(addresses)
+
+
+def test_several_addresses(service: Up, path: str) -> None:
+    """And no other."""
+    addresses = ["127.0.0.1", "127.0.0.3", "::1"]
+    one = service(path=path, bind=addresses)
+    for address in addresses:
+        with support.connect(address, one.port) as client:
+            support.echo(client, b"kecho")
+    assert one.path(path)["echoes"] == len(addresses)
+    with pytest.raises(ConnectionRefusedError):
+        support.connect("127.0.0.2", one.port)
+
+
+def test_ipv4_mapped_client(service: Up, path: str) -> None:
+    """An IPv6 socket that speaks IPv4 takes the same path as any."""
+    one = service(path=path)
+    with support.connect("::ffff:127.0.0.1", one.port, socket.socket(socket.AF_INET6)) as client:
+        for _ in range(7):
+            support.echo(client, b"kecho")
+    assert one.path(path)["echoes"] == 7

@@ -499,7 +499,6 @@ def test_status_shows_the_queue_of_a_client_that_does_not_read(service: Up, slow
     one = service(path=slow)
     with one.client() as client:
         data = support.payload(16 << 20)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with support.sending(client, data):
             support.wait_for(lambda: one.status()["sockets"][0]["send_queue"] > 0, "a queue shows")
             support.assert_same(support.receive(client, len(data)), data)

@@ -209,6 +209,15 @@ def test_down_clears_away_a_dead_one(service: Up, kecho: Kecho, mode: str) -> No
     assert kecho("down", one.name).returncode == 1
 
 
+def test_a_controller_that_hangs(service: Up, kecho: Kecho) -> None:
+    one = service(mode="sockmap")
+    with support.stopped(one.pid):
+        assert one.status()["state"] == "silent"
+        done = kecho("down", one.name)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert "does not answer" in done.stderr and f"kill -9 {one.pid}" in done.stderr
+
+
 def test_killed_three_times_in_a_row(service: Up) -> None:
     name, port = unique(), support.free_port()
     dead = []

@@ -89,6 +89,20 @@ static __always_inline void count_latency(struct path_stats *stats, __u64 from_n
 		stats->latency[slot]++;
 }
 
+/* What a verdict needs to know; false for a socket that is not ours. */
+static __always_inline bool find_conn(struct bpf_sock *sk, int path, struct conn **conn,
+				      struct tcp_sock **tp, struct path_stats **stats)
+{
+	__u64 key = (__u64)sk;
+
+	if (!sk)
+		return false;
+	*conn = conns.lookup(&key);
+	*tp = bpf_skc_to_tcp_sock(sk);
+	*stats = paths.lookup(&path);
+	return *conn && *tp && *stats;
+}
+
 /* ---- registration ---- */
 
 static __always_inline struct addr addr_v4(__u32 ip4)
@@ -281,16 +295,9 @@ int msg_echo(struct sk_msg_md *msg)
 	struct tcp_sock *tp;
 	struct conn *conn;
 	__u32 unread, size = msg->size;
-	int path = PATH_MSG;
-	__u64 key;
+	__u64 key = (__u64)sk;
 
-	if (!sk)
-		return SK_PASS;
-	key = (__u64)sk;
-	conn = conns.lookup(&key);
-	tp = bpf_skc_to_tcp_sock(sk);
-	stats = paths.lookup(&path);
-	if (!conn || !tp || !stats)
+	if (!find_conn(sk, PATH_MSG, &conn, &tp, &stats))
 		return SK_PASS;
 
 	/* What the client has sent and not read back, on whichever path. */
@@ -358,18 +365,11 @@ int skb_echo(struct __sk_buff *skb)
 	struct tcp_sock *tp;
 	struct conn *conn;
 	__u32 size = skb->len;
-	int path = PATH_SKB;
-	__u64 key;
+	__u64 key = (__u64)sk;
 
 	if (!size) /* a bare FIN, which TCP has seen to */
 		return SK_DROP;
-	if (!sk)
-		return SK_PASS;
-	key = (__u64)sk;
-	conn = conns.lookup(&key);
-	tp = bpf_skc_to_tcp_sock(sk);
-	stats = paths.lookup(&path);
-	if (!conn || !tp || !stats)
+	if (!find_conn(sk, PATH_SKB, &conn, &tp, &stats))
 		return SK_PASS;
 
 	if (conn->path == PATH_USER) {

@@ -469,6 +469,14 @@ def test_counts_are_exact(service: Up, kecho: Kecho, path: str) -> None:
     assert_counted(one.stats(), path, 203, 7)
 
 
+def test_every_echo_is_a_sample_when_senders_migrate_and_preempt_each_other(service: Up) -> None:
+    """Nobody is pinned, and there are more threads than CPUs; a count that no thread divides."""
+    one = service(path="msg")
+    command = [support.ROOT / "build/bench", f"--port={one.port}", "--connections=48", "--threads=12", "--count=100003"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=support.TIMEOUT_S)
+    assert_counted(one.stats(), "msg", 100_003, 64)
+
+
 def assert_counted_nothing(stats: dict[str, Any]) -> None:
     assert stats["connections"]["total"] == 0
     for found in stats["paths"].values():

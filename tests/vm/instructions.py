@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Instructions a round trip takes, for each backend and path: ``scripts/vm --icount .venv/bin/python tests/vm/instructions.py``.
+"""Instructions a round trip takes, for each backend and path. `make bench-instructions` runs it in the guest.
 
 Under --icount the guest's clock advances one nanosecond an instruction, so a median time is a count. The client is
 tests/vm/pingpong.c on the machine's only CPU, IPv4, one connection; the count contains its two system calls and one
@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 
 import fastecho
 
@@ -114,7 +113,10 @@ def accepted(version: str) -> dict[str, dict[int, int]]:
     _, _, section = PERFORMANCE.read_text().partition(f"\n## Linux {version}\n")
     line = re.compile(r"^\| ([^|]+?) +\|" + r" +([\d,]+) \|" * len(SIZES_BYTES), re.MULTILINE)
     rows = line.findall(section.partition("\n## ")[0])
-    return {name: dict(zip(SIZES_BYTES, (int(n.replace(",", "")) for n in counts))) for name, *counts in rows}
+    return {
+        name: {size: int(n.replace(",", "")) for size, n in zip(SIZES_BYTES, counts, strict=True)}
+        for name, *counts in rows
+    }
 
 
 def row(name: str, counts: Mapping[int, int]) -> str:

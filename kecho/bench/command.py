@@ -52,6 +52,7 @@ examples:
   kecho-ctl bench --connections 1,10,100,1000 --size 64,1K,16K --csv out.csv --plot out.png
   kecho-ctl bench --connections 100 --threads 2 --size 1K --duration 5
   kecho-ctl bench --burst 1000 --rounds 10         1,000 connections that send at once, ten times
+  kecho-ctl bench --rate 5000 --connections 10     a stall of the server shows: no coordinated omission
   kecho-ctl bench --count 100000 --plot out.png --json=out.json
   kecho-ctl bench --json | jq .targets
 """
@@ -92,7 +93,13 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="N,…",
         help="made first and released at once (default 1); several: a sweep",
     )
-    add("--threads", type=_whole, default=1, metavar="M", help="of the client (default 1)")
+    add(
+        "--threads",
+        type=_whole,
+        default=1,
+        metavar="M",
+        help="of the client (default 1); in a sweep at most as many as connections",
+    )
     add(
         "--size",
         type=_list_of(_size),
@@ -109,8 +116,16 @@ def add_parser(subparsers: Subparsers) -> None:
         help=f"seconds of each run (default {DEFAULT_DURATION_S:g}; with --compare {COMPARE_DURATION_S:g})",
     )
     add("--warmup", type=_seconds, metavar="S", help=f"seconds before each (default {DEFAULT_WARMUP_S:g})")
-    add("--burst", type=_whole, metavar="N", help="N connections, released at once, one message each, closed")
+    workload = parser.add_argument_group("instead of the closed loop").add_mutually_exclusive_group()
+    workload.add_argument(
+        "--rate", type=_rate, metavar="R", help="open loop: R requests a second, latency from when each was due"
+    )
+    workload.add_argument("--burst", type=_whole, metavar="N", help="N connections, one message each, all at once")
+    workload.add_argument("--crr", action="store_true", help="a connection a request, latency from connect on")
+    workload.add_argument("--depth", type=_whole, metavar="D", help="D requests under way on each connection")
     add("--rounds", type=_whole, metavar="R", help="of a burst (default 10)")
+    add("--connect-timeout", type=_seconds, metavar="S", help="a connection may take (default 10)")
+    add("--io-timeout", type=_seconds, metavar="S", help="a reply may take (default 10)")
     add("--cpus", metavar="LIST", help="CPUs of the client's threads, as in 0,2-3; none: wherever they land")
     add(
         "--repeat",
@@ -166,6 +181,16 @@ def _size(text: str) -> int:
     return _whole(text[:-1] if factor > 1 else text) * factor
 
 
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of requests a second")
+    return value
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -192,13 +217,18 @@ def sweep_of(args: argparse.Namespace) -> tuple[Options, ...]:
     sweep = [
         Options(
             connections=connections,
-            threads=args.threads,
+            threads=min(args.threads, connections) if len(args.connections) > 1 else args.threads,
             size_bytes=size,
             count=args.count,
             duration_s=(default_s if args.duration is None else args.duration) if timed else None,
             warmup_s=None if burst else DEFAULT_WARMUP_S if args.warmup is None else args.warmup,
             burst=args.burst,
             rounds=args.rounds,
+            rate_per_s=args.rate,
+            crr=args.crr,
+            depth=args.depth,
+            connect_timeout_s=args.connect_timeout,
+            io_timeout_s=args.io_timeout,
             cpus=args.cpus,
             seed=args.seed,
         )

@@ -30,7 +30,12 @@ CONFIDENCE = 0.95
 MIN_ROUNDS = 6
 
 # What bench calls its ways to load a server, in words.
-_MODES = {"closed": "closed loop", "open": "open loop", "crr": "connect-request-response"}
+_MODES = {
+    "closed": "closed loop",
+    "open": "open loop at {rate_per_s:,g}/s",
+    "crr": "connect-request-response",
+    "pipeline": "pipelined, {depth} deep",
+}
 _RUN_FIELDS = ("target", "mode", "endpoint", "repeat", "options", "elapsed_ns", "interrupted")
 _RESULT_FIELDS = ("date", "version", "command", "baseline", "interrupted")
 
@@ -96,6 +101,13 @@ class Run:
         if exact and counted > least + slack * size:
             return f"the service counted {counted - least:,} bytes more than the client received: had it other clients?"
         return ""
+
+    def overload(self) -> str:
+        """How many requests of an open loop were due and never sent, in words; empty if none."""
+        unsent = self.options.get("unsent", 0)
+        return (
+            f"{plural(unsent, 'request')} of round {self.repeat + 1} never sent: the rate is too high" if unsent else ""
+        )
 
     def to_json(self) -> dict[str, Any]:
         obj: dict[str, Any] = {
@@ -276,8 +288,8 @@ class Result:
         connections = list(dict.fromkeys(load.connections for load in loads))
         sizes = list(dict.fromkeys(load.size_bytes for load in loads))
         parts = [
-            f"{_MODES.get(options['mode'], options['mode'])}: {_several(connections, 'connection')}",
-            plural(options["threads"], "thread"),
+            f"{_MODES.get(options['mode'], options['mode']).format(**options)}: {_several(connections, 'connection')}",
+            _several(list(dict.fromkeys(run.options["threads"] for run in self.runs)), "thread"),
             f"{', '.join(f'{size:,}' for size in sizes)} B",
         ]
         if "rounds" in options:
@@ -298,7 +310,7 @@ class Result:
             notes.append(f"a ratio of fewer than {MIN_ROUNDS} rounds has no interval: --repeat {MIN_ROUNDS} or more")
         notes += (f"{name} is left out: {why}" for name, why in self.left_out.items())
         for run in self.runs:
-            notes += (f"{run.target}: {text}" for text in (run.why, run.mismatch()) if text)
+            notes += (f"{run.target}: {text}" for text in (run.why, run.mismatch(), run.overload()) if text)
         return list(dict.fromkeys(notes))
 
     def to_json(self) -> dict[str, Any]:

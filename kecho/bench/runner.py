@@ -30,6 +30,11 @@ class Options:
     warmup_s: float | None = None
     burst: int | None = None
     rounds: int | None = None
+    rate_per_s: float | None = None
+    crr: bool = False
+    depth: int | None = None
+    connect_timeout_s: float | None = None
+    io_timeout_s: float | None = None
     cpus: str | None = None
     seed: int | None = None
 
@@ -44,10 +49,15 @@ class Options:
             "--warmup": self.warmup_s,
             "--burst": self.burst,
             "--rounds": self.rounds,
+            "--rate": self.rate_per_s,
+            "--depth": self.depth,
+            "--connect-timeout": self.connect_timeout_s,
+            "--io-timeout": self.io_timeout_s,
             "--cpus": self.cpus,
             "--seed": self.seed,
         }
-        return [word for option, value in given.items() if value is not None for word in (option, str(value))]
+        words = [word for option, value in given.items() if value is not None for word in (option, str(value))]
+        return [*words, "--crr"] if self.crr else words
 
     @property
     def is_alone(self) -> bool:

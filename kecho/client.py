@@ -82,7 +82,7 @@ class Client:
             return
         self.request("down")
         deadline = time.monotonic() + 10
-        while rundir.control_socket(self.name).exists() or _is_running(pid):
+        while rundir.control_socket(self.name).exists() or rundir.is_running(pid):
             if time.monotonic() > deadline:
                 raise KechoError(f"{self.name} (pid {pid}) does not end")
             time.sleep(0.005)
@@ -93,19 +93,11 @@ class Client:
         folder = rundir.RunDir(self.name)
         try:
             if state.get("mode") == "module":
-                from kecho.backends.module import unload
+                from kecho.backends import module
 
-                unload()
+                module.clear_away(self.name)
         finally:
             folder.close()
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def services() -> list[dict[str, Any]]:
@@ -119,7 +111,7 @@ def services() -> list[dict[str, Any]]:
             if state is None:
                 continue
             state.pop("config", None)
-            alive = _is_running(int(state.get("pid", 0))) and os.path.exists(rundir.control_socket(name))
+            alive = rundir.is_running(int(state.get("pid", 0))) and os.path.exists(rundir.control_socket(name))
             found.append({**state, "state": "silent" if alive and "not answer" in str(e) else "died"})
     return found
 

@@ -21,6 +21,8 @@ from kecho.units import plural
 
 SCHEMA = 1
 
+_EMULATED = "QEMU TCG"  # the name that QEMU gives a processor which it emulates
+
 _MODES = {"closed": "closed loop", "open": "open loop"}
 
 
@@ -227,6 +229,11 @@ class Result:
         notes = []
         if self.interrupted:
             notes.append("interrupted: this is what was measured until then")
+        if _EMULATED in self.host.cpu:
+            notes.append(
+                f"measured in a virtual machine whose processor is emulated, Linux {self.host.kernel}: "
+                "compare these rows with each other only"
+            )
         for target in self.targets():
             runs = [run for run in self.runs if run.target == target.name]
             notes += dict.fromkeys(f"{target.name}: {run.why}" for run in runs if run.why)

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from kecho import programs
 from kecho.bench import command, compare, progress, runner, targets
 from kecho.bench.latency import Latency
-from kecho.bench.result import Result, load
+from kecho.bench.result import Host, Result, load
 from kecho.errors import KechoError, Unavailable, UsageError, one_line
 from kecho.report import bench_table
 from kecho.snapshot import Connections, PathStats, Snapshot
@@ -150,6 +150,13 @@ def test_counts_that_disagree_are_noted(counted_bytes: int, options: dict[str, A
     assert note in run.mismatch()
     assert bool(note) is bool(run.mismatch())
     assert (note in " ".join(samples.result(run).notes())) if note else not samples.result(run).notes()
+
+
+def test_figures_of_an_emulated_machine_are_noted() -> None:
+    there = replace(samples.three_targets(), host=Host("vm", "6.1.0-56-amd64", "QEMU TCG CPU version 2.5+", 2))
+    (note,) = there.notes()
+    assert "emulated" in note and "6.1.0-56-amd64" in note
+    assert not samples.three_targets().notes()
 
 
 # --- the table ------------------------------------------------------------------------------------------------------

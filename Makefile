@@ -16,7 +16,7 @@ SHELL_FILES := $(shell grep -lsE '^\#!/bin/(ba)?sh' .ci/run scripts/* tests/*/ru
 .PHONY: build kmod setup setup-vm demo check lint fmt plot install uninstall clean help
 
 include kecho/native/native.mk
--include tests/vm/vm.mk
+include tests/vm/vm.mk tests/uml/uml.mk
 
 build: native ## build the C programs, and the module where the running kernel's headers are
 	@if [ -e kmod/Makefile ] && [ -e /lib/modules/$$(uname -r)/build ]; then $(MAKE) --no-print-directory kmod; fi

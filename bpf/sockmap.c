@@ -41,9 +41,9 @@
 struct conn {
 	__u64 cookie; /* SO_COOKIE of the socket */
 	__u64 sent_ns; /* msg: when the verdict saw what is being sent; 0 when no send is under way */
-	__u32 snd_base; /* skb: sequence number of the first byte sent */
-	__u32 rcv_base; /* msg: sequence number of the first byte received */
-	__u32 in_bytes; /* skb: what the verdict saw; msg: what it passed to TCP. Modulo 2^32, as sequence numbers */
+	__u32 snd_base;	 /* sequence number of the first byte sent */
+	__u32 rcv_base;	 /* msg: sequence number of the first byte received */
+	__u32 in_bytes;	 /* skb: what the verdict saw. Modulo 2^32, as sequence numbers */
 	__u32 out_bytes; /* skb: what entered the send path. Modulo 2^32 */
 	__u8 path;	 /* where the last payload went; changes only while nothing is on the way */
 	__u8 confirmed;	 /* msg: our listener accepted the other end */
@@ -193,6 +193,7 @@ static __always_inline void register_client(struct bpf_sock_ops *ops, struct bpf
 	if (!tp || !in_our_netns(ops) || !is_ours(&server) || !goes_to_loopback(tp))
 		return;
 	conn.cookie = bpf_get_socket_cookie(ops);
+	conn.snd_base = FIELD(tp, WRITE_SEQ);
 	conn.rcv_base = FIELD(tp, RCV_NXT);
 	conn.path = PATH_USER; /* until it is confirmed */
 	tuple = client_tuple(ops);
@@ -294,25 +295,31 @@ int msg_echo(struct sk_msg_md *msg)
 	struct path_stats *stats;
 	struct tcp_sock *tp;
 	struct conn *conn;
-	__u32 unread, size = msg->size;
+	__u32 unread, rcv_nxt, size = msg->size;
 	__u64 key = (__u64)sk;
 
 	if (!find_conn(sk, PATH_MSG, &conn, &tp, &stats))
 		return SK_PASS;
 
-	/* What the client has sent and not read back, on whichever path. */
+	/*
+	 * All that went by TCP has to have come back and been read: one path at a time keeps the order. What went is
+	 * read off the socket, not added up here: a send that does not block may take back a part of what was passed,
+	 * and the next one then gets the same verdict again without a call (psock->eval); one that blocks leaves the
+	 * lock half-way to other threads, whose payload then comes through here.
+	 */
+	rcv_nxt = FIELD(tp, RCV_NXT);
+	if (!conn->confirmed || rcv_nxt - conn->rcv_base != FIELD(tp, WRITE_SEQ) - conn->snd_base ||
+	    FIELD(tp, COPIED_SEQ) != rcv_nxt)
+		goto pass;
+
+	/* What the client has sent and not read back. */
 	unread = FIELD(tp, RMEM_ALLOC);
 	if (conn->path == PATH_USER) {
-		/* Stay until all that went by TCP has come back and been read: one path at a time keeps the order. */
-		__u32 rcv_nxt = FIELD(tp, RCV_NXT);
-
-		if (!conn->confirmed || unread || rcv_nxt - conn->rcv_base != conn->in_bytes ||
-		    FIELD(tp, COPIED_SEQ) != rcv_nxt)
+		if (unread)
 			goto pass;
 		conn->path = PATH_MSG;
 	}
 	if (unread + size > KECHO_LIMIT) {
-		conn->path = PATH_USER;
 		stats->fallbacks++;
 		goto pass;
 	}
@@ -322,7 +329,7 @@ int msg_echo(struct sk_msg_md *msg)
 	return clients.msg_redirect_hash(msg, &key, BPF_F_INGRESS);
 
 pass:
-	conn->in_bytes += size;
+	conn->path = PATH_USER;
 	return SK_PASS;
 }
 

@@ -5,6 +5,8 @@ PREFIX        ?= /usr/local
 BUILD         ?= build
 CHECK_TIMEOUT ?= 1500
 PYTEST_ARGS   ?=
+HOURS         ?= 1
+SOAK_ARGS     ?=
 
 VENV := .venv/bin
 AT_ROOT := $(filter 0,$(shell id -u))
@@ -13,7 +15,7 @@ C_FILES     := $(wildcard bpf/*.[ch] kecho/native/*.[ch] kmod/*.[ch] tests/*/*.[
 SHELL_FILES := $(shell grep -lsE '^\#!/bin/(ba)?sh' .ci/run scripts/* tests/*/run)
 
 .DEFAULT_GOAL := build
-.PHONY: build kmod setup setup-vm demo check lint fmt plot install uninstall clean help
+.PHONY: build kmod setup setup-vm demo check soak lint fmt plot install uninstall clean help
 
 include kecho/native/native.mk
 include tests/vm/vm.mk tests/uml/uml.mk
@@ -42,6 +44,10 @@ check: $(if $(AT_ROOT),setup-vm,setup) ## run the tests; without root only those
 	@scripts/keep-owner timeout --foreground -k 10 $(CHECK_TIMEOUT) \
 		$(VENV)/python -m pytest $(PYTEST_ARGS) tests/unit $(if $(AT_ROOT),$(wildcard tests/host))
 	$(if $(AT_ROOT),$(if $(PYTEST_ARGS),,@scripts/keep-owner $(MAKE) -s vm-short))
+
+soak: setup ## run the property test's engine for HOURS; needs root [HOURS=1 SOAK_ARGS=]
+	@scripts/keep-owner $(MAKE) -s build
+	@scripts/keep-owner $(VENV)/python tests/host/soak.py --hours=$(HOURS) $(SOAK_ARGS)
 
 lint: setup ## check style and types
 	$(VENV)/ruff check .

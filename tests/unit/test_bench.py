@@ -369,6 +369,12 @@ def test_compare_has_more_and_shorter_rounds() -> None:
 @pytest.mark.parametrize(
     "words",
     [
+        ["--plot", "x"],
+        ["--plot", "x.txt"],
+        ["--plot", "/no/such/folder/x.png"],
+        ["--csv", "/"],
+        ["--csv", ""],
+        ["--json=/no/such/folder/x.json"],
         ["--rate", "0"],
         ["--rate", "nan"],
         ["--rate", "5", "--crr"],

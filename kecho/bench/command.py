@@ -8,6 +8,7 @@ import contextlib
 import functools
 import itertools
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -175,7 +176,7 @@ def _variants(text: str) -> tuple[str, ...]:
 
 def _file(text: str) -> str:
     """Nobody wants to hear after the runs that there is no such folder."""
-    if text != STDOUT and (not text or Path(text).is_dir() or not Path(text).parent.is_dir()):
+    if text != STDOUT and (not text or os.path.isdir(text) or not os.path.isdir(os.path.dirname(text) or ".")):
         raise argparse.ArgumentTypeError(f"cannot write to {text!r}")
     return text
 

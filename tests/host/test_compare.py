@@ -142,10 +142,17 @@ def test_a_sweep_is_one_table_one_json_one_picture(kecho: Kecho, tmp_path: Path)
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
 
 
-def test_only_root_brings_services_up(tmp_path: Path) -> None:
-    done = compare(tmp_path, "--compare=user", *QUICK, **NOBODY)
+def test_only_root_brings_services_up(kecho: Kecho) -> None:
+    done = kecho("bench", "--compare=user", *QUICK, **NOBODY)
     assert done.returncode == 3 and done.stdout == ""
     assert "sudo" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_folder_that_may_not_be_read(kecho: Kecho, tmp_path: Path) -> None:
+    """Of root's alone, as pytest makes them: said before anything is brought up or measured."""
+    done = kecho("bench", "--compare=user", *QUICK, f"--csv={tmp_path}/r.csv", **NOBODY)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "argument --csv: cannot write to" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_failure_takes_all_down(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import itertools
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -35,6 +36,7 @@ COMPARE_REPEATS = 10  # an interval needs rounds more than it needs requests
 COMPARE_DURATION_S = 1.0
 DEFAULT_WARMUP_S = 0.2
 STDOUT = "-"
+PICTURES = (".png", ".svg", ".pdf")
 
 _BENCH_EXAMPLES = f"""\
 With a single connection the client runs on one CPU, the last it may use (--cpus none: anywhere).
@@ -134,9 +136,9 @@ def add_parser(subparsers: Subparsers) -> None:
         help=f"runs of each target, in turn (default {DEFAULT_REPEATS}; with --compare {COMPARE_REPEATS})",
     )
     add("--seed", type=_whole, metavar="N", help="of the payloads and of the resampling (default 1)")
-    add("--json", nargs="?", const=STDOUT, metavar="FILE", help="the result as JSON, to stdout or to FILE")
-    add("--csv", metavar="FILE", help="a row a run, the columns of kecho.results")
-    add("--plot", metavar="FILE", help="draw the result: .png, .svg or .pdf")
+    add("--json", nargs="?", type=_file, const=STDOUT, metavar="FILE", help="the result as JSON, to stdout or to FILE")
+    add("--csv", type=_file, metavar="FILE", help="a row a run, the columns of kecho.results")
+    add("--plot", type=_picture, metavar="FILE", help="draw the result: .png, .svg or .pdf")
 
 
 def add_plot_parser(subparsers: Subparsers) -> None:
@@ -150,7 +152,9 @@ def add_plot_parser(subparsers: Subparsers) -> None:
         _PLOT_EXAMPLES,
     )
     parser.add_argument("results", nargs="+", metavar="RESULT", help="a file that bench wrote")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the picture: .png, .svg or .pdf")
+    parser.add_argument(
+        "-o", "--output", type=_picture, required=True, metavar="FILE", help="the picture: .png, .svg or .pdf"
+    )
 
 
 def _list_of(one: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
@@ -168,6 +172,19 @@ def _variants(text: str) -> tuple[str, ...]:
         return services.parse(text)
     except UsageError as e:
         raise argparse.ArgumentTypeError(str(e)) from e
+
+
+def _file(text: str) -> str:
+    """Nobody wants to hear after the runs that there is no such folder."""
+    if text != STDOUT and (not text or os.path.isdir(text) or not os.path.isdir(os.path.dirname(text) or ".")):
+        raise argparse.ArgumentTypeError(f"cannot write to {text!r}")
+    return text
+
+
+def _picture(text: str) -> str:
+    if Path(text).suffix not in PICTURES:
+        raise argparse.ArgumentTypeError(f"{text!r} must end in one of {', '.join(PICTURES)}")
+    return _file(text)
 
 
 def _whole(text: str) -> int:

@@ -83,11 +83,16 @@ class Run:
         """What the service counted, over all its paths."""
         return _over_paths(self.kernel)
 
+    @property
+    def counts_exactly(self) -> bool:
+        """Whether `kernel` is without the warm-up."""
+        return not self.options.get("warmup_s") or bool(self.options.get("held"))
+
     def mismatch(self) -> str:
         """How the service's count contradicts the client's; empty if it does not.
 
         Bytes are compared, since a large message is several echoes. The service also counts what the client does
-        not: the warm-up, and requests under way when the time was up.
+        not: requests of the warm-up that were under way when it ended, and without ``held`` all of the warm-up.
         """
         if self.kernel is None:
             return ""
@@ -95,11 +100,10 @@ class Run:
         size = self.options["size_bytes"]
         counted = sum(stats.bytes for stats in self.kernel.values())
         slack = self.options["connections"] * self.options.get("depth", 1)
-        exact = self.options.get("warmup_s") == 0 or "warmup_requests" in self.options
-        least = (measured + self.options.get("warmup_requests", 0)) * size
+        least = measured * size
         if counted < least:
             return f"the service counted {least - counted:,} bytes less than the client received"
-        if exact and counted > least + slack * size:
+        if self.counts_exactly and counted > least + slack * size:
             return f"the service counted {counted - least:,} bytes more than the client received: had it other clients?"
         return ""
 

@@ -41,8 +41,9 @@
 struct conn {
 	__u64 cookie; /* SO_COOKIE of the socket */
 	__u64 sent_ns; /* msg: when the verdict saw a send that is under way and found its CPU's slot taken; else 0 */
-	__u32 snd_base;	 /* sequence number of the first byte sent */
-	__u32 rcv_base;	 /* sequence number of the first byte received */
+	__u32 snd_base; /* sequence number of the first byte sent */
+	__u32 rcv_base; /* sequence number of the first byte received */
+	__u32 tcp_seq; /* msg: of the first byte that has not gone by TCP, when the path became msg */
 	__u32 in_bytes;	 /* skb: what the verdict took in. Modulo 2^32, as sequence numbers */
 	__u32 out_bytes; /* skb: what entered the send path. Modulo 2^32 */
 	__u8 path;	 /* where the last payload went; changes only while nothing is on the way */
@@ -337,7 +338,7 @@ int msg_echo(struct sk_msg_md *msg)
 	struct path_stats *stats;
 	struct tcp_sock *tp;
 	struct conn *conn;
-	__u32 unread, rcv_nxt, size = msg->size;
+	__u32 write_seq, unread, size = msg->size;
 	__u64 key = (__u64)sk;
 
 	if (!find_conn(sk, PATH_MSG, &conn, &tp, &stats))
@@ -349,17 +350,17 @@ int msg_echo(struct sk_msg_md *msg)
 	 * and the next one then gets the same verdict again without a call (psock->eval); one that blocks leaves the
 	 * lock half-way to other threads, whose payload then comes through here.
 	 */
-	rcv_nxt = FIELD(tp, RCV_NXT);
-	if (!conn->confirmed || rcv_nxt - conn->rcv_base != FIELD(tp, WRITE_SEQ) - conn->snd_base ||
-	    FIELD(tp, COPIED_SEQ) != rcv_nxt)
-		goto pass;
+	write_seq = FIELD(tp, WRITE_SEQ);
+	unread = FIELD(tp, RMEM_ALLOC); /* what the client has sent and not read back */
+	if (conn->path == PATH_USER || write_seq != conn->tcp_seq) {
+		__u32 rcv_nxt = FIELD(tp, RCV_NXT);
 
-	/* What the client has sent and not read back. */
-	unread = FIELD(tp, RMEM_ALLOC);
-	if (conn->path == PATH_USER) {
-		if (unread)
+		if (!conn->confirmed || unread ||
+		    rcv_nxt - conn->rcv_base != write_seq - conn->snd_base ||
+		    FIELD(tp, COPIED_SEQ) != rcv_nxt)
 			goto pass;
 		conn->path = PATH_MSG;
+		conn->tcp_seq = write_seq;
 	}
 	if (unread + size > KECHO_LIMIT) {
 		stats->fallbacks++;

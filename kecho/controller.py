@@ -137,6 +137,8 @@ class Service:
 def run_foreground(config: Config, ready: Callable[[str], None]) -> None:
     """Brings a service up in this process and returns when it has ended. Raises KechoError."""
     check(config.mode)
+    # The command line has it end the process; here it is anybody who hangs up before he has his answer.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     rundir = RunDir(config.name)
     try:
         os.environ["KECHO_LOG"] = str(rundir.log)

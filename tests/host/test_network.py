@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import socket
 import threading
@@ -12,26 +11,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import support
-from pyroute2 import NetNS, netns
+from pyroute2 import NetNS
 from pyroute2.iproute.linux import IPRoute
 
 Up = Callable[..., support.Service]
 
 HERE, THERE = "10.83.7.1", "10.83.7.2"
 HERE6, THERE6 = "fd83:7::1", "fd83:7::2"
-
-
-@pytest.fixture
-def namespace() -> Iterator[str]:
-    """An empty network namespace with its loopback up."""
-    name = f"kecho-{os.getpid()}-{random.randrange(1 << 16):x}"
-    netns.create(name)
-    try:
-        with NetNS(name) as there:
-            there.link("set", index=there.link_lookup(ifname="lo")[0], state="up")
-        yield name
-    finally:
-        netns.remove(name)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ SOMAXCONN = "net.core.somaxconn"
 SYN_BACKLOG = "net.ipv4.tcp_max_syn_backlog"
 PORT_RANGE = "net.ipv4.ip_local_port_range"  # of IPv6 too
 SYN_COOKIES = "net.ipv4.tcp_syncookies"
-_TW_REUSE = "net.ipv4.tcp_tw_reuse"
+TW_REUSE = "net.ipv4.tcp_tw_reuse"
 DESCRIPTORS = "descriptors"
 
 CONNECTS_AT_ONCE = 64  # bench-conn.c: how many connections bench makes before it waits for them
@@ -83,7 +83,7 @@ class Limits:
             int(read(SYN_COOKIES)),
             first,
             last,
-            int(read(_TW_REUSE)),
+            int(read(TW_REUSE)),
             *resource.getrlimit(resource.RLIMIT_NOFILE),
         )
 

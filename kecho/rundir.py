@@ -51,6 +51,12 @@ def names() -> list[str]:
         return []
 
 
+def check_privilege() -> None:
+    """Raises Unavailable for everybody but root."""
+    if os.geteuid() != 0:
+        raise Unavailable("services are root's to bring up and down", "run it as root, with sudo")
+
+
 class RunDir:
     """The folder of the service that this process runs. `close` removes it."""
 
@@ -61,8 +67,7 @@ class RunDir:
         """
         self.path = directory(name)
         self._lock = -1
-        if os.geteuid() != 0:
-            raise Unavailable("services are root's to bring up and down", "run it as root, with sudo")
+        check_privilege()
         try:
             own_directory(BASE)
             own_directory(self.path)

@@ -10,13 +10,13 @@ import os
 import signal
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from kecho import programs
 from kecho.backends import OnFailure
 from kecho.config import Config
 from kecho.diag import port_taken
-from kecho.errors import KechoError, UsageError
+from kecho.errors import KechoError, Unavailable, UsageError
 from kecho.kernel import Feature
 from kecho.snapshot import Connections, PathStats
 
@@ -26,6 +26,7 @@ _HEADER = struct.Struct("=QQQQQ")  # magic, version, header_bytes, block_bytes, 
 _BLOCK = struct.Struct("=QQQQQQ")  # active, total, rejected, aborted, echoes, bytes
 
 _START_TIMEOUT_S = 5
+_KINDS: Mapping[int, type[KechoError]] = {2: UsageError, 3: Unavailable}  # by the server's exit status
 _WHY_NO_LATENCY = "user-echo-server is the baseline: it spends no time on clock reads"
 
 
@@ -41,6 +42,7 @@ class UserBackend:
         self._undo: list[Callable[[], object]] = []
         self._stats: mmap.mmap | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._engine = ""
 
     @staticmethod
     def features() -> tuple[Feature, ...]:
@@ -55,6 +57,7 @@ class UserBackend:
             raise
 
     async def _start(self, config: Config) -> None:
+        self._engine = config.engine
         stats_fd = os.memfd_create("kecho-stats")
         self._undo.append(lambda: os.close(stats_fd))
         ready, ready_child = os.pipe()
@@ -65,6 +68,7 @@ class UserBackend:
                     programs.find("user-echo-server"),
                     f"--port={config.port}",
                     f"--backlog={config.backlog}",
+                    f"--engine={config.engine}",
                     *(f"--bind={address}" for address in config.binds),
                     f"--ready-fd={ready_child}",
                     f"--stats-fd={stats_fd}",
@@ -84,7 +88,7 @@ class UserBackend:
             message = text[-1] if text else f"user-echo-server ended with {self._process.returncode}"
             if os.strerror(errno.EADDRINUSE) in message:
                 raise port_taken(config)
-            raise UsageError(message) if self._process.returncode == 2 else KechoError(message)
+            raise _KINDS.get(self._process.returncode, KechoError)(message)
         self._stats = mmap.mmap(stats_fd, 0, prot=mmap.PROT_READ)
         self._undo.append(self._stats.close)
 
@@ -139,4 +143,4 @@ class UserBackend:
         return Connections(*self._counters()[:4])
 
     def describe(self) -> str:
-        return "user, epoll"
+        return f"user, {self._engine}"

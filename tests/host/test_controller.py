@@ -94,6 +94,15 @@ def test_up_returns_when_the_service_answers(kecho: Kecho, mode: str) -> None:
         support.connect("127.0.0.1", port)
 
 
+@pytest.mark.parametrize("engine", ["epoll", "io_uring"])
+def test_the_engine_of_mode_user(service: Up, kecho: Kecho, engine: str) -> None:
+    one = service(mode="user", engine=engine)
+    with one.client() as client:
+        support.echo(client, b"kecho" * 1000)
+    assert f"--engine={engine}".encode() in Path(f"/proc/{user_server(one)}/cmdline").read_bytes().split(b"\0")
+    assert one.path("user")["bytes"] == 5000
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_foreground(mode: str, number: int) -> None:

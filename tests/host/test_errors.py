@@ -96,6 +96,7 @@ def in_shell(script: str, name: str, *args: str) -> subprocess.CompletedProcess[
         (["--limit=x"], ["--limit", "'x'"]),
         (["--limit=99999999999999999999"], ["--limit", "99999999999999999999"]),
         (["--path=foo"], ["--path", "foo", "msg", "skb"]),
+        (["--engine=foo"], ["--engine", "foo", "epoll", "io_uring"]),
         (["--frobnicate"], ["--frobnicate"]),
         (["surplus"], ["surplus"]),
     ],

@@ -372,8 +372,9 @@ def _tune(args: argparse.Namespace) -> int:
     from kecho import limits, tune
 
     if args.restore:
-        if not tune.restore(print):
-            print("nothing was left raised")
+        said: list[str] = []
+        said += map(tune.still_needed, tune.restore(said.append))
+        print("\n".join(said or ["nothing was left raised"]))
         return 0
     connections = _positive(str(args.connections), "--connections", int)
     found = limits.examine(limits.Needs.of_run(connections, connections, paced=False), tune.current())

@@ -39,13 +39,14 @@ _IFA_F_NODAD = 0x02  # include/uapi/linux/if_addr.h: usable at once
 class Remote:
     """Where a client runs that is not on this machine, as far as the network goes.
 
-    `addresses` are this machine's as it sees them, IPv4 first. A command with `command` before it runs there, if it
-    inherits the descriptors `fds`.
+    `addresses` are this machine's as it sees them, IPv4 first; `delay_ms` is added on each way. A command runs there
+    if it has `command` before it and inherits the descriptors `fds`.
     """
 
     addresses: tuple[str, ...]
     command: tuple[str, ...]
     fds: tuple[int, ...]
+    delay_ms: float = 0
 
     def reach(self, host: str, port: int) -> str:
         """At which address of this machine the server is reached that local clients reach at `host`.
@@ -101,7 +102,7 @@ def veth(delay_ms: float = 0) -> Iterator[Remote]:
                     _delay(index, delay_ms)
                     thread.submit(lambda: _delay(socket.if_nametoindex(_THERE), delay_ms)).result()
         command = ("nsenter", f"--net=/proc/self/fd/{there}", "--")
-        yield Remote(tuple(str(network[1]) for network in networks), command, (there,))
+        yield Remote(tuple(str(network[1]) for network in networks), command, (there,), delay_ms)
 
 
 @contextlib.contextmanager

@@ -72,33 +72,30 @@ def raised(needs: Needs, report: Report) -> Iterator[list[Change]]:
         yield changes
 
 
-def restore(report: Report) -> bool:
-    """Puts back what killed processes left raised, in every network namespace that still exists. Was there anything?
+def restore(report: Report) -> list[int]:
+    """Puts back what killed processes left raised, in every network namespace that still exists.
 
-    Raises KechoError if something remains raised, because a run needs it or it cannot be written.
+    Returns the processes that still use limits raised by them or others, and will put those back. Raises Unavailable
+    without the permission, KechoError if something cannot be written.
     """
     files = (_FILE.match(path.name) for path in rundir.BASE.glob("tune-*"))
     inodes = sorted({int(found[1]) for found in files if found})
     if inodes:
         _refuse_without_root("put back")
-    kept, anything = [], False
+    users = []
     for inode in inodes:
         ledger = _Ledger(inode)
         try:
             with _undisturbed():
-                user = _in_namespace(inode, ledger.clear)
+                users.append(_in_namespace(inode, ledger.clear))
         finally:
             for line in ledger.told():
                 report(line)
-                anything = True
-        if user:
-            kept.append(_still_needed(user))
-    if kept:
-        raise KechoError("; ".join(kept))
-    return anything
+    return [user for user in users if user]
 
 
-def _still_needed(user: int) -> str:
+def still_needed(user: int) -> str:
+    """Why something stays raised."""
     return f"what is raised stays so: process {user} needs it, and puts it back when it ends"
 
 
@@ -140,7 +137,7 @@ def _leave(ledger: _Ledger, report: Report) -> None:
         for line in ledger.told():
             report(line)
     if user:
-        report(_still_needed(user))
+        report(still_needed(user))
 
 
 class _Ledger:

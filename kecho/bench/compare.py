@@ -12,6 +12,7 @@ from kecho.bench.result import Run
 from kecho.bench.runner import Options, Progress, measure
 from kecho.bench.targets import Where
 from kecho.errors import KechoError
+from kecho.limits import ListenCounts
 from kecho.snapshot import PathStats, Snapshot
 
 
@@ -48,7 +49,9 @@ def run(step: Step, on_progress: Callable[[Progress], None] = lambda _: None) ->
     target = step.target
     try:
         before = target.snapshot() if target.snapshot else None
-        measured = measure(target.host, target.port, step.options, on_progress)
+        listened = ListenCounts.now()
+        measured = measure(target.host, target.port, step.options, on_progress, target.client)
+        listened = ListenCounts.now() - listened
     except KechoError as e:
         if e.exit_code == 1 and target.endpoint not in str(e) and target.name not in str(e):
             raise KechoError(f"{target.name}: {e}") from e
@@ -59,13 +62,21 @@ def run(step: Step, on_progress: Callable[[Progress], None] = lambda _: None) ->
         target.mode,
         target.endpoint,
         step.repeat,
-        {**measured.options, "cpus": step.options.cpus},
+        {**measured.options, "cpus": step.options.cpus, **_place(target)},
         measured.elapsed_ns,
         measured.interrupted,
         measured.latency,
         kernel,
         why,
+        listened,
     )
+
+
+def _place(target: Where) -> dict[str, object]:
+    """Where the client was."""
+    if target.client is None:
+        return {"topology": "loopback"}
+    return {"topology": "veth", "delay_ms": target.client.delay_ms}
 
 
 def _counted(target: Where, before: Snapshot | None) -> tuple[Mapping[str, PathStats] | None, str]:

@@ -14,6 +14,7 @@ from typing import Any
 from kecho import programs
 from kecho.bench.latency import Latency
 from kecho.errors import KechoError, UsageError
+from kecho.topology import Remote
 
 _INTERRUPTED = 130
 
@@ -76,10 +77,15 @@ class Measurement:
 
 
 def measure(
-    host: str, port: int, options: Options, on_progress: Callable[[Progress], None] = lambda _: None
+    host: str,
+    port: int,
+    options: Options,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    client: Remote | None = None,
 ) -> Measurement:
-    """Runs bench. On KeyboardInterrupt it is asked to stop, and what it measured until then is returned.
+    """Runs bench, here or where `client` says.
 
+    On KeyboardInterrupt it is asked to stop, and what it measured until then is returned.
     Raises KechoError with bench's own line if it fails, UsageError if it refuses the options, Unavailable if it is
     not built.
     """
@@ -87,7 +93,8 @@ def measure(
     # A file takes the result: it is larger than a pipe, and comes while the other pipe is being read.
     with tempfile.TemporaryFile() as out:
         with subprocess.Popen(
-            [*command, *options.arguments()],
+            [*(client.command if client else ()), *command, *options.arguments()],
+            pass_fds=client.fds if client else (),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.PIPE,
@@ -102,6 +109,8 @@ def measure(
                 # From a terminal bench has had the signal too; a second one changes nothing.
                 process.send_signal(signal.SIGINT)
                 said += _follow(process.stderr or (), lambda _: None)
+                if process.wait() == -signal.SIGINT:  # it had not begun to listen for it
+                    raise
             except BaseException:
                 process.kill()
                 raise

@@ -56,8 +56,10 @@ def parse(text: str) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def brought_up(names: Sequence[str], connections: int) -> Iterator[Fleet]:
+def brought_up(names: Sequence[str], connections: int, binds: Sequence[str] = ()) -> Iterator[Fleet]:
     """Brings `names` up on ports of their own, with a backlog for `connections` at once; takes them down in the end.
+
+    They listen on `binds`, by default for local clients.
 
     What this machine cannot run is left out. Raises Unavailable if that leaves nothing, or without root; KechoError
     if a service does not come up. Whatever ends this process, the services end with it.
@@ -69,7 +71,7 @@ def brought_up(names: Sequence[str], connections: int) -> Iterator[Fleet]:
     try:
         for name in names:
             try:
-                targets.append(stack.enter_context(_service(name, connections)))
+                targets.append(stack.enter_context(_service(name, connections, binds or _loopback())))
             except Unavailable as e:
                 left_out[name] = str(e)
         if not targets:
@@ -81,21 +83,24 @@ def brought_up(names: Sequence[str], connections: int) -> Iterator[Fleet]:
 
 
 @contextlib.contextmanager
-def _service(variant: str, connections: int) -> Iterator[Where]:
+def _service(variant: str, connections: int, binds: Sequence[str]) -> Iterator[Where]:
     from kecho.controller import run_background
 
     mode = VARIANTS[variant]["mode"]
     backends.check(mode)
-    binds = tuple(bind for bind in DEFAULT_BINDS if kernel.can_bind(bind))
     name = f"bench-{os.getpid()}-{variant.replace(':', '-')}"
     backlog = max(DEFAULT_BACKLOG, connections)
-    config = Config(name=name, port=free_port(binds), binds=binds, backlog=backlog, **VARIANTS[variant])
+    config = Config(name=name, port=free_port(binds), binds=tuple(binds), backlog=backlog, **VARIANTS[variant])
     try:
         run_background(config, dies_with_parent=True)
         yield Where(variant, reachable(binds), config.port, mode, Client(name).snapshot)
     finally:
         if rundir.directory(name).is_dir():
             Client(name).down()
+
+
+def _loopback() -> tuple[str, ...]:
+    return tuple(bind for bind in DEFAULT_BINDS if kernel.can_bind(bind))
 
 
 @contextlib.contextmanager

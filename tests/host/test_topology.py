@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,96 @@ def test_without_root() -> None:
         check=False,
     )
     assert "Unavailable: a network namespace is root's to make: run it as root, with sudo" in done.stderr
+
+
+# ---- bench ----
+
+BENCH = ("bench", "--topology=veth", "--repeat=1")
+
+
+@pytest.mark.parametrize(
+    ("variant", "path"), [("sockmap", "skb"), ("sockmap:skb", "skb"), ("user", "user")], ids=lambda x: str(x)
+)
+def test_bench_compare(variant: str, path: str) -> None:
+    """The remote path, measured on one machine; every byte counted inside as well as outside."""
+    done = support.run_kecho(*BENCH, f"--compare={variant}", "--count=1009", "--warmup=0", "--json")
+    assert done.returncode == 0, done.stderr
+    (run,) = json.loads(done.stdout)["runs"]
+    assert run["latency_ns"]["count"] == 1009
+    assert (run["path"], run["kernel"][path]["bytes"]) == (path, 1009 * 64)
+    assert (run["options"]["topology"], run["options"]["delay_ms"]) == ("veth", 0)
+    assert ipaddress.ip_address(run["endpoint"].rpartition(":")[0]) in topology.NETWORK_4
+
+
+@pytest.mark.parametrize("wildcard", ["0.0.0.0", "::"])
+def test_bench_a_service_that_is_up(service: Callable[..., support.Service], wildcard: str) -> None:
+    one = service(bind=wildcard)
+    done = support.run_kecho(*BENCH, one.name, "--count=101", "--json")
+    assert done.returncode == 0, done.stderr
+    (run,) = json.loads(done.stdout)["runs"]
+    assert (run["path"], run["latency_ns"]["count"]) == ("skb", 101)
+
+
+def test_bench_of_a_service_for_local_clients(service: Callable[..., support.Service]) -> None:
+    one = service(mode="user")
+    done = support.run_kecho(*BENCH, one.name, "--count=101")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"kecho-ctl: 127.0.0.1:{one.port} is for local clients alone, and behind veth they are remote: "
+        "let it listen on all addresses (up --bind 0.0.0.0)\n"
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=str)
+def test_bench_ended(number: int) -> None:
+    before = links()
+    process = subprocess.Popen(
+        [support.KECHO_CTL, *BENCH, "--compare=user", "--duration=100"],
+        env=support.clean_env(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    support.wait_for(lambda: children(process.pid, "bench"), "the load generator")
+    (bench,) = children(process.pid, "bench")
+    inode = Path(f"/proc/{bench}/ns/net").stat().st_ino
+    assert inode != Path("/proc/self/ns/net").stat().st_ino
+    assert len(links() - before) == 1
+    process.send_signal(number)
+    _, err = process.communicate(timeout=support.TIMEOUT_S)
+    assert process.returncode == (130 if number == signal.SIGINT else -number), err
+    assert "Traceback" not in err
+    support.wait_for(lambda: not in_namespace(inode), "the end of what ran there")
+
+
+def children(pid: int, name: str) -> list[int]:
+    """The processes of that name that a process has started."""
+    found = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [child for child in found if Path(f"/proc/{child}/comm").read_text().strip() == name]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--delay=1"], "--delay is for --topology veth"),
+        (["--topology=veth", "--delay=0"], "--delay"),
+        (["--topology=veth", "--delay=x"], "--delay"),
+        (["--topology=veth", "--delay=10001"], "--delay"),
+        (["--topology=tunnel"], "--topology"),
+    ],
+)
+def test_bench_refuses(args: list[str], says: str) -> None:
+    done = support.run_kecho("bench", "--compare=user", *args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"kecho-ctl: [^\n]*{says}[^\n]*\n", done.stderr)
+
+
+def test_bench_with_delay() -> None:
+    """Where the kernel has netem no reply comes before twice the delay."""
+    done = support.run_kecho(*BENCH, "--compare=user", "--delay=10", "--count=5", "--warmup=0", "--json")
+    if done.returncode == 3:
+        assert re.fullmatch(r"kecho-ctl: this machine cannot delay packets \(netem\): [^\n]*\n", done.stderr)
+    else:
+        (run,) = json.loads(done.stdout)["runs"]
+        assert run["latency_ns"]["min"] >= 20e6
+        assert run["options"]["delay_ms"] == 10

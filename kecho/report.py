@@ -297,7 +297,7 @@ def _inside_lines(result: Result, swept: bool) -> Iterator[str]:
     inside = [target for target in result.targets() if target.kernel is not None]
     if not inside:
         return
-    warm = any(run.options.get("warmup_s") for run in result.runs)
+    warm = not all(run.counts_exactly for run in result.runs)
     yield ""
     warmup = ", with the warm-up" if warm else ""
     yield f"inside: counted by the services during these runs{warmup}; outside: measured by the client"

@@ -50,6 +50,8 @@ def _rows(file: str, result: Result) -> Iterator[dict[str, Any]]:
             "mode": run.mode,
             "path": run.path,
             "workload": run.options["mode"],
+            "offered_per_s": run.options.get("rate_per_s"),
+            "depth": run.options.get("depth"),
             "connections": run.load.connections,
             "threads": run.options["threads"],
             "size_bytes": run.load.size_bytes,

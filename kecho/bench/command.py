@@ -8,6 +8,7 @@ import contextlib
 import functools
 import itertools
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -35,6 +36,7 @@ COMPARE_REPEATS = 10  # an interval needs rounds more than it needs requests
 COMPARE_DURATION_S = 1.0
 DEFAULT_WARMUP_S = 0.2
 STDOUT = "-"
+PICTURES = (".png", ".svg", ".pdf")
 
 _BENCH_EXAMPLES = f"""\
 With a single connection the client runs on one CPU, the last it may use (--cpus none: anywhere).
@@ -52,6 +54,7 @@ examples:
   kecho-ctl bench --connections 1,10,100,1000 --size 64,1K,16K --csv out.csv --plot out.png
   kecho-ctl bench --connections 100 --threads 2 --size 1K --duration 5
   kecho-ctl bench --burst 1000 --rounds 10         1,000 connections that send at once, ten times
+  kecho-ctl bench --rate 5000 --connections 10     a stall of the server shows: no coordinated omission
   kecho-ctl bench --count 100000 --plot out.png --json=out.json
   kecho-ctl bench --json | jq .targets
   sudo kecho-ctl bench --compare user,sockmap --topology veth
@@ -94,7 +97,13 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="N,…",
         help="made first and released at once (default 1); several: a sweep",
     )
-    add("--threads", type=_whole, default=1, metavar="M", help="of the client (default 1)")
+    add(
+        "--threads",
+        type=_whole,
+        default=1,
+        metavar="M",
+        help="of the client (default 1); in a sweep at most as many as connections",
+    )
     add(
         "--size",
         type=_list_of(_size),
@@ -111,8 +120,16 @@ def add_parser(subparsers: Subparsers) -> None:
         help=f"seconds of each run (default {DEFAULT_DURATION_S:g}; with --compare {COMPARE_DURATION_S:g})",
     )
     add("--warmup", type=_seconds, metavar="S", help=f"seconds before each (default {DEFAULT_WARMUP_S:g})")
-    add("--burst", type=_whole, metavar="N", help="N connections, released at once, one message each, closed")
+    workload = parser.add_argument_group("instead of the closed loop").add_mutually_exclusive_group()
+    workload.add_argument(
+        "--rate", type=_rate, metavar="R", help="open loop: R requests a second, latency from when each was due"
+    )
+    workload.add_argument("--burst", type=_whole, metavar="N", help="N connections, one message each, all at once")
+    workload.add_argument("--crr", action="store_true", help="a connection a request, latency from connect on")
+    workload.add_argument("--depth", type=_whole, metavar="D", help="D requests under way on each connection")
     add("--rounds", type=_whole, metavar="R", help="of a burst (default 10)")
+    add("--connect-timeout", type=_seconds, metavar="S", help="a connection may take (default 10)")
+    add("--io-timeout", type=_seconds, metavar="S", help="a reply may take (default 10)")
     add("--cpus", metavar="LIST", help="CPUs of the client's threads, as in 0,2-3; none: wherever they land")
     add(
         "--repeat",
@@ -129,9 +146,9 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add("--delay", type=_milliseconds, default=0.0, metavar="MS", help="with --topology veth: on each way, by netem")
     add("--seed", type=_whole, metavar="N", help="of the payloads and of the resampling (default 1)")
-    add("--json", nargs="?", const=STDOUT, metavar="FILE", help="the result as JSON, to stdout or to FILE")
-    add("--csv", metavar="FILE", help="a row a run, the columns of kecho.results")
-    add("--plot", metavar="FILE", help="draw the result: .png, .svg or .pdf")
+    add("--json", nargs="?", type=_file, const=STDOUT, metavar="FILE", help="the result as JSON, to stdout or to FILE")
+    add("--csv", type=_file, metavar="FILE", help="a row a run, the columns of kecho.results")
+    add("--plot", type=_picture, metavar="FILE", help="draw the result: .png, .svg or .pdf")
 
 
 def add_plot_parser(subparsers: Subparsers) -> None:
@@ -145,7 +162,9 @@ def add_plot_parser(subparsers: Subparsers) -> None:
         _PLOT_EXAMPLES,
     )
     parser.add_argument("results", nargs="+", metavar="RESULT", help="a file that bench wrote")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the picture: .png, .svg or .pdf")
+    parser.add_argument(
+        "-o", "--output", type=_picture, required=True, metavar="FILE", help="the picture: .png, .svg or .pdf"
+    )
 
 
 def _list_of(one: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
@@ -165,6 +184,19 @@ def _variants(text: str) -> tuple[str, ...]:
         raise argparse.ArgumentTypeError(str(e)) from e
 
 
+def _file(text: str) -> str:
+    """Nobody wants to hear after the runs that there is no such folder."""
+    if text != STDOUT and (not text or os.path.isdir(text) or not os.path.isdir(os.path.dirname(text) or ".")):
+        raise argparse.ArgumentTypeError(f"cannot write to {text!r}")
+    return text
+
+
+def _picture(text: str) -> str:
+    if Path(text).suffix not in PICTURES:
+        raise argparse.ArgumentTypeError(f"{text!r} must end in one of {', '.join(PICTURES)}")
+    return _file(text)
+
+
 def _whole(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
@@ -174,6 +206,16 @@ def _whole(text: str) -> int:
 def _size(text: str) -> int:
     factor = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:].upper(), 1)
     return _whole(text[:-1] if factor > 1 else text) * factor
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of requests a second")
+    return value
 
 
 def _seconds(text: str) -> float:
@@ -212,13 +254,18 @@ def sweep_of(args: argparse.Namespace) -> tuple[Options, ...]:
     sweep = [
         Options(
             connections=connections,
-            threads=args.threads,
+            threads=min(args.threads, connections) if len(args.connections) > 1 else args.threads,
             size_bytes=size,
             count=args.count,
             duration_s=(default_s if args.duration is None else args.duration) if timed else None,
             warmup_s=None if burst else DEFAULT_WARMUP_S if args.warmup is None else args.warmup,
             burst=args.burst,
             rounds=args.rounds,
+            rate_per_s=args.rate,
+            crr=args.crr,
+            depth=args.depth,
+            connect_timeout_s=args.connect_timeout,
+            io_timeout_s=args.io_timeout,
             cpus=args.cpus,
             seed=args.seed,
         )
@@ -240,7 +287,7 @@ def run(args: argparse.Namespace) -> int:
     # What surrounds all runs is entered here, and undone in reverse whatever happens.
     with contextlib.ExitStack() as around:
         chosen = targets.choose(args.targets) if args.targets or not args.compare else []
-        needs = surroundings.needs_of(sweep, repeats, paced=False)
+        needs = surroundings.needs_of(sweep, repeats)
         client = around.enter_context(surroundings.entered(needs, args.tune, veth, args.delay, _say))
         left_out = {}
         if args.compare:
@@ -252,7 +299,7 @@ def run(args: argparse.Namespace) -> int:
             for name, why in left_out.items():
                 _say(f"{name} is left out: {why}")
         chosen = surroundings.placed(chosen, client)
-        for warning in surroundings.warnings(chosen, surroundings.needs_of(sweep, repeats, paced=True), client):
+        for warning in surroundings.warnings(chosen, needs, client):
             _say(warning)
         host = Host.this()
         date = datetime.now(UTC).isoformat(timespec="seconds")

@@ -47,11 +47,18 @@ def steps(targets: Sequence[Where], sweep: Sequence[Options], repeats: int) -> I
 def run(step: Step, on_progress: Callable[[Progress], None] = lambda _: None) -> Run:
     """Makes one run. Raises KechoError that names the target or its address."""
     target = step.target
-    try:
+    before: Snapshot | None = None
+
+    def look() -> None:
+        nonlocal before
         before = target.snapshot() if target.snapshot else None
-        listened = ListenCounts.now()
-        measured = measure(target.host, target.port, step.options, on_progress, target.client)
-        listened = ListenCounts.now() - listened
+
+    listened = ListenCounts.now()
+    try:
+        look()
+        # What the service counts in the warm-up is not of this run.
+        on_hold = look if target.snapshot and step.options.warmup_s else None
+        measured = measure(target.host, target.port, step.options, on_progress, on_hold, target.client)
     except KechoError as e:
         if e.exit_code == 1 and target.endpoint not in str(e) and target.name not in str(e):
             raise KechoError(f"{target.name}: {e}") from e
@@ -68,7 +75,7 @@ def run(step: Step, on_progress: Callable[[Progress], None] = lambda _: None) ->
         measured.latency,
         kernel,
         why,
-        listened,
+        ListenCounts.now() - listened,
     )
 
 

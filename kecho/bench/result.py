@@ -31,7 +31,12 @@ CONFIDENCE = 0.95
 MIN_ROUNDS = 6
 
 # What bench calls its ways to load a server, in words.
-_MODES = {"closed": "closed loop", "open": "open loop", "crr": "connect-request-response"}
+_MODES = {
+    "closed": "closed loop",
+    "open": "open loop at {rate_per_s:,g}/s",
+    "crr": "connect-request-response",
+    "pipeline": "pipelined, {depth} deep",
+}
 _RUN_FIELDS = ("target", "mode", "endpoint", "repeat", "options", "elapsed_ns", "interrupted")
 _RESULT_FIELDS = ("date", "version", "command", "baseline", "interrupted")
 
@@ -80,11 +85,16 @@ class Run:
         """What the service counted, over all its paths."""
         return _over_paths(self.kernel)
 
+    @property
+    def counts_exactly(self) -> bool:
+        """Whether `kernel` is without the warm-up."""
+        return not self.options.get("warmup_s") or bool(self.options.get("held"))
+
     def mismatch(self) -> str:
         """How the service's count contradicts the client's; empty if it does not.
 
         Bytes are compared, since a large message is several echoes. The service also counts what the client does
-        not: the warm-up, and requests under way when the time was up.
+        not: requests of the warm-up that were under way when it ended, and without ``held`` all of the warm-up.
         """
         if self.kernel is None:
             return ""
@@ -92,13 +102,19 @@ class Run:
         size = self.options["size_bytes"]
         counted = sum(stats.bytes for stats in self.kernel.values())
         slack = self.options["connections"] * self.options.get("depth", 1)
-        exact = self.options.get("warmup_s") == 0 or "warmup_requests" in self.options
-        least = (measured + self.options.get("warmup_requests", 0)) * size
+        least = measured * size
         if counted < least:
             return f"the service counted {least - counted:,} bytes less than the client received"
-        if exact and counted > least + slack * size:
+        if self.counts_exactly and counted > least + slack * size:
             return f"the service counted {counted - least:,} bytes more than the client received: had it other clients?"
         return ""
+
+    def overload(self) -> str:
+        """How many requests of an open loop were due and never sent, in words; empty if none."""
+        unsent = self.options.get("unsent", 0)
+        return (
+            f"{plural(unsent, 'request')} of round {self.repeat + 1} never sent: the rate is too high" if unsent else ""
+        )
 
     def to_json(self) -> dict[str, Any]:
         obj: dict[str, Any] = {
@@ -282,8 +298,8 @@ class Result:
         connections = list(dict.fromkeys(load.connections for load in loads))
         sizes = list(dict.fromkeys(load.size_bytes for load in loads))
         parts = [
-            f"{_MODES.get(options['mode'], options['mode'])}: {_several(connections, 'connection')}",
-            plural(options["threads"], "thread"),
+            f"{_MODES.get(options['mode'], options['mode']).format(**options)}: {_several(connections, 'connection')}",
+            _several(list(dict.fromkeys(run.options["threads"] for run in self.runs)), "thread"),
             f"{', '.join(f'{size:,}' for size in sizes)} B",
         ]
         if "rounds" in options:
@@ -308,7 +324,7 @@ class Result:
         notes += (f"{name} is left out: {why}" for name, why in self.left_out.items())
         for run in self.runs:
             dropped = run.listened.note() if run.listened else ""
-            notes += (f"{run.target}: {text}" for text in (run.why, run.mismatch(), dropped) if text)
+            notes += (f"{run.target}: {text}" for text in (run.why, run.mismatch(), run.overload(), dropped) if text)
         return list(dict.fromkeys(notes))
 
     def to_json(self) -> dict[str, Any]:

@@ -17,12 +17,21 @@ from kecho.limits import Limits, Needs, distortions, wanted
 DEFAULT_ROUNDS = 10  # of a burst (bench-options.c)
 
 
-def needs_of(sweep: Sequence[Options], repeats: int, paced: bool) -> Needs:
-    """What all runs against one server ask of the system's limits. Pure. `paced`: see Needs.of_run."""
-    connections = [options.burst or options.connections for options in sweep]
-    rounds = [options.rounds or DEFAULT_ROUNDS if options.burst else 1 for options in sweep]
-    made = repeats * sum(n * times for n, times in zip(connections, rounds, strict=True))
-    return Needs.of_run(max(connections), made, paced)
+def needs_of(sweep: Sequence[Options], repeats: int) -> Needs:
+    """What all runs against one server ask of the system's limits. Pure."""
+    made = [_made(options) for options in sweep]
+    return Needs.of_run(
+        max(options.burst or options.connections for options in sweep),
+        None if None in made else repeats * sum(n or 0 for n in made),
+        paced=not any(options.crr for options in sweep),
+    )
+
+
+def _made(options: Options) -> int | None:
+    """The connections that a run makes, one after another or at once; None for as many as there is time for."""
+    if options.crr:
+        return None if options.count is None or options.warmup_s else options.count
+    return options.burst * (options.rounds or DEFAULT_ROUNDS) if options.burst else options.connections
 
 
 @contextlib.contextmanager
@@ -40,8 +49,9 @@ def entered(
             report(str(e))
     with contextlib.ExitStack() as stack:
         if tuned:
-            # Behind veth the client has ports of its own.
-            stack.enter_context(tune.raised(replace(needs, made=0) if veth else needs, report))
+            # Behind veth the client has ports of its own. And let all wait: a server may be slow to accept.
+            made = 0 if veth else needs.made
+            stack.enter_context(tune.raised(replace(needs, waiting=needs.connections, made=made), report))
         yield stack.enter_context(topology.veth(delay_ms)) if veth else None
 
 

@@ -146,13 +146,13 @@ def test_paths_and_kernel_counts_of_a_target() -> None:
     [
         (640, {}, ""),
         (639, {}, "counted 1 bytes less"),
-        (704, {}, ""),  # a request was under way at the end
+        (704, {}, ""),  # a request was under way at the end of the warm-up
         (705, {}, "counted 65 bytes more"),
         (6400, {"warmup_s": 0.2}, ""),
         (639, {"warmup_s": 0.2}, "counted 1 bytes less"),
-        (1280, {"warmup_s": 0.2, "warmup_requests": 10}, ""),
-        (1279, {"warmup_s": 0.2, "warmup_requests": 10}, "counted 1 bytes less"),
-        (1345, {"warmup_s": 0.2, "warmup_requests": 10}, "counted 65 bytes more"),
+        (640, {"warmup_s": 0.2, "held": True}, ""),
+        (704, {"warmup_s": 0.2, "held": True}, ""),
+        (705, {"warmup_s": 0.2, "held": True}, "counted 65 bytes more"),
     ],
 )
 def test_counts_that_disagree_are_noted(counted_bytes: int, options: dict[str, Any], note: str) -> None:
@@ -339,6 +339,19 @@ def test_defaults() -> None:
             ["--connections", "4", "--cpus", "0-1", "--count", "8", "--warmup", "1"],
             "--connections 4 --threads 1 --size 64 --count 8 --warmup 1.0 --cpus 0-1",
         ),
+        (
+            ["--rate", "5e3", "--count", "7", "--cpus", "none", "--connect-timeout", "1", "--io-timeout", "2"],
+            "--connections 1 --threads 1 --size 64 --count 7 --warmup 0.2 --rate 5000.0"
+            " --connect-timeout 1.0 --io-timeout 2.0",
+        ),
+        (
+            ["--crr", "--count", "7", "--cpus", "0"],
+            "--connections 1 --threads 1 --size 64 --count 7 --warmup 0.2 --cpus 0 --crr",
+        ),
+        (
+            ["--depth", "8", "--count", "7", "--cpus", "none"],
+            "--connections 1 --threads 1 --size 64 --count 7 --warmup 0.2 --depth 8",
+        ),
     ],
 )
 def test_arguments_of_the_load_generator(words: list[str], arguments: str) -> None:
@@ -351,6 +364,8 @@ def test_a_sweep_is_every_size_with_every_number_of_connections() -> None:
         (connections, size) for size in (64, 1024) for connections in (1, 10, 100)
     ]
     assert {options.cpus for options in sweep} == {None}  # the same everywhere, or they would not be comparable
+    threads = command.sweep_of(parse("--connections", "1,2,10", "--threads", "4"))
+    assert [options.threads for options in threads] == [1, 2, 4]
     sizes = command.sweep_of(parse("--size", "64,1K"))
     assert {options.cpus for options in sizes} == {str(max(os.sched_getaffinity(0)))}
 
@@ -364,6 +379,16 @@ def test_compare_has_more_and_shorter_rounds() -> None:
 @pytest.mark.parametrize(
     "words",
     [
+        ["--plot", "x"],
+        ["--plot", "x.txt"],
+        ["--plot", "/no/such/folder/x.png"],
+        ["--csv", "/"],
+        ["--csv", ""],
+        ["--json=/no/such/folder/x.json"],
+        ["--rate", "0"],
+        ["--rate", "nan"],
+        ["--rate", "5", "--crr"],
+        ["--depth", "5", "--burst", "5"],
         ["--connections", "1,1"],
         ["--connections", "1,,2"],
         ["--size", "64,1G"],
@@ -560,6 +585,29 @@ def test_exact_count(echo_server: int) -> None:
     assert not measured.interrupted
     assert measured.options["size_bytes"] == 3
     assert "requests" not in measured.options
+
+
+@pytest.mark.parametrize(
+    ("options", "headline"),
+    [
+        (runner.Options(count=300, rate_per_s=20_000.0), "open loop at 20,000/s: 1 connection"),
+        (runner.Options(count=300, crr=True), "connect-request-response: 1 connection"),
+        (runner.Options(count=300, depth=4), "pipelined, 4 deep: 1 connection"),
+        (runner.Options(burst=1, rounds=300), "burst: 1 connection"),
+    ],
+)
+def test_every_way_to_load_a_server(echo_server: int, options: runner.Options, headline: str) -> None:
+    where = targets.Where("s", "127.0.0.1", echo_server)
+    result = samples.result(compare.run(compare.Step(where, options, 0, 0, 1)))
+    assert result.headline()[0] == headline
+    assert result.targets()[0].latency.count == 300
+    assert Result.from_json(result.to_json()).headline() == result.headline()
+
+
+def test_a_rate_that_is_too_high_is_noted() -> None:
+    options = {**samples.OPTIONS, "mode": "open", "rate_per_s": 1e6, "unsent": 1234}
+    result = samples.result(samples.run("s", [1000], repeat=2, options=options))
+    assert result.notes() == ["s: 1,234 requests of round 3 never sent: the rate is too high"]
 
 
 def test_percentiles_are_those_that_bench_prints(echo_server: int) -> None:

@@ -25,17 +25,21 @@ def test_bench_makes_so_many_rounds_of_a_burst() -> None:
 
 
 @pytest.mark.parametrize(
+    # crr makes all its connections at once, and as many as it has requests.
     ("sweep", "repeats", "connections", "made"),
     [
         ([Options()], 3, 1, 3),
         ([Options(connections=n, size_bytes=size) for n in (1, 10, 100) for size in (64, 1024)], 10, 100, 2220),
+        ([Options(connections=200, crr=True, count=5000)], 3, 200, 15_000),
+        ([Options(connections=200, crr=True, count=5000, warmup_s=0.2)], 3, 200, None),
+        ([Options(connections=200, crr=True, duration_s=1.0)], 3, 200, None),
         ([Options(burst=1000)], 3, 1000, 30_000),
         ([Options(burst=1000, rounds=2, size_bytes=size) for size in (1, 2)], 3, 1000, 12_000),
     ],
 )
-def test_needs(sweep: list[Options], repeats: int, connections: int, made: int) -> None:
-    assert surroundings.needs_of(sweep, repeats, paced=False) == Needs(connections, connections, made)
-    assert surroundings.needs_of(sweep, repeats, paced=True) == Needs(connections, min(connections, 64), made)
+def test_needs(sweep: list[Options], repeats: int, connections: int, made: int | None) -> None:
+    waiting = connections if sweep[0].crr else min(connections, 64)
+    assert surroundings.needs_of(sweep, repeats) == Needs(connections, waiting, made)
 
 
 def test_the_queue_of_the_server_that_is_measured() -> None:

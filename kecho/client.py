@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from typing import Any
@@ -75,9 +74,11 @@ class Client:
         """Ends the service and returns when nothing of it is left; clears away what a dead one left. For root."""
         try:
             pid = self.status()["pid"]
-        except KechoError:
+        except KechoError as e:
             if not rundir.read_state(self.name) and not rundir.directory(self.name).is_dir():
                 raise
+            if silent := _silent_pid(self.name):
+                raise KechoError(f"{e}; if it hangs: kill -9 {silent}, then kecho-ctl down {self.name}") from e
             self._clear_away()
             return
         self.request("down")
@@ -100,6 +101,12 @@ class Client:
             folder.close()
 
 
+def _silent_pid(name: str) -> int | None:
+    """The pid of a controller that lives, although it may not answer."""
+    pid = int((rundir.read_state(name) or {}).get("pid", 0))
+    return pid if _is_running(pid) and rundir.control_socket(name).exists() else None
+
+
 def _is_running(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
@@ -119,8 +126,8 @@ def services() -> list[dict[str, Any]]:
             if state is None:
                 continue
             state.pop("config", None)
-            alive = _is_running(int(state.get("pid", 0))) and os.path.exists(rundir.control_socket(name))
-            found.append({**state, "state": "silent" if alive and "not answer" in str(e) else "died"})
+            silent = "not answer" in str(e) and _silent_pid(name)
+            found.append({**state, "state": "silent" if silent else "died"})
     return found
 
 

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from kecho import kernel
@@ -20,7 +21,7 @@ from kecho.control import ControlServer
 from kecho.diag import port_taken
 from kecho.errors import KechoError, Unavailable, UsageError, one_line
 from kecho.rundir import RunDir
-from kecho.snapshot import SCHEMA, Connections, Snapshot
+from kecho.snapshot import SCHEMA, Snapshot
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _ERRORS: tuple[type[KechoError], ...] = (UsageError, Unavailable, KechoError)
@@ -34,7 +35,8 @@ class Service:
         self._rundir = rundir
         self._backend = backend(config.mode)()
         self._started = time.monotonic()
-        self._base = Snapshot(config.name, config.mode, config.port, 0, "", Connections(), {})
+        self._base: Snapshot | None = None  # what was counted before the last reset
+        self._since_ns = time.monotonic_ns()
         self._stop = asyncio.Event()
         self._failure = ""
 
@@ -115,14 +117,13 @@ class Service:
 
     def _since_reset(self) -> Snapshot:
         now = self._snapshot()
-        if not self._base.paths:
-            return now
-        since = now - self._base
-        return Snapshot(now.name, now.mode, now.port, now.uptime_s, now.kernel, since.connections, since.paths)
+        since = now - self._base if self._base else now
+        return replace(since, uptime_s=now.uptime_s, since_ns=self._since_ns)
 
     def _reset(self) -> dict[str, Any]:
         """Counts from here. The counters themselves are never written: that could lose an echo under way."""
         self._base = self._snapshot()
+        self._since_ns = time.monotonic_ns()
         return {"ok": True}
 
     def _down(self) -> dict[str, Any]:

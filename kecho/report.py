@@ -30,8 +30,8 @@ def _speaks_utf8() -> bool:
     return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
-def _finish(lines: Iterable[str], width: int, utf8: bool | None) -> str:
-    """Joined, plain where the terminal is, and never wider than `width`."""
+def _finish(lines: Iterable[str], width: int | None, utf8: bool | None) -> str:
+    """Joined, plain where the terminal is, and never wider than `width`, if one is given."""
     plain = not (_speaks_utf8() if utf8 is None else utf8)
     return "".join(f"{(ascii_only(line) if plain else line).rstrip()[:width].rstrip()}\n" for line in lines)
 
@@ -197,8 +197,8 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> It
         yield "  ".join(cells).rstrip()
 
 
-def status_text(services: Sequence[Mapping[str, Any]], width: int = 80, utf8: bool | None = None) -> str:
-    """The services, one a line, from their status objects; what one does not tell shows as ``-``."""
+def status_text(services: Sequence[Mapping[str, Any]], utf8: bool | None = None) -> str:
+    """The services, a line each, as long as it takes, from their status objects; ``-`` is what one does not tell."""
     if not services:
         return "nothing is up\n"
     rows = []
@@ -217,7 +217,7 @@ def status_text(services: Sequence[Mapping[str, Any]], width: int = 80, utf8: bo
             )
         )
     titles = ("name", "mode", "paths", "state", "port", "pid", "uptime", "active", "total")
-    return _finish(table(titles, rows, left=4), width, utf8)
+    return _finish(table(titles, rows, left=4), None, utf8)
 
 
 def _or_dash(value: object) -> object:

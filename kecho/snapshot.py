@@ -77,7 +77,10 @@ class Connections:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A service at one moment. The difference of two is what happened between them."""
+    """A service at one moment. The difference of two is what happened between them.
+
+    `since_ns` is when the counting began, by start or reset, on the clock of time.monotonic_ns().
+    """
 
     name: str
     mode: str
@@ -86,9 +89,15 @@ class Snapshot:
     kernel: str
     connections: Connections
     paths: Mapping[str, PathStats]
+    since_ns: int = 0
 
     def __sub__(self, other: Snapshot) -> Snapshot:
-        """What happened since `other`; `uptime_s` becomes the length of the interval."""
+        """What happened since `other`; `uptime_s` becomes the length of the interval.
+
+        Raises ValueError if the service was reset or started anew between the two.
+        """
+        if self.since_ns != other.since_ns:
+            raise ValueError(f"{self.name} began to count anew in between")
         return replace(
             self,
             uptime_s=self.uptime_s - other.uptime_s,
@@ -101,6 +110,7 @@ class Snapshot:
             "schema": SCHEMA,
             **plain(self, _IDENTITY),
             "uptime_s": round(self.uptime_s, 6),
+            "since_ns": self.since_ns,
             "kernel": self.kernel,
             "connections": vars(self.connections),
             "paths": {name: stats.to_json() for name, stats in self.paths.items()},
@@ -117,4 +127,5 @@ class Snapshot:
             kernel=obj["kernel"],
             connections=Connections(**obj["connections"]),
             paths={name: PathStats.from_json(stats) for name, stats in obj["paths"].items()},
+            since_ns=obj["since_ns"],
         )

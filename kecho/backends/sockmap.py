@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from kecho import bpfsys, kernel
 from kecho.backends import OnFailure
-from kecho.bpf import Module, PathArray, log
+from kecho.bpf import Module, PathArray, log, possible_cpus
 from kecho.btf import Btf, BtfError
 from kecho.config import Config, family_of, parse_address
 from kecho.connections import Acceptor
@@ -134,6 +134,7 @@ class SockmapBackend:
             "KECHO_NETNS": f"{kernel.netns_cookie(listener)}ULL",
             "KECHO_LIMIT": config.limit_bytes,
             "KECHO_MAX_CONNS": min(max(nofile, _MIN_CONNECTIONS), _MAX_CONNECTIONS),
+            "KECHO_CPUS": max(possible_cpus()) + 1,
             "KECHO_LATENCY": int(config.latency),
             "KECHO_PATH_LOCAL": PATHS.index(local),
             "KECHO_PATH_REMOTE": PATHS.index(remote),

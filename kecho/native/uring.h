@@ -22,8 +22,8 @@
  */
 #define SQ_ENTRIES   1024
 #define CQ_ENTRIES   16384
-#define BUFFERS	     64 /* a power of two */
-#define BUFFER_BYTES (256 * 1024)
+#define BUFFERS	     32 /* a power of two; all of them together bound what a client can make us copy */
+#define BUFFER_BYTES (64 * 1024)
 #define BUFFER_GROUP 0
 #define NO_BUFFER    UINT16_MAX
 #define PAUSE_NS     100000000 /* for which a listener rests when it cannot even refuse */

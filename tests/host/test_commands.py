@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import support
 
+from kecho.client import Client
+
 Kecho = Callable[..., "subprocess.CompletedProcess[str]"]
 Up = Callable[..., support.Service]
 QUICK = ("--count=500", "--warmup=0", "--repeat=2")
@@ -96,19 +98,21 @@ def test_stats_of_an_interval_as_text(service: Up, kecho: Kecho) -> None:
 
 
 @pytest.mark.parametrize("path", ["msg", "user"])
-def test_a_reset_within_an_interval_counts_nothing_below_zero(service: Up, kecho: Kecho, path: str) -> None:
+def test_a_reset_within_an_interval(service: Up, path: str) -> None:
+    """It counts from the reset, even where more came after it than before."""
     one = service(path=path)
     echoes(one, 100)
     command = [support.KECHO_CTL, "stats", "0.5", "3", "--json", "--name", one.name]
     with subprocess.Popen(command, env=support.clean_env(), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = [json.loads(process.stdout.readline())]
-        assert kecho("reset", one.name).returncode == 0
+        Client(one.name).reset()
+        echoes(one, 211)
         lines += [json.loads(line) for line in process.stdout]
     assert process.returncode == 0 and len(lines) == 3
-    for line in lines:
-        assert line["paths"][path]["echoes"] == 0 and line["paths"][path]["bytes"] == 0
-        assert line["connections"]["total"] == 0
+    assert lines[0]["paths"][path]["echoes"] == 0
+    assert sum(line["paths"][path]["echoes"] for line in lines) == 211
+    assert sum(line["connections"]["total"] for line in lines) == 1
 
 
 def test_stats_plot(service: Up, kecho: Kecho, tmp_path: Path) -> None:

@@ -218,6 +218,15 @@ def test_down_clears_away_a_dead_one(service: Up, kecho: Kecho, mode: str) -> No
     assert kecho("down", one.name).returncode == 1
 
 
+def test_a_controller_that_hangs(service: Up, kecho: Kecho) -> None:
+    one = service(mode="sockmap")
+    with support.stopped(one.pid):
+        assert one.status()["state"] == "silent"
+        done = kecho("down", one.name)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert "does not answer" in done.stderr and f"kill -9 {one.pid}" in done.stderr
+
+
 def test_killed_three_times_in_a_row(service: Up) -> None:
     name, port = unique(), support.free_port()
     dead = []
@@ -477,6 +486,14 @@ def test_counts_are_exact(service: Up, kecho: Kecho, path: str) -> None:
     assert_counted_nothing(one.stats())
     echo_from(one, [101, 102], 7)
     assert_counted(one.stats(), path, 203, 7)
+
+
+def test_every_echo_is_a_sample_when_senders_migrate_and_preempt_each_other(service: Up) -> None:
+    """Nobody is pinned, and there are more threads than CPUs; a count that no thread divides."""
+    one = service(path="msg")
+    command = [support.ROOT / "build/bench", f"--port={one.port}", "--connections=48", "--threads=12", "--count=100003"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=support.TIMEOUT_S)
+    assert_counted(one.stats(), "msg", 100_003, 64)
 
 
 def assert_counted_nothing(stats: dict[str, Any]) -> None:

@@ -180,7 +180,7 @@ STATUS: list[dict[str, Any]] = [
 
 
 def test_status_lines_up() -> None:
-    lines = status_text(STATUS, width=100).splitlines()
+    lines = status_text(STATUS).splitlines()
     assert lines[0].split() == ["name", "mode", "paths", "state", "port", "pid", "uptime", "active", "total"]
     assert lines[1].split() == [
         "kecho",
@@ -200,6 +200,11 @@ def test_status_lines_up() -> None:
     assert len({len(line) for line in lines}) == 1
     for title in ("mode", "paths", "state"):
         assert all(line[lines[0].index(title) - 1] == " " != line[lines[0].index(title)] for line in lines)
+
+
+def test_status_cuts_nothing_off_for_a_long_name() -> None:
+    text = status_text([{**STATUS[0], "name": "a" * 64}])
+    assert "a" * 64 in text and text.rstrip().endswith("100,000")
 
 
 def test_status_of_nothing() -> None:

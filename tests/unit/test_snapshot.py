@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_json_round_trip() -> None:
 
 def test_json_has_the_documented_fields() -> None:
     obj = snapshot(echoes=20, uptime_s=1.5).to_json()
-    assert list(obj) == ["schema", "name", "mode", "port", "uptime_s", "kernel", "connections", "paths"]
+    assert list(obj) == ["schema", "name", "mode", "port", "uptime_s", "since_ns", "kernel", "connections", "paths"]
     assert obj["schema"] == 1
     assert obj["connections"] == {"active": 2, "total": 23, "rejected": 2, "aborted": 1}
     assert list(obj["paths"]["msg"]) == ["echoes", "bytes", "fallbacks", "latency_ns"]
@@ -61,6 +62,12 @@ def test_difference_is_the_interval() -> None:
 def test_difference_with_a_later_one_is_refused() -> None:
     with pytest.raises(ValueError, match="not an earlier snapshot"):
         snapshot(echoes=10, uptime_s=1.0) - snapshot(echoes=20, uptime_s=2.0)
+
+
+def test_difference_over_a_reset_is_refused() -> None:
+    """Also where more was counted after it than before."""
+    with pytest.raises(ValueError, match="began to count anew"):
+        replace(snapshot(echoes=20, uptime_s=2.0), since_ns=1) - snapshot(echoes=10, uptime_s=1.0)
 
 
 @pytest.mark.parametrize("schema", [None, 0, 2, "1"])

@@ -1,10 +1,10 @@
 # The tests in a virtual machine; the top-level Makefile includes this. KVER= chooses the kernel.
 
 VM_KVER = $(or $(KVER),$(shell scripts/vm --print-kver))
-VM_TOOLS := build/pingpong build/stream
+VM_TOOLS := build/pingpong build/floors build/stream
 VM_TIMEOUT ?= 900
 
-.PHONY: check-vm check-vm-behaviour check-vm-instructions vm-build
+.PHONY: check-vm check-vm-behaviour check-vm-instructions bench-instructions vm-build
 
 check-vm: check-vm-behaviour check-vm-instructions ## run tests/vm on a stock kernel in a virtual machine [KVER=]
 
@@ -14,6 +14,9 @@ check-vm-behaviour: vm-build
 
 check-vm-instructions: vm-build ## instructions a round trip of the module, in the virtual machine [KVER=]
 	scripts/vm --kver $(VM_KVER) --icount --timeout $(VM_TIMEOUT) 'tests/vm/run -m instructions -s'
+
+bench-instructions: vm-build native ## print instructions a round trip, every backend and path [KVER=]
+	@scripts/vm --kver $(VM_KVER) --icount --timeout 3600 '.venv/bin/python tests/vm/instructions.py'
 
 vm-build: $(VM_TOOLS)
 	$(MAKE) -C kmod KVER=$(VM_KVER)

@@ -93,7 +93,6 @@ def add_parser(subparsers: Subparsers) -> None:
     add(
         "--connections",
         type=_list_of(_whole),
-        default=(1,),
         metavar="N,…",
         help="made first and released at once (default 1); several: a sweep",
     )
@@ -245,16 +244,17 @@ def sweep_of(args: argparse.Namespace) -> tuple[Options, ...]:
         for option in ("count", "duration", "warmup"):
             if getattr(args, option) is not None:
                 raise UsageError(f"--burst has --rounds, and no --{option}")
-        if len(args.connections) > 1:
-            raise UsageError("--burst has its own number of connections: no sweep over --connections")
+        if args.connections:
+            raise UsageError("--burst has its own number of connections, no --connections")
     elif args.rounds is not None:
         raise UsageError("--rounds is for --burst")
     timed = not burst and args.count is None
+    sweep_over = args.connections or (1,)
     default_s = COMPARE_DURATION_S if args.compare else DEFAULT_DURATION_S
     sweep = [
         Options(
             connections=connections,
-            threads=min(args.threads, connections) if len(args.connections) > 1 else args.threads,
+            threads=min(args.threads, connections) if len(sweep_over) > 1 else args.threads,
             size_bytes=size,
             count=args.count,
             duration_s=(default_s if args.duration is None else args.duration) if timed else None,
@@ -270,7 +270,7 @@ def sweep_of(args: argparse.Namespace) -> tuple[Options, ...]:
             seed=args.seed,
         )
         for size in args.size
-        for connections in args.connections
+        for connections in sweep_over
     ]
     # The same for all loads of a sweep, or they would not be comparable.
     alone = all(options.is_alone for options in sweep)

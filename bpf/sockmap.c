@@ -41,9 +41,9 @@
 struct conn {
 	__u64 cookie; /* SO_COOKIE of the socket */
 	__u64 sent_ns; /* msg: when the verdict saw a send that is under way and found its CPU's slot taken; else 0 */
-	__u32 snd_base; /* skb: sequence number of the first byte sent */
-	__u32 rcv_base; /* msg: sequence number of the first byte received */
-	__u32 in_bytes; /* skb: what the verdict saw; msg: what it passed to TCP. Modulo 2^32, as sequence numbers */
+	__u32 snd_base;	 /* sequence number of the first byte sent */
+	__u32 rcv_base;	 /* sequence number of the first byte received */
+	__u32 in_bytes;	 /* skb: what the verdict took in. Modulo 2^32, as sequence numbers */
 	__u32 out_bytes; /* skb: what entered the send path. Modulo 2^32 */
 	__u8 path;	 /* where the last payload went; changes only while nothing is on the way */
 	__u8 confirmed;	 /* msg: our listener accepted the other end */
@@ -232,6 +232,7 @@ static __always_inline void register_client(struct bpf_sock_ops *ops, struct bpf
 	if (!tp || !in_our_netns(ops) || !is_ours(&server) || !goes_to_loopback(tp))
 		return;
 	conn.cookie = bpf_get_socket_cookie(ops);
+	conn.snd_base = FIELD(tp, WRITE_SEQ);
 	conn.rcv_base = FIELD(tp, RCV_NXT);
 	conn.path = PATH_USER; /* until it is confirmed */
 	tuple = client_tuple(ops);
@@ -279,6 +280,7 @@ static __always_inline void register_server(struct bpf_sock_ops *ops, struct bpf
 		return;
 	conn.cookie = bpf_get_socket_cookie(ops);
 	conn.snd_base = FIELD(tp, WRITE_SEQ);
+	conn.rcv_base = FIELD(tp, RCV_NXT);
 	conn.path = PATH_SKB;
 	if (conns.update(&key, &conn))
 		return;
@@ -335,25 +337,31 @@ int msg_echo(struct sk_msg_md *msg)
 	struct path_stats *stats;
 	struct tcp_sock *tp;
 	struct conn *conn;
-	__u32 unread, size = msg->size;
+	__u32 unread, rcv_nxt, size = msg->size;
 	__u64 key = (__u64)sk;
 
 	if (!find_conn(sk, PATH_MSG, &conn, &tp, &stats))
 		return SK_PASS;
 
-	/* What the client has sent and not read back, on whichever path. */
+	/*
+	 * All that went by TCP has to have come back and been read: one path at a time keeps the order. What went is
+	 * read off the socket, not added up here: a send that does not block may take back a part of what was passed,
+	 * and the next one then gets the same verdict again without a call (psock->eval); one that blocks leaves the
+	 * lock half-way to other threads, whose payload then comes through here.
+	 */
+	rcv_nxt = FIELD(tp, RCV_NXT);
+	if (!conn->confirmed || rcv_nxt - conn->rcv_base != FIELD(tp, WRITE_SEQ) - conn->snd_base ||
+	    FIELD(tp, COPIED_SEQ) != rcv_nxt)
+		goto pass;
+
+	/* What the client has sent and not read back. */
 	unread = FIELD(tp, RMEM_ALLOC);
 	if (conn->path == PATH_USER) {
-		/* Stay until all that went by TCP has come back and been read: one path at a time keeps the order. */
-		__u32 rcv_nxt = FIELD(tp, RCV_NXT);
-
-		if (!conn->confirmed || unread || rcv_nxt - conn->rcv_base != conn->in_bytes ||
-		    FIELD(tp, COPIED_SEQ) != rcv_nxt)
+		if (unread)
 			goto pass;
 		conn->path = PATH_MSG;
 	}
 	if (unread + size > KECHO_LIMIT) {
-		conn->path = PATH_USER;
 		stats->fallbacks++;
 		goto pass;
 	}
@@ -366,7 +374,7 @@ int msg_echo(struct sk_msg_md *msg)
 pass:
 	if (KECHO_LATENCY) /* left open by a call whose return no hook sees, such as sendfile */
 		close_send_anywhere(conn, key);
-	conn->in_bytes += size;
+	conn->path = PATH_USER;
 	return SK_PASS;
 }
 
@@ -407,6 +415,28 @@ KRETFUNC_PROBE(tcp_bpf_sendmsg, void *sk)
 
 /* ---- path skb ---- */
 
+/* What bpf_skb_adjust_room() removes at once, and how often that is for the largest skb. */
+#define MOST_TRIMMED 0xfff
+#define MOST_TRIMS   129 /* 512 KiB, of BIG TCP */
+
+/* The sequence number of an skb's first byte: tcp_skb_cb.seq. kecho/backends/sockmap.py sees to it that it is there. */
+#define SKB_SEQ(skb) ((skb)->cb[0])
+
+/* Takes @size bytes off the beginning; false if the kernel has no memory for that. */
+static __always_inline bool trim(struct __sk_buff *skb, __u32 size)
+{
+	int i;
+
+	for (i = 0; i < MOST_TRIMS && size; i++) {
+		__u32 step = size < MOST_TRIMMED ? size : MOST_TRIMMED;
+
+		if (bpf_skb_adjust_room(skb, -(__s32)step, 0, 0))
+			return false;
+		size -= step;
+	}
+	return !size;
+}
+
 int skb_echo(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk;
@@ -415,11 +445,25 @@ int skb_echo(struct __sk_buff *skb)
 	struct conn *conn;
 	__u32 size = skb->len;
 	__u64 key = (__u64)sk;
+	__s32 known;
 
 	if (!size) /* a bare FIN, which TCP has seen to */
 		return SK_DROP;
 	if (!find_conn(sk, PATH_SKB, &conn, &tp, &stats))
 		return SK_PASS;
+
+	/*
+	 * A client that sends again may cut its stream otherwise. TCP queues a segment of which it knows the first
+	 * part, leaves it to the reader to skip that, and tcp_read_skb() does not.
+	 */
+	known = conn->rcv_base + conn->in_bytes - SKB_SEQ(skb);
+	if (known > 0) {
+		if (!trim(skb, (__u32)known < size ? known : size))
+			return SK_DROP; /* better a stream that stops than one that is wrong */
+		size = skb->len;
+		if (!size) /* only its FIN was news */
+			return SK_DROP;
+	}
 
 	if (conn->path == PATH_USER) {
 		/* Stay until the controller has sent all that was passed to it. */

@@ -83,7 +83,7 @@ class Client:
             return
         self.request("down")
         deadline = time.monotonic() + 10
-        while rundir.control_socket(self.name).exists() or _is_running(pid):
+        while rundir.control_socket(self.name).exists() or rundir.is_running(pid):
             if time.monotonic() > deadline:
                 raise KechoError(f"{self.name} (pid {pid}) does not end")
             time.sleep(0.005)
@@ -94,9 +94,9 @@ class Client:
         folder = rundir.RunDir(self.name)
         try:
             if state.get("mode") == "module":
-                from kecho.backends.module import unload
+                from kecho.backends import module
 
-                unload()
+                module.clear_away(self.name)
         finally:
             folder.close()
 
@@ -104,15 +104,7 @@ class Client:
 def _silent_pid(name: str) -> int | None:
     """The pid of a controller that lives, although it may not answer."""
     pid = int((rundir.read_state(name) or {}).get("pid", 0))
-    return pid if _is_running(pid) and rundir.control_socket(name).exists() else None
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    return pid if rundir.is_running(pid) and rundir.control_socket(name).exists() else None
 
 
 def services() -> list[dict[str, Any]]:

@@ -57,6 +57,15 @@ def check_privilege() -> None:
         raise Unavailable("services are root's to bring up and down", "run it as root, with sudo")
 
 
+def is_running(pid: int) -> bool:
+    """Is there such a process, other than one that only its parent has to take notice of?"""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
 class RunDir:
     """The folder of the service that this process runs. `close` removes it."""
 

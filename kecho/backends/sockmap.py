@@ -129,6 +129,8 @@ class SockmapBackend:
         self, config: Config, btf: Btf, listener: socket.socket, local: str, remote: str
     ) -> dict[str, int | str]:
         nofile, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if btf.offset("tcp_skb_cb.seq") != btf.offset("sk_skb_cb.data"):
+            raise Unavailable("an skb's cb[0] is not its sequence number on this kernel", "--mode user")
         return {
             "KECHO_PORT": config.port,
             "KECHO_NETNS": f"{kernel.netns_cookie(listener)}ULL",

@@ -39,6 +39,7 @@ _MODES = {
 }
 _RUN_FIELDS = ("target", "mode", "endpoint", "repeat", "options", "elapsed_ns", "interrupted")
 _RESULT_FIELDS = ("date", "version", "command", "baseline", "interrupted")
+_EMULATED = "QEMU TCG"  # the name that QEMU gives a processor which it emulates
 
 
 @dataclass(frozen=True, order=True)
@@ -318,6 +319,11 @@ class Result:
         notes = []
         if self.interrupted:
             notes.append("interrupted: this is what was measured until then")
+        if _EMULATED in self.host.cpu:
+            notes.append(
+                f"measured in a virtual machine whose processor is emulated, Linux {self.host.kernel}: "
+                "compare these rows with each other only"
+            )
         found = [c for t in self.targets() if t.name != self.baseline and (c := self.compare(t))]
         if any(comparison.interval is None for comparison in found):
             notes.append(f"a ratio of fewer than {MIN_ROUNDS} rounds has no interval: --repeat {MIN_ROUNDS} or more")

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import os
-import random
 import socket
 from collections.abc import Callable, Iterator
 
+import network
 import pytest
 import support
-from pyroute2 import NetNS, netns
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -63,11 +62,5 @@ def family(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 def namespace() -> Iterator[str]:
     """An empty network namespace with its loopback up."""
-    name = f"kecho-{os.getpid()}-{random.randrange(1 << 16):x}"
-    netns.create(name)
-    try:
-        with NetNS(name) as there:
-            there.link("set", index=there.link_lookup(ifname="lo")[0], state="up")
+    with network.namespace() as name:
         yield name
-    finally:
-        netns.remove(name)

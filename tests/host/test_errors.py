@@ -240,6 +240,11 @@ def test_bpf_refused(kecho: Kecho, name: str) -> None:
     assert_refused(done, 3, "BPF")
 
 
+@pytest.mark.skipif(Path("/proc/modules").exists(), reason="this kernel can load modules")
+def test_no_loadable_modules(kecho: Kecho, name: str) -> None:
+    assert_refused(kecho("up", "--mode=module", f"--name={name}"), 3, "cannot load modules", "--mode sockmap")
+
+
 def test_no_cgroup_v2(name: str) -> None:
     script = """
         for where in $(awk '$3 == "cgroup2" {print $2}' /proc/self/mounts); do umount "$where"; done

@@ -163,6 +163,13 @@ def test_counts_that_disagree_are_noted(counted_bytes: int, options: dict[str, A
     assert (note in " ".join(samples.result(run).notes())) if note else not samples.result(run).notes()
 
 
+def test_figures_of_an_emulated_machine_are_noted() -> None:
+    there = replace(samples.three_targets(), host=Host("vm", "6.1.0-56-amd64", "QEMU TCG CPU version 2.5+", 2))
+    (note,) = there.notes()
+    assert "emulated" in note and "6.1.0-56-amd64" in note
+    assert not samples.three_targets().notes()
+
+
 # --- the table ------------------------------------------------------------------------------------------------------
 
 

@@ -13,11 +13,11 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 import fastecho
+from modes import Service, kecho_ctl
 
 TOP = fastecho.TOP
 SIZES_BYTES = (64, 1024, 16384)
@@ -32,12 +32,11 @@ def _controlled(*options: str) -> Server:
 
     @contextmanager
     def serve() -> Iterator[None]:
-        ctl = str(TOP / ".venv/bin/kecho-ctl")
-        subprocess.run([ctl, "up", f"--port={fastecho.PORT}", *options], check=True, stdout=subprocess.DEVNULL)
+        kecho_ctl("up", f"--port={fastecho.PORT}", *options).check_returncode()
         try:
             yield
         finally:
-            subprocess.run([ctl, "down"], check=True, stdout=subprocess.DEVNULL)
+            kecho_ctl("down").check_returncode()
 
     return serve
 
@@ -46,7 +45,9 @@ def _user(engine: str) -> Server:
     @contextmanager
     def serve() -> Iterator[None]:
         command = [TOP / "build/user-echo-server", f"--port={fastecho.PORT}", f"--engine={engine}"]
-        with subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL) as server:
+        with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout
+            server.stdout.readline()  # it listens
             try:
                 yield
             finally:
@@ -85,15 +86,7 @@ SERVERS: Mapping[str, Server] = {
 
 def round_trip(size_bytes: int) -> int:
     """The median over ROUND_TRIPS to whatever serves fastecho.PORT."""
-    command = [TOP / "build/pingpong", "127.0.0.1", fastecho.PORT, size_bytes, ROUND_TRIPS]
-    for _ in range(100):
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True)
-        if done.returncode == 0:
-            return int(done.stdout)
-        if "refused" not in done.stderr:
-            break
-        time.sleep(0.05)
-    raise RuntimeError(done.stderr.strip())
+    return Service("").pingpong(size_bytes, ROUND_TRIPS)
 
 
 def floors(size_bytes: int) -> dict[str, int]:
@@ -136,7 +129,7 @@ def main() -> int:
         try:
             with serve():
                 print(row(name, {size: round_trip(size) for size in SIZES_BYTES}), flush=True)
-        except (subprocess.CalledProcessError, RuntimeError, fastecho.LoadError) as e:
+        except (subprocess.CalledProcessError, fastecho.LoadError) as e:
             print(f"{name}: {e}", file=sys.stderr)
             failed = True
     return int(failed)

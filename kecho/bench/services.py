@@ -10,10 +10,9 @@ import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from kecho import backends, kernel, rundir
+from kecho import backends, kernel, limits, rundir
 from kecho.bench.targets import Where, reachable
 from kecho.client import Client
 from kecho.config import DEFAULT_BACKLOG, DEFAULT_BINDS, Config, family_of
@@ -30,7 +29,6 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "module": {"mode": "module"},
     "module:workqueue": {"mode": "module", "inline": False},
 }
-_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _PORTS = range(10_000, 65_536)
 
 
@@ -115,7 +113,7 @@ def _deaf() -> Iterator[None]:
 
 def free_port(binds: Sequence[str]) -> int:
     """A port that nobody listens on, and that no client is given as its own. Raises KechoError."""
-    low, high = map(int, _PORT_RANGE.read_text().split())
+    low, high = map(int, limits.read(limits.PORT_RANGE).split())
     candidates = [port for port in _PORTS if not low <= port <= high] or list(_PORTS)
     for port in random.sample(candidates, min(len(candidates), 1000)):
         if all(_is_free(bind, port) for bind in binds):

@@ -79,9 +79,11 @@ def test_a_stall_of_one_second_in_ten() -> None:
         closed = measured(server.port, "--duration=10.5")
     assert open_loop["latency_ns"]["count"] == 1000
     assert open_loop["latency_ns"]["p99"] >= 0.8 * stall_s * 1e9
-    slow = [n for low, _, n in closed["latency_ns"]["buckets"] if low >= 0.5e9 * stall_s]
-    assert closed["latency_ns"]["max"] >= 0.5e9 * stall_s
-    assert 1 <= sum(slow) <= 3, "one request a stall, however long that is, if the machine does not stall, too"
+    slow, closed_slow = (
+        sum(n for low, _, n in run["latency_ns"]["buckets"] if low >= 0.5e9 * stall_s) for run in (open_loop, closed)
+    )
+    assert slow >= 0.04 * open_loop["latency_ns"]["count"]
+    assert 1 <= closed_slow < 0.01 * closed["latency_ns"]["count"], "one a stall; a busy machine stalls, too"
     assert closed["latency_ns"]["p99"] < 0.5e9 * stall_s
 
 

@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_reset(commands)
     bench.add_parser(commands)
     bench.add_plot_parser(commands)
+    _add_tune(commands)
     _add_doctor(commands)
     return parser
 
@@ -338,6 +339,44 @@ def _reset(args: argparse.Namespace) -> int:
     from kecho.client import Client
 
     Client(args.name or config.DEFAULT_NAME).reset()
+    return 0
+
+
+# ---- tune ----
+
+
+def _add_tune(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "tune",
+        _tune,
+        "show which limits of the system a run would hit, and put back what a killed run left raised",
+        """\
+`bench --tune` raises these limits for the time of the run.
+
+examples:
+  kecho-ctl tune --connections 15000      what so many connections at once need
+  sudo kecho-ctl tune --restore           after a run that was killed; the next bench as root does it too
+""",
+    )
+    parser.add_argument(
+        "--connections", type=_integer, default=10000, metavar="N", help="at once (default %(default)s)"
+    )
+    parser.add_argument("--restore", action="store_true", help="put back what a killed run left raised")
+    parser.add_argument("--json", action="store_true", help="print an object (docs/metrics.md)")
+
+
+def _tune(args: argparse.Namespace) -> int:
+    from kecho import limits, tune
+
+    if args.restore:
+        said: list[str] = []
+        said += map(tune.still_needed, tune.restore(said.append))
+        print("\n".join(said or ["nothing was left raised"]))
+        return 0
+    connections = _positive(str(args.connections), "--connections", int)
+    found = limits.examine(limits.Needs.of_run(connections, connections, paced=False), tune.current())
+    print(json.dumps(found) if args.json else limits.text(found))
     return 0
 
 

@@ -23,6 +23,7 @@ from kecho.errors import KechoError, Unavailable, UsageError, one_line
 from kecho.rundir import RunDir
 from kecho.snapshot import SCHEMA, Snapshot
 
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _ERRORS: tuple[type[KechoError], ...] = (UsageError, Unavailable, KechoError)
 
 
@@ -46,7 +47,7 @@ class Service:
             {"down": self._down, "reset": self._reset},
         )
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in _ENDING:
             loop.add_signal_handler(number, self._stop.set)
         try:
             await self._start_backend()
@@ -138,6 +139,8 @@ class Service:
 def run_foreground(config: Config, ready: Callable[[str], None]) -> None:
     """Brings a service up in this process and returns when it has ended. Raises KechoError."""
     check(config.mode)
+    # The command line has it end the process; here it is anybody who hangs up before he has his answer.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     rundir = RunDir(config.name)
     try:
         os.environ["KECHO_LOG"] = str(rundir.log)
@@ -160,15 +163,22 @@ def run_background(config: Config, dies_with_parent: bool = False) -> str:
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid() if dies_with_parent else None
+    # What a signal raises is lost in the hooks that Python runs after fork(), and in the child it would unwind to where
+    # the parent cleans up.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     pid = os.fork()
     if pid == 0:
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(receiving)
         _background(config, sending, parent)
     os.close(sending)
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         with os.fdopen(receiving, "rb") as pipe:
             line = pipe.readline()
-    except KeyboardInterrupt:
+    except BaseException:  # a signal
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
         os.waitpid(pid, 0)

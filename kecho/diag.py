@@ -6,8 +6,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ _LISTEN, _TIME_WAIT = 10, 6
 _SERVED = sum(1 << state for state in STATES if state not in (_LISTEN, _TIME_WAIT))
 
 
-def _sockets(states: int) -> Iterator[Mapping[str, Any]]:
+def _sockets(states: int) -> Iterator[Any]:
     from pyroute2 import DiagSocket  # takes a while
 
     with DiagSocket() as diag:
@@ -55,6 +56,30 @@ def connections(port: int) -> list[dict[str, Any]]:
             "send_queue": found["idiag_wqueue"],
         }
         for found in _sockets(_SERVED)
+        if found["idiag_sport"] == port
+    ]
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A listening socket, and how many connections may wait for its accept()."""
+
+    address: str
+    backlog: int
+    v6_only: bool
+
+    def takes(self, address: str) -> bool:
+        """Does a connection to that address of this machine reach it?"""
+        if self.address == "::":
+            return ":" in address or not self.v6_only
+        return self.address in (address, "0.0.0.0" if ":" not in address else address)
+
+
+def listeners(port: int) -> list[Listener]:
+    """Who listens on `port` in this network namespace. Needs no privilege."""
+    return [
+        Listener(found["idiag_src"], found["idiag_wqueue"], bool(found.get_attr("INET_DIAG_SKV6ONLY")))
+        for found in _sockets(1 << _LISTEN)
         if found["idiag_sport"] == port
     ]
 

@@ -56,6 +56,8 @@ def _rows(file: str, result: Result) -> Iterator[dict[str, Any]]:
             "threads": run.options["threads"],
             "size_bytes": run.load.size_bytes,
             "client_cpus": run.options.get("cpus") or "",
+            "topology": run.options.get("topology", ""),
+            "delay_ms": run.options.get("delay_ms"),
             "seed": result.seed,
             "repeat": run.repeat,
             "interrupted": run.interrupted,
@@ -67,6 +69,7 @@ def _rows(file: str, result: Result) -> Iterator[dict[str, Any]]:
             "stdev_ns": run.latency.stdev,
             **{f"{name}_ns": run.latency.percentile(q) for name, q in PERCENTILES.items()},
             "max_ns": run.latency.max,
+            "listen_drops": run.listened.drops if run.listened else None,
             **_inside(run),
         }
 

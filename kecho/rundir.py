@@ -78,8 +78,8 @@ class RunDir:
         self._lock = -1
         check_privilege()
         try:
-            _own_directory(BASE)
-            _own_directory(self.path)
+            own_directory(BASE)
+            own_directory(self.path)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except PermissionError as e:
             raise Unavailable(f"may not write to {BASE}", "run it as root, with sudo") from e
@@ -106,10 +106,7 @@ class RunDir:
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         """state.json, whole or not at all."""
-        new = self.path / "state.json.new"
-        new.write_text(json.dumps(state) + "\n")
-        new.chmod(0o644)
-        new.rename(self.path / "state.json")
+        write_whole(self.path / "state.json", json.dumps(state) + "\n")
 
     def listen(self) -> socket.socket:
         """The control socket, which every local user may connect to."""
@@ -130,7 +127,18 @@ class RunDir:
             BASE.rmdir()
 
 
-def _own_directory(path: Path) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that all may read, so that whoever reads it, after a crash too, finds it whole: old or new."""
+    new = path.with_name(f"{path.name}.new")
+    with open(new, "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o644)
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(path)
+
+
+def own_directory(path: Path) -> None:
     """Makes the folder; one that somebody else prepared is refused."""
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o755)

@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from kecho import __version__, report
-from kecho.bench import compare, progress, services, targets
+from kecho import __version__, report, topology
+from kecho.bench import compare, progress, services, surroundings, targets
 from kecho.bench.host import Host
 from kecho.bench.result import MIN_ROUNDS, Result, Run, load
 from kecho.bench.runner import Options
@@ -57,6 +57,8 @@ examples:
   kecho-ctl bench --rate 5000 --connections 10     a stall of the server shows: no coordinated omission
   kecho-ctl bench --count 100000 --plot out.png --json=out.json
   kecho-ctl bench --json | jq .targets
+  sudo kecho-ctl bench --compare user,sockmap --topology veth
+  sudo kecho-ctl bench --tune --connections 15000 --threads 2
 """
 _PLOT_EXAMPLES = """\
 examples:
@@ -91,7 +93,6 @@ def add_parser(subparsers: Subparsers) -> None:
     add(
         "--connections",
         type=_list_of(_whole),
-        default=(1,),
         metavar="N,…",
         help="made first and released at once (default 1); several: a sweep",
     )
@@ -135,6 +136,14 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="R",
         help=f"runs of each target, in turn (default {DEFAULT_REPEATS}; with --compare {COMPARE_REPEATS})",
     )
+    add("--tune", action="store_true", help="raise limits of the system for the time of the runs; for root")
+    add(
+        "--topology",
+        choices=topology.CHOICES,
+        default="loopback",
+        help="veth: the client in a network namespace behind a veth pair; for root",
+    )
+    add("--delay", type=_milliseconds, default=0.0, metavar="MS", help="with --topology veth: on each way, by netem")
     add("--seed", type=_whole, metavar="N", help="of the payloads and of the resampling (default 1)")
     add("--json", nargs="?", type=_file, const=STDOUT, metavar="FILE", help="the result as JSON, to stdout or to FILE")
     add("--csv", type=_file, metavar="FILE", help="a row a run, the columns of kecho.results")
@@ -218,6 +227,16 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _milliseconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= topology.MOST_DELAY_MS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of ms above 0, up to {topology.MOST_DELAY_MS:g}")
+    return value
+
+
 def sweep_of(args: argparse.Namespace) -> tuple[Options, ...]:
     """What bench is asked, load by load, from the command line. Raises UsageError for options that exclude others."""
     burst = args.burst is not None
@@ -225,16 +244,17 @@ def sweep_of(args: argparse.Namespace) -> tuple[Options, ...]:
         for option in ("count", "duration", "warmup"):
             if getattr(args, option) is not None:
                 raise UsageError(f"--burst has --rounds, and no --{option}")
-        if len(args.connections) > 1:
-            raise UsageError("--burst has its own number of connections: no sweep over --connections")
+        if args.connections:
+            raise UsageError("--burst has its own number of connections, no --connections")
     elif args.rounds is not None:
         raise UsageError("--rounds is for --burst")
     timed = not burst and args.count is None
+    sweep_over = args.connections or (1,)
     default_s = COMPARE_DURATION_S if args.compare else DEFAULT_DURATION_S
     sweep = [
         Options(
             connections=connections,
-            threads=min(args.threads, connections) if len(args.connections) > 1 else args.threads,
+            threads=min(args.threads, connections) if len(sweep_over) > 1 else args.threads,
             size_bytes=size,
             count=args.count,
             duration_s=(default_s if args.duration is None else args.duration) if timed else None,
@@ -250,7 +270,7 @@ def sweep_of(args: argparse.Namespace) -> tuple[Options, ...]:
             seed=args.seed,
         )
         for size in args.size
-        for connections in args.connections
+        for connections in sweep_over
     ]
     # The same for all loads of a sweep, or they would not be comparable.
     alone = all(options.is_alone for options in sweep)
@@ -261,30 +281,40 @@ def run(args: argparse.Namespace) -> int:
     """``kecho-ctl bench``. Raises KechoError; what was measured before a failure is lost, before a Ctrl-C kept."""
     sweep = sweep_of(args)
     repeats = args.repeat or (COMPARE_REPEATS if args.compare else DEFAULT_REPEATS)
+    veth = args.topology == "veth"
+    if args.delay and not veth:
+        raise UsageError("--delay is for --topology veth")
     # What surrounds all runs is entered here, and undone in reverse whatever happens.
     with contextlib.ExitStack() as around:
         chosen = targets.choose(args.targets) if args.targets or not args.compare else []
+        needs = surroundings.needs_of(sweep, repeats)
+        client = around.enter_context(surroundings.entered(needs, args.tune, veth, args.delay, _say))
         left_out = {}
         if args.compare:
             connections = max(options.burst or options.connections for options in sweep)
-            fleet = around.enter_context(services.brought_up(args.compare, connections))
+            binds = client.addresses if client else ()
+            fleet = around.enter_context(services.brought_up(args.compare, connections, binds))
             chosen = targets.baseline_first([*chosen, *fleet.targets])
             left_out = dict(fleet.left_out)
-            _tell_left_out(left_out)
+            for name, why in left_out.items():
+                _say(f"{name} is left out: {why}")
+        chosen = surroundings.placed(chosen, client)
+        for warning in surroundings.warnings(chosen, needs, client):
+            _say(warning)
+        host = Host.this()
         date = datetime.now(UTC).isoformat(timespec="seconds")
         runs, interrupted = _measure_all(compare.steps(chosen, sweep, repeats))
     if not runs:
         return INTERRUPTED
     command = shlex.join(sys.argv)
-    result = Result(Host.this(), date, __version__, command, chosen[0].name, tuple(runs), interrupted, left_out)
+    result = Result(host, date, __version__, command, chosen[0].name, tuple(runs), interrupted, left_out)
     _put_out(result, args)
     return INTERRUPTED if result.interrupted else 0
 
 
-def _tell_left_out(left_out: dict[str, str]) -> None:
-    """Before the runs: one may not want to wait for them then."""
-    for name, why in left_out.items():
-        print(f"kecho-ctl: {name} is left out: {why}", file=sys.stderr, flush=True)
+def _say(line: str) -> None:
+    """At once: one may not want to wait for the runs then."""
+    print(f"kecho-ctl: {line}", file=sys.stderr, flush=True)
 
 
 def _measure_all(steps: Iterable[compare.Step]) -> tuple[list[Run], bool]:

@@ -12,6 +12,7 @@ from kecho.bench.result import Run
 from kecho.bench.runner import Options, Progress, measure
 from kecho.bench.targets import Where
 from kecho.errors import KechoError
+from kecho.limits import ListenCounts
 from kecho.snapshot import PathStats, Snapshot
 
 
@@ -52,11 +53,12 @@ def run(step: Step, on_progress: Callable[[Progress], None] = lambda _: None) ->
         nonlocal before
         before = target.snapshot() if target.snapshot else None
 
+    listened = ListenCounts.now()
     try:
         look()
         # What the service counts in the warm-up is not of this run.
         on_hold = look if target.snapshot and step.options.warmup_s else None
-        measured = measure(target.host, target.port, step.options, on_progress, on_hold)
+        measured = measure(target.host, target.port, step.options, on_progress, on_hold, target.client)
     except KechoError as e:
         if e.exit_code == 1 and target.endpoint not in str(e) and target.name not in str(e):
             raise KechoError(f"{target.name}: {e}") from e
@@ -67,13 +69,21 @@ def run(step: Step, on_progress: Callable[[Progress], None] = lambda _: None) ->
         target.mode,
         target.endpoint,
         step.repeat,
-        {**measured.options, "cpus": step.options.cpus},
+        {**measured.options, "cpus": step.options.cpus, **_place(target)},
         measured.elapsed_ns,
         measured.interrupted,
         measured.latency,
         kernel,
         why,
+        ListenCounts.now() - listened,
     )
+
+
+def _place(target: Where) -> dict[str, object]:
+    """Where the client was."""
+    if target.client is None:
+        return {"topology": "loopback"}
+    return {"topology": "veth", "delay_ms": target.client.delay_ms}
 
 
 def _counted(target: Where, before: Snapshot | None) -> tuple[Mapping[str, PathStats] | None, str]:

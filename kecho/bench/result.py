@@ -18,6 +18,7 @@ from typing import Any
 from kecho.bench.host import Host
 from kecho.bench.latency import Latency
 from kecho.errors import KechoError, one_line
+from kecho.limits import ListenCounts
 from kecho.record import picked, plain
 from kecho.snapshot import PathStats
 from kecho.units import plural
@@ -55,6 +56,7 @@ class Run:
 
     `options` are bench's own words for what it did (connections, threads, size_bytes, …). `kernel` is what the
     service counted meanwhile, by path; None where there is no such count, and `why` then says so if it is a loss.
+    `listened` is what listeners dropped meanwhile.
     """
 
     target: str
@@ -67,6 +69,7 @@ class Run:
     latency: Latency
     kernel: Mapping[str, PathStats] | None = None
     why: str = ""
+    listened: ListenCounts | None = None
 
     @property
     def path(self) -> str:
@@ -123,6 +126,8 @@ class Run:
         }
         if self.why:
             obj["why"] = {"kernel": self.why}
+        if self.listened:
+            obj["listen"] = asdict(self.listened)
         return obj
 
     @classmethod
@@ -133,6 +138,7 @@ class Run:
             latency=Latency.from_json(obj["latency_ns"]),
             kernel={name: PathStats.from_json(stats) for name, stats in kernel.items()} if kernel else None,
             why=obj.get("why", {}).get("kernel", ""),
+            listened=ListenCounts(**obj["listen"]) if "listen" in obj else None,
         )
 
 
@@ -301,6 +307,9 @@ class Result:
             parts.append(plural(options["rounds"], "round"))
         if cpus := options.get("cpus"):
             parts.append(f"client on CPU {cpus}")
+        if options.get("topology") == "veth":
+            delay_ms = options["delay_ms"]
+            parts.append("client behind veth" + (f", {delay_ms:g} ms each way" if delay_ms else ""))
         if repeats > 1:
             parts.append(f"{repeats} interleaved runs each")
         return parts
@@ -320,7 +329,8 @@ class Result:
             notes.append(f"a ratio of fewer than {MIN_ROUNDS} rounds has no interval: --repeat {MIN_ROUNDS} or more")
         notes += (f"{name} is left out: {why}" for name, why in self.left_out.items())
         for run in self.runs:
-            notes += (f"{run.target}: {text}" for text in (run.why, run.mismatch(), run.overload()) if text)
+            dropped = run.listened.note() if run.listened else ""
+            notes += (f"{run.target}: {text}" for text in (run.why, run.mismatch(), run.overload(), dropped) if text)
         return list(dict.fromkeys(notes))
 
     def to_json(self) -> dict[str, Any]:

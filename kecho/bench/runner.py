@@ -14,6 +14,7 @@ from typing import Any
 from kecho import programs
 from kecho.bench.latency import Latency
 from kecho.errors import KechoError, UsageError
+from kecho.topology import Remote
 
 _INTERRUPTED = 130
 
@@ -91,10 +92,11 @@ def measure(
     options: Options,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_hold: Callable[[], None] | None = None,
+    client: Remote | None = None,
 ) -> Measurement:
-    """Runs bench. On KeyboardInterrupt it is asked to stop, and what it measured until then is returned.
+    """Runs bench, here or where `client` says. `on_hold` is called between warm-up and measured phase, while it waits.
 
-    `on_hold` is called between the warm-up and the measured phase, while bench waits.
+    On KeyboardInterrupt it is asked to stop, and what it measured until then is returned.
 
     Raises KechoError with bench's own line if it fails, UsageError if it refuses the options, Unavailable if it is
     not built.
@@ -105,7 +107,8 @@ def measure(
     # A file takes the result: it is larger than a pipe, and comes while the other pipe is being read.
     with tempfile.TemporaryFile() as out:
         with subprocess.Popen(
-            [*command, *options.arguments()],
+            [*(client.command if client else ()), *command, *options.arguments()],
+            pass_fds=client.fds if client else (),
             stdin=subprocess.PIPE if on_hold else subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.PIPE,
@@ -128,6 +131,8 @@ def measure(
                 # From a terminal bench has had the signal too; a second one changes nothing.
                 process.send_signal(signal.SIGINT)
                 said += _follow(process.stderr or (), lambda _: None)
+                if process.wait() == -signal.SIGINT:  # it had not begun to listen for it
+                    raise
             except BaseException:
                 process.kill()
                 raise

@@ -10,10 +10,9 @@ import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from kecho import backends, kernel, rundir
+from kecho import backends, kernel, limits, rundir
 from kecho.bench.targets import Where, reachable
 from kecho.client import Client
 from kecho.config import DEFAULT_BACKLOG, DEFAULT_BINDS, Config, family_of
@@ -30,7 +29,6 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "module": {"mode": "module"},
     "module:workqueue": {"mode": "module", "inline": False},
 }
-_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _PORTS = range(10_000, 65_536)
 
 
@@ -56,8 +54,10 @@ def parse(text: str) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def brought_up(names: Sequence[str], connections: int) -> Iterator[Fleet]:
+def brought_up(names: Sequence[str], connections: int, binds: Sequence[str] = ()) -> Iterator[Fleet]:
     """Brings `names` up on ports of their own, with a backlog for `connections` at once; takes them down in the end.
+
+    They listen on `binds`, by default for local clients.
 
     What this machine cannot run is left out. Raises Unavailable if that leaves nothing, or without root; KechoError
     if a service does not come up. Whatever ends this process, the services end with it.
@@ -69,7 +69,7 @@ def brought_up(names: Sequence[str], connections: int) -> Iterator[Fleet]:
     try:
         for name in names:
             try:
-                targets.append(stack.enter_context(_service(name, connections)))
+                targets.append(stack.enter_context(_service(name, connections, binds or _loopback())))
             except Unavailable as e:
                 left_out[name] = str(e)
         if not targets:
@@ -81,21 +81,24 @@ def brought_up(names: Sequence[str], connections: int) -> Iterator[Fleet]:
 
 
 @contextlib.contextmanager
-def _service(variant: str, connections: int) -> Iterator[Where]:
+def _service(variant: str, connections: int, binds: Sequence[str]) -> Iterator[Where]:
     from kecho.controller import run_background
 
     mode = VARIANTS[variant]["mode"]
     backends.check(mode)
-    binds = tuple(bind for bind in DEFAULT_BINDS if kernel.can_bind(bind))
     name = f"bench-{os.getpid()}-{variant.replace(':', '-')}"
     backlog = max(DEFAULT_BACKLOG, connections)
-    config = Config(name=name, port=free_port(binds), binds=binds, backlog=backlog, **VARIANTS[variant])
+    config = Config(name=name, port=free_port(binds), binds=tuple(binds), backlog=backlog, **VARIANTS[variant])
     try:
         run_background(config, dies_with_parent=True)
         yield Where(variant, reachable(binds), config.port, mode, Client(name).snapshot)
     finally:
         if rundir.directory(name).is_dir():
             Client(name).down()
+
+
+def _loopback() -> tuple[str, ...]:
+    return tuple(bind for bind in DEFAULT_BINDS if kernel.can_bind(bind))
 
 
 @contextlib.contextmanager
@@ -110,7 +113,7 @@ def _deaf() -> Iterator[None]:
 
 def free_port(binds: Sequence[str]) -> int:
     """A port that nobody listens on, and that no client is given as its own. Raises KechoError."""
-    low, high = map(int, _PORT_RANGE.read_text().split())
+    low, high = map(int, limits.read(limits.PORT_RANGE).split())
     candidates = [port for port in _PORTS if not low <= port <= high] or list(_PORTS)
     for port in random.sample(candidates, min(len(candidates), 1000)):
         if all(_is_free(bind, port) for bind in binds):

@@ -12,17 +12,22 @@ from typing import Any
 from kecho.config import endpoint
 from kecho.errors import KechoError, UsageError, one_line
 from kecho.snapshot import Snapshot
+from kecho.topology import Remote
 
 
 @dataclass(frozen=True)
 class Where:
-    """A target before it is measured. `mode` is empty, and `snapshot` None, for a server that is not ours."""
+    """A target before it is measured. `mode` is empty, and `snapshot` None, for a server that is not ours.
+
+    `client` is where the client runs, if not beside it.
+    """
 
     name: str
     host: str
     port: int
     mode: str = ""
     snapshot: Callable[[], Snapshot] | None = None
+    client: Remote | None = None
 
     @property
     def endpoint(self) -> str:

@@ -4,11 +4,11 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <getopt.h>
 #include <math.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <stdarg.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -127,4 +127,88 @@ void parse_address(const char *option, const char *text, uint16_t port, struct a
 
 err_not_an_address:
 	die(EXIT_USAGE, "%s must be a numeric IPv4 or IPv6 address, not \"%s\"", option, text);
+}
+
+static void store(const struct arg *arg, uint64_t value)
+{
+	switch (arg->bytes) {
+	case sizeof(uint16_t):
+		*(uint16_t *)arg->to = (uint16_t)value;
+		break;
+	case sizeof(uint32_t):
+		*(uint32_t *)arg->to = (uint32_t)value;
+		break;
+	default:
+		*(uint64_t *)arg->to = value;
+	}
+}
+
+void arg_number(const struct arg *arg, const char *text)
+{
+	store(arg, parse_number(arg->name, text, arg->least, arg->most));
+}
+
+void arg_size(const struct arg *arg, const char *text)
+{
+	store(arg, parse_size(arg->name, text, arg->least, arg->most));
+}
+
+void arg_seconds_ns(const struct arg *arg, const char *text)
+{
+	*(uint64_t *)arg->to = parse_seconds_ns(arg->name, text, arg->lowest, arg->highest);
+}
+
+void arg_decimal(const struct arg *arg, const char *text)
+{
+	*(double *)arg->to = parse_decimal(arg->name, text, arg->lowest, arg->highest);
+}
+
+void arg_text(const struct arg *arg, const char *text)
+{
+	*(const char **)arg->to = text;
+}
+
+/* getopt's table, with the help at its end; it is the caller's. */
+static struct option *long_options(const struct arg *args, size_t n)
+{
+	struct option *longs = calloc(n + 2, sizeof(*longs));
+
+	if (!longs)
+		die(EXIT_FAILED, "out of memory");
+	for (size_t i = 0; i < n; i++) {
+		longs[i].name = args[i].name + strlen("--");
+		longs[i].has_arg = args[i].bare	   ? optional_argument
+				   : args[i].parse ? required_argument
+						   : no_argument;
+	}
+	longs[n].name = "help";
+	return longs;
+}
+
+void args_parse(const struct arg *args, size_t n, int argc, char **argv, const char *usage,
+		void (*given)(const struct arg *arg, void *context), void *context)
+{
+	struct option *longs = long_options(args, n);
+	int which, got;
+
+	while ((got = getopt_long(argc, argv, "", longs, &which)) != -1) {
+		const struct arg *arg;
+
+		if (got)
+			exit(EXIT_USAGE); /* getopt_long() has said why */
+		if ((size_t)which == n) {
+			fputs(usage, stdout);
+			exit(EXIT_DONE);
+		}
+		arg = &args[which];
+		if (arg->parse)
+			arg->parse(arg, optarg);
+		else
+			*(bool *)arg->to = true;
+		if (given)
+			given(arg, context);
+	}
+	free(longs);
+	if (optind < argc)
+		die(EXIT_USAGE, "unexpected argument \"%s\"", argv[optind]);
 }

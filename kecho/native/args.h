@@ -3,6 +3,8 @@
 #ifndef KECHO_NATIVE_ARGS_H
 #define KECHO_NATIVE_ARGS_H
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/socket.h>
 
@@ -35,5 +37,58 @@ uint64_t parse_size(const char *option, const char *text, uint64_t lowest, uint6
 uint64_t parse_seconds_ns(const char *option, const char *text, double lowest, double highest);
 double parse_decimal(const char *option, const char *text, double lowest, double highest);
 void parse_address(const char *option, const char *text, uint16_t port, struct address *address);
+
+/*
+ * An option of a command line, and what becomes of its value: `parse` stores it at `to`, or dies as
+ * the parsers above do. Without `parse` it takes no value and sets a bool.
+ */
+struct arg {
+	const char *name; /* "--port" */
+	void (*parse)(const struct arg *arg, const char *text);
+	void *to;
+	size_t bytes;		/* of the integer there */
+	uint64_t least, most;	/* of a whole number */
+	double lowest, highest; /* of another one */
+	bool bare;		/* it may come without a value: text is then NULL */
+	const void *tag;	/* what else the program has to know */
+};
+
+#define ARG_WHOLE(option, how, field, min, max)                                                    \
+	{                                                                                          \
+		.name = (option), .parse = (how), .to = &(field), .bytes = sizeof(field),          \
+		.least = (min), .most = (max)                                                      \
+	}
+#define ARG_NUMBER(option, field, min, max) ARG_WHOLE(option, arg_number, field, min, max)
+#define ARG_SIZE(option, field, min, max)   ARG_WHOLE(option, arg_size, field, min, max)
+#define ARG_SECONDS(option, field, min, max)                                                       \
+	{                                                                                          \
+		.name = (option), .parse = arg_seconds_ns, .to = &(field), .lowest = (min),        \
+		.highest = (max)                                                                   \
+	}
+#define ARG_TEXT(option, field)                                                                    \
+	{                                                                                          \
+		.name = (option), .parse = arg_text, .to = &(field)                                \
+	}
+#define ARG_FLAG(option, field)                                                                    \
+	{                                                                                          \
+		.name = (option), .to = &(field)                                                   \
+	}
+#define ARG_OWN(option, how, field)                                                                \
+	{                                                                                          \
+		.name = (option), .parse = (how), .to = &(field)                                   \
+	}
+
+void arg_number(const struct arg *arg, const char *text); /* any integer, not below 0 */
+void arg_size(const struct arg *arg, const char *text);
+void arg_seconds_ns(const struct arg *arg, const char *text); /* uint64_t */
+void arg_decimal(const struct arg *arg, const char *text);    /* double */
+void arg_text(const struct arg *arg, const char *text);	      /* const char * */
+
+/*
+ * Reads a whole command line, which has --help too. Calls given(), if there is one, for each option
+ * that comes.
+ */
+void args_parse(const struct arg *args, size_t n, int argc, char **argv, const char *usage,
+		void (*given)(const struct arg *arg, void *context), void *context);
 
 #endif

@@ -230,6 +230,8 @@ void conn_end(struct thread *thread, struct conn *conn)
 	conn->busy = false;
 	if (conn->measured)
 		thread_record(thread, thread->last_ns - conn->begin_ns);
+	else
+		thread->warmups++;
 }
 
 bool conn_fail_send(struct thread *thread, const struct conn *conn)

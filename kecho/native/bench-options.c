@@ -2,7 +2,6 @@
 // bench's command line.
 #include "bench.h"
 
-#include <getopt.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -63,13 +62,13 @@ static const char usage[] =
 	"  bench --rate 5000 --connections 10 --duration 10 --hdr out.hlog\n"
 	"  bench --host ::1 --port 7 --size 1M            any echo server, in large messages\n";
 
-/* "0,2-3" to a list that is the caller's. */
-static unsigned int *parse_cpus(const char *text, unsigned int *n)
+/* "0,2-3" to a list that is the options'. */
+static void parse_cpus(const struct arg *arg, const char *text)
 {
-	unsigned int *cpus = NULL;
+	struct options *o = arg->to;
+	unsigned int *cpus = NULL, n = 0;
 	const char *at = text;
 
-	*n = 0;
 	do {
 		unsigned long first, last;
 		char *end;
@@ -84,34 +83,43 @@ static unsigned int *parse_cpus(const char *text, unsigned int *n)
 		}
 		if ((*end && *end != ',') || last < first || last >= CPU_SETSIZE)
 			goto err_usage;
-		cpus = realloc(cpus, (*n + (size_t)(last - first) + 1) * sizeof(*cpus));
+		cpus = realloc(cpus, (n + (size_t)(last - first) + 1) * sizeof(*cpus));
 		if (!cpus)
 			die(EXIT_FAILED, "out of memory");
 		for (; first <= last; first++)
-			cpus[(*n)++] = (unsigned int)first;
+			cpus[n++] = (unsigned int)first;
 		at = *end ? end + 1 : end;
 		if (*end == ',' && !*at)
 			goto err_usage;
 	} while (*at);
-	return cpus;
+	options_free(o); /* of a list that came before */
+	o->cpus = cpus;
+	o->ncpus = n;
+	return;
 
 err_usage:
 	die(EXIT_USAGE, "--cpus must be a list of CPU numbers, like 0,2-3, not \"%s\"", text);
 }
 
 /* A run has one mode; the option that chose it is remembered to tell two apart. */
-static void choose(struct options *o, const struct mode *mode, const char *option)
+static void choose(const struct arg *arg, void *options)
 {
 	static const char *chosen;
+	struct options *o = options;
 
-	if (chosen && o->mode != mode)
-		die(EXIT_USAGE, "%s and %s do not go together", chosen, option);
-	chosen = option;
-	o->mode = mode;
+	if (!arg->tag)
+		return;
+	if (chosen && o->mode != arg->tag)
+		die(EXIT_USAGE, "%s and %s do not go together", chosen, arg->name);
+	chosen = arg->name;
+	o->mode = arg->tag;
 }
 
-static void check_options(struct options *o)
+static void check_options(struct options *o, unsigned int burst)
 {
+	if (burst && o->connections)
+		die(EXIT_USAGE, "--burst has its own number of connections, no --connections");
+	o->connections = burst ? burst : o->connections ? o->connections : 1;
 	if (o->threads > o->connections)
 		die(EXIT_USAGE, "--threads %u is more than there are connections (%u)", o->threads,
 		    o->connections);
@@ -129,64 +137,40 @@ static void check_options(struct options *o)
 
 void options_parse(struct options *o, int argc, char **argv)
 {
-	enum {
-		HOST,
-		PORT,
-		CONNECTIONS,
-		THREADS,
-		CPUS,
-		SIZE,
-		SEED,
-		COUNT,
-		DURATION,
-		WARMUP,
-		CONNECT_TIMEOUT,
-		IO_TIMEOUT,
-		BURST,
-		ROUNDS,
-		RATE,
-		CRR,
-		DEPTH,
-		HDR,
-		RAW,
-		JSON,
-		PROGRESS,
-		HOLD,
-		HELP
+	unsigned int burst = 0;
+	bool crr;
+	const struct arg args[] = {
+		ARG_TEXT("--host", o->host),
+		ARG_NUMBER("--port", o->port, 1, 65535),
+		ARG_NUMBER("--connections", o->connections, 1, MAX_CONNECTIONS),
+		ARG_NUMBER("--threads", o->threads, 1, MAX_THREADS),
+		ARG_OWN("--cpus", parse_cpus, *o),
+		ARG_SIZE("--size", o->size_bytes, 1, MAX_SIZE),
+		ARG_NUMBER("--seed", o->seed, 0, INT64_MAX),
+		ARG_NUMBER("--count", o->count, 1, 1ull << 40),
+		ARG_SECONDS("--duration", o->duration_ns, 0.001, 1e6),
+		ARG_SECONDS("--warmup", o->warmup_ns, 0, 1e6),
+		ARG_SECONDS("--connect-timeout", o->connect_timeout_ns, 0.001, LONGEST_S),
+		ARG_SECONDS("--io-timeout", o->io_timeout_ns, 0.001, LONGEST_S),
+		{"--burst", arg_number, &burst, sizeof(burst), 1, MAX_CONNECTIONS,
+		 .tag = &mode_burst},
+		ARG_NUMBER("--rounds", o->rounds, 1, 1000000),
+		{"--rate", arg_decimal, &o->rate, .lowest = 0.001, .highest = 1e8,
+		 .tag = &mode_open},
+		{"--crr", NULL, &crr, .tag = &mode_crr},
+		{"--depth", arg_number, &o->depth, sizeof(o->depth), 1, 1024,
+		 .tag = &mode_pipeline},
+		ARG_TEXT("--hdr", o->hdr),
+		ARG_TEXT("--raw", o->raw),
+		ARG_FLAG("--json", o->json),
+		ARG_FLAG("--progress", o->progress),
+		ARG_FLAG("--hold", o->hold),
 	};
-	static const struct option longs[] = {
-		{"host", required_argument, NULL, HOST},
-		{"port", required_argument, NULL, PORT},
-		{"connections", required_argument, NULL, CONNECTIONS},
-		{"threads", required_argument, NULL, THREADS},
-		{"cpus", required_argument, NULL, CPUS},
-		{"size", required_argument, NULL, SIZE},
-		{"seed", required_argument, NULL, SEED},
-		{"count", required_argument, NULL, COUNT},
-		{"duration", required_argument, NULL, DURATION},
-		{"warmup", required_argument, NULL, WARMUP},
-		{"connect-timeout", required_argument, NULL, CONNECT_TIMEOUT},
-		{"io-timeout", required_argument, NULL, IO_TIMEOUT},
-		{"burst", required_argument, NULL, BURST},
-		{"rounds", required_argument, NULL, ROUNDS},
-		{"rate", required_argument, NULL, RATE},
-		{"crr", no_argument, NULL, CRR},
-		{"depth", required_argument, NULL, DEPTH},
-		{"hdr", required_argument, NULL, HDR},
-		{"raw", required_argument, NULL, RAW},
-		{"json", no_argument, NULL, JSON},
-		{"progress", no_argument, NULL, PROGRESS},
-		{"hold", no_argument, NULL, HOLD},
-		{"help", no_argument, NULL, HELP},
-		{NULL, 0, NULL, 0},
-	};
-	int option;
 
 	*o = (struct options){
 		.mode = &mode_closed,
 		.host = "127.0.0.1",
 		.port = 12345,
-		.connections = 1,
 		.threads = 1,
 		.size_bytes = 64,
 		.count = NO_LIMIT,
@@ -195,94 +179,9 @@ void options_parse(struct options *o, int argc, char **argv)
 		.io_timeout_ns = 10000000000ull,
 		.seed = 1,
 	};
-	while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1) {
-		switch (option) {
-		case HOST:
-			o->host = optarg;
-			break;
-		case PORT:
-			o->port = (uint16_t)parse_number("--port", optarg, 1, 65535);
-			break;
-		case CONNECTIONS:
-			o->connections = (unsigned int)parse_number("--connections", optarg, 1,
-								    MAX_CONNECTIONS);
-			break;
-		case THREADS:
-			o->threads =
-				(unsigned int)parse_number("--threads", optarg, 1, MAX_THREADS);
-			break;
-		case CPUS:
-			free((void *)o->cpus);
-			o->cpus = parse_cpus(optarg, &o->ncpus);
-			break;
-		case SIZE:
-			o->size_bytes = parse_size("--size", optarg, 1, MAX_SIZE);
-			break;
-		case SEED:
-			o->seed = parse_number("--seed", optarg, 0, INT64_MAX);
-			break;
-		case COUNT:
-			o->count = parse_number("--count", optarg, 1, 1ull << 40);
-			break;
-		case DURATION:
-			o->duration_ns = parse_seconds_ns("--duration", optarg, 0.001, 1e6);
-			break;
-		case WARMUP:
-			o->warmup_ns = parse_seconds_ns("--warmup", optarg, 0, 1e6);
-			break;
-		case CONNECT_TIMEOUT:
-			o->connect_timeout_ns =
-				parse_seconds_ns("--connect-timeout", optarg, 0.001, LONGEST_S);
-			break;
-		case IO_TIMEOUT:
-			o->io_timeout_ns =
-				parse_seconds_ns("--io-timeout", optarg, 0.001, LONGEST_S);
-			break;
-		case BURST:
-			choose(o, &mode_burst, "--burst");
-			o->connections =
-				(unsigned int)parse_number("--burst", optarg, 1, MAX_CONNECTIONS);
-			break;
-		case ROUNDS:
-			o->rounds = (unsigned int)parse_number("--rounds", optarg, 1, 1000000);
-			break;
-		case RATE:
-			choose(o, &mode_open, "--rate");
-			o->rate = parse_decimal("--rate", optarg, 0.001, 1e8);
-			break;
-		case CRR:
-			choose(o, &mode_crr, "--crr");
-			break;
-		case DEPTH:
-			choose(o, &mode_pipeline, "--depth");
-			o->depth = (unsigned int)parse_number("--depth", optarg, 1, 1024);
-			break;
-		case HDR:
-			o->hdr = optarg;
-			break;
-		case RAW:
-			o->raw = optarg;
-			break;
-		case JSON:
-			o->json = true;
-			break;
-		case PROGRESS:
-			o->progress = true;
-			break;
-		case HOLD:
-			o->hold = true;
-			break;
-		case HELP:
-			fputs(usage, stdout);
-			exit(EXIT_DONE);
-		default:
-			exit(EXIT_USAGE); /* getopt_long() has said why */
-		}
-	}
-	if (optind < argc)
-		die(EXIT_USAGE, "unexpected argument \"%s\"", argv[optind]);
+	args_parse(args, sizeof(args) / sizeof(args[0]), argc, argv, usage, choose, o);
 	parse_address("--host", o->host, o->port, &o->address);
-	check_options(o);
+	check_options(o, burst);
 }
 
 void options_free(struct options *o)

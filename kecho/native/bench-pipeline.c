@@ -133,6 +133,8 @@ static void reply_end(struct pipeline *p, struct pipe *pipe)
 
 	if (begun->measured)
 		thread_record(thread, thread->last_ns - begun->begin_ns);
+	else
+		thread->warmups++;
 	conn->requests++;
 	conn->rx_bytes = 0;
 	conn->sent_ns = thread->last_ns; /* the next reply may take as long again */

@@ -91,6 +91,8 @@ void report_json(const struct result *r)
 		printf(",\"held\":true");
 	if (o->mode == &mode_burst)
 		printf(",\"rounds\":%u", o->rounds);
+	else
+		printf(",\"warmup_requests\":%llu", (unsigned long long)r->warmups);
 	if (o->mode == &mode_pipeline)
 		printf(",\"depth\":%u", o->depth);
 	if (o->mode == &mode_open)

@@ -97,6 +97,7 @@ static struct result collect(struct run *run, bool interrupted)
 			result.late_max_ns = thread->late_max_ns;
 		result.late_sum_ns += thread->late_sum_ns;
 		result.unsent += thread->unsent;
+		result.warmups += thread->warmups;
 	}
 	result.histogram = &run->threads[0]->histogram;
 	return result;

@@ -117,6 +117,7 @@ struct thread {
 	uint64_t last_ns;   /* when the last reply came */
 	uint64_t elapsed_ns;  /* measured time so far */
 	uint64_t begun;	      /* requests so far */
+	uint64_t warmups;     /* requests answered and not measured */
 	uint64_t release_ns;  /* when the run began */
 	uint64_t late_sum_ns; /* open: how much later than due requests were begun */
 	uint64_t late_max_ns;
@@ -227,6 +228,7 @@ struct result {
 	uint64_t late_sum_ns;
 	uint64_t late_max_ns;
 	uint64_t unsent;
+	uint64_t warmups;
 	bool interrupted;
 };
 

@@ -6,7 +6,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <getopt.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
@@ -63,29 +62,39 @@ static const char usage[] =
 	"  user-echo-server --bind 0.0.0.0 --port 7007  every IPv4 address\n"
 	"  user-echo-server --threads 2 --backlog 4096  for thousands of connections at once\n";
 
-static const struct engine *find_engine(const char *name)
+static void parse_engine(const struct arg *arg, const char *text)
 {
-	for (size_t i = 0; i < sizeof(engines) / sizeof(engines[0]); i++)
-		if (!strcmp(engines[i]->name, name))
-			return engines[i];
-	die(EXIT_USAGE, "--engine: there is no engine \"%s\"", name);
+	const struct engine **engine = arg->to;
+
+	for (size_t i = 0; i < sizeof(engines) / sizeof(engines[0]); i++) {
+		if (!strcmp(engines[i]->name, text)) {
+			*engine = engines[i];
+			return;
+		}
+	}
+	die(EXIT_USAGE, "--engine: there is no engine \"%s\"", text);
+}
+
+static void parse_bind(const struct arg *arg, const char *text)
+{
+	struct options *o = arg->to;
+
+	if (o->nbinds == MAX_BINDS)
+		die(EXIT_USAGE, "--bind: at most %d addresses", MAX_BINDS);
+	o->binds[o->nbinds++] = text;
+}
+
+static void parse_parent(const struct arg *arg, const char *text)
+{
+	struct options *o = arg->to;
+
+	o->die_with_parent = true;
+	if (text)
+		o->parent = (pid_t)parse_number(arg->name, text, 1, INT32_MAX);
 }
 
 static struct options parse_options(int argc, char **argv)
 {
-	enum { BIND, PORT, BACKLOG, THREADS, ENGINE, READY_FD, STATS_FD, PARENT, HELP };
-	static const struct option longs[] = {
-		{"bind", required_argument, NULL, BIND},
-		{"port", required_argument, NULL, PORT},
-		{"backlog", required_argument, NULL, BACKLOG},
-		{"threads", required_argument, NULL, THREADS},
-		{"engine", required_argument, NULL, ENGINE},
-		{"ready-fd", required_argument, NULL, READY_FD},
-		{"stats-fd", required_argument, NULL, STATS_FD},
-		{"die-with-parent", optional_argument, NULL, PARENT},
-		{"help", no_argument, NULL, HELP},
-		{NULL, 0, NULL, 0},
-	};
 	struct options o = {
 		.port = 12345,
 		.backlog = 128,
@@ -94,49 +103,19 @@ static struct options parse_options(int argc, char **argv)
 		.ready_fd = -1,
 		.stats_fd = -1,
 	};
+	const struct arg args[] = {
+		ARG_OWN("--bind", parse_bind, o),
+		ARG_NUMBER("--port", o.port, 1, 65535),
+		ARG_NUMBER("--backlog", o.backlog, 1, INT32_MAX),
+		ARG_NUMBER("--threads", o.threads, 1, MAX_THREADS),
+		ARG_OWN("--engine", parse_engine, o.engine),
+		ARG_NUMBER("--ready-fd", o.ready_fd, 0, INT32_MAX),
+		ARG_NUMBER("--stats-fd", o.stats_fd, 0, INT32_MAX),
+		{"--die-with-parent", parse_parent, &o, .bare = true},
+	};
 
-	for (;;) {
-		switch (getopt_long(argc, argv, "", longs, NULL)) {
-		case BIND:
-			if (o.nbinds == MAX_BINDS)
-				die(EXIT_USAGE, "--bind: at most %d addresses", MAX_BINDS);
-			o.binds[o.nbinds++] = optarg;
-			break;
-		case PORT:
-			o.port = (uint16_t)parse_number("--port", optarg, 1, 65535);
-			break;
-		case BACKLOG:
-			o.backlog = (int)parse_number("--backlog", optarg, 1, INT32_MAX);
-			break;
-		case THREADS:
-			o.threads = (unsigned int)parse_number("--threads", optarg, 1, MAX_THREADS);
-			break;
-		case ENGINE:
-			o.engine = find_engine(optarg);
-			break;
-		case READY_FD:
-			o.ready_fd = (int)parse_number("--ready-fd", optarg, 0, INT32_MAX);
-			break;
-		case STATS_FD:
-			o.stats_fd = (int)parse_number("--stats-fd", optarg, 0, INT32_MAX);
-			break;
-		case PARENT:
-			o.die_with_parent = true;
-			if (optarg)
-				o.parent = (pid_t)parse_number("--die-with-parent", optarg, 1,
-							       INT32_MAX);
-			break;
-		case HELP:
-			fputs(usage, stdout);
-			exit(EXIT_DONE);
-		case -1:
-			if (optind < argc)
-				die(EXIT_USAGE, "unexpected argument \"%s\"", argv[optind]);
-			return o;
-		default:
-			exit(EXIT_USAGE); /* getopt_long() has said why */
-		}
-	}
+	args_parse(args, sizeof(args) / sizeof(args[0]), argc, argv, usage, NULL, NULL);
+	return o;
 }
 
 /*

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 
+import network
 import pytest
 import support
 
@@ -56,3 +57,10 @@ def path(request: pytest.FixtureRequest) -> str:
 def family(request: pytest.FixtureRequest) -> int:
     """Each IP version."""
     return int(request.param)
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    """An empty network namespace with its loopback up."""
+    with network.namespace() as name:
+        yield name

@@ -196,12 +196,12 @@ def test_doctor_without_root(kecho: Kecho) -> None:
 # ---- help ----
 
 
-@pytest.mark.parametrize("command", ["", "up", "down", "status", "stats", "reset", "bench", "plot", "doctor"])
+@pytest.mark.parametrize("command", ["", "up", "down", "status", "stats", "reset", "bench", "plot", "tune", "doctor"])
 def test_help(kecho: Kecho, command: str) -> None:
     done = kecho(*command.split(), "--help", env={**support.clean_env(), "COLUMNS": "100"})
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.startswith(f"usage: kecho-ctl {command}".rstrip())
-    if command in ("", "up", "stats", "bench", "plot"):
+    if command in ("", "up", "stats", "bench", "plot", "tune"):
         assert "examples:\n" in done.stdout
         assert re.search(rf"^ +(sudo )?kecho-ctl {command}", done.stdout.partition("examples:")[2], re.MULTILINE)
 

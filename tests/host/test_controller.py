@@ -374,6 +374,16 @@ def test_a_silent_client_is_dropped(service: Up) -> None:
             assert slow.recv(1) == b""
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_clients_that_hang_up_before_their_answer(service: Up, mode: str) -> None:
+    """A write to a closed socket raises SIGPIPE, which ends a process that neither handles nor ignores it."""
+    one = service(mode=mode)
+    for _ in range(100):
+        with control(one) as sock, contextlib.suppress(BrokenPipeError):
+            sock.sendall(b'{"op": "stats"}\n' * 50)
+    assert one.status()["state"] == "up"
+
+
 @contextlib.contextmanager
 def crowd(one: support.Service, size: int) -> Iterator[None]:
     """So many clients of the control socket at once, which keep silent."""

@@ -19,13 +19,6 @@ HERE6 = f"fd83:{network.NET}::1"
 
 
 @pytest.fixture
-def namespace() -> Iterator[str]:
-    """An empty network namespace with its loopback up."""
-    with network.namespace() as name:
-        yield name
-
-
-@pytest.fixture
 def veth() -> Iterator[str]:
     """A namespace at the other end of a veth pair: HERE is ours, THERE is its."""
     with network.veth() as pair:

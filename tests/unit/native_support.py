@@ -136,9 +136,9 @@ def server(*args: object, variant: str = "asan", prefix: tuple[str, ...] = ()) -
 class ScriptedServer:
     """A listener whose connections are served, one thread each, by a function of the test."""
 
-    def __init__(self, serve: Callable[[socket.socket], None]) -> None:
+    def __init__(self, serve: Callable[[socket.socket], None], backlog: int = 128) -> None:
         self.serve = serve
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=backlog)
         self.port: int = self.listener.getsockname()[1]
         self.socks: list[socket.socket] = []
         self.threads: list[threading.Thread] = []

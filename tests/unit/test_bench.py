@@ -27,6 +27,7 @@ from kecho.bench.host import Host, compiler
 from kecho.bench.latency import Latency
 from kecho.bench.result import MIN_ROUNDS, Result, load
 from kecho.errors import KechoError, Unavailable, UsageError, one_line
+from kecho.limits import ListenCounts
 from kecho.report import bench_table
 from kecho.snapshot import Connections, PathStats, Snapshot
 
@@ -114,6 +115,15 @@ def test_ratio_is_baseline_over_target() -> None:
     assert result.ratio(fast) == slow.latency.percentile(0.5) / fast.latency.percentile(0.5)
     assert result.ratio(fast) == pytest.approx(14490 / 1749, rel=2e-3)
     assert (result.ratio(foreign) or 0) < 1
+
+
+def test_what_listeners_dropped_is_kept_and_told() -> None:
+    dropped, quiet = (samples.run("theirs", [1], listened=ListenCounts(n - 1, n)) for n in (2, 0))
+    result = samples.result(dropped, quiet)
+    assert [run["listen"] for run in result.to_json()["runs"]] == [{"overflows": n - 1, "drops": n} for n in (2, 0)]
+    assert Result.from_json(result.to_json()).runs == result.runs
+    (note,) = result.notes()
+    assert note.startswith("theirs: 2 requests for a connection found a full queue")
 
 
 def test_ratio_without_the_baseline_is_none() -> None:

@@ -348,6 +348,8 @@ def test_descriptor_limits(target: Server) -> None:
         (["--cpus", "a"], "--cpus"),
         (["--burst", "0"], "--burst"),
         (["--burst", "5", "--count", "7"], "--burst has --rounds"),
+        (["--burst", "5", "--connections", "5"], "--burst has its own number of connections"),
+        (["--connections", "5", "--burst", "5"], "--burst has its own number of connections"),
         (["--rounds", "5"], "--rounds goes with --burst"),
         (["extra"], 'unexpected argument "extra"'),
         (["--nonsense"], "nonsense"),

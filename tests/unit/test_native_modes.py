@@ -57,8 +57,14 @@ def test_sizes(target: Server, mode: str, size: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_warmup_and_duration(target: Server, mode: str) -> None:
+    """What the server echoed and was not measured was warm-up, to the request."""
+    before = target.stats()
     result = bench_json(target.port, *MODES[mode], "--warmup", 0.1, "--duration", 0.1)
     assert result["requests"] > 0
+    assert result["warmup_requests"] > 0
+    answered = result["requests"] + result["warmup_requests"]
+    assert target.stats()["bytes"] - before["bytes"] == answered * result["size_bytes"]
+    assert bench_json(target.port, *MODES[mode], "--count", 10)["warmup_requests"] == 0
 
 
 # ---- the open loop ----

@@ -137,6 +137,7 @@ class Service:
 
 def run_foreground(config: Config, ready: Callable[[str], None]) -> None:
     """Brings a service up in this process and returns when it has ended. Raises KechoError."""
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a client that does not wait for its answer is no reason to end
     check(config.mode)
     rundir = RunDir(config.name)
     try:

@@ -2,6 +2,7 @@
 // The user-space echo server all else is judged by: options, listeners, threads, the end.
 #include "args.h"
 #include "server-socket.h"
+#include "privileges.h"
 #include "server.h"
 
 #include <errno.h>
@@ -37,6 +38,7 @@ struct options {
 	int stats_fd; /* or -1 */
 	bool die_with_parent;
 	pid_t parent; /* who the parent must be, 0: who it was when we began */
+	uid_t uid;    /* or KEEP_USER */
 };
 
 static const char usage[] =
@@ -54,6 +56,7 @@ static const char usage[] =
 	"  --die-with-parent[=PID]\n"
 	"                    be killed when the thread that started this ends; PID: its process,\n"
 	"                    which makes this exact even if it ends before this begins\n"
+	"  --uid UID         be this user and group, and in no other, once all addresses listen\n"
 	"  --help            print this\n"
 	"\n"
 	"Exit status: 0 ended by a signal, 1 failed, 2 wrong usage, 3 this machine cannot.\n"
@@ -73,7 +76,7 @@ static const struct engine *find_engine(const char *name)
 
 static struct options parse_options(int argc, char **argv)
 {
-	enum { BIND, PORT, BACKLOG, THREADS, ENGINE, READY_FD, STATS_FD, PARENT, HELP };
+	enum { BIND, PORT, BACKLOG, THREADS, ENGINE, READY_FD, STATS_FD, PARENT, RUN_AS, HELP };
 	static const struct option longs[] = {
 		{"bind", required_argument, NULL, BIND},
 		{"port", required_argument, NULL, PORT},
@@ -83,6 +86,7 @@ static struct options parse_options(int argc, char **argv)
 		{"ready-fd", required_argument, NULL, READY_FD},
 		{"stats-fd", required_argument, NULL, STATS_FD},
 		{"die-with-parent", optional_argument, NULL, PARENT},
+		{"uid", required_argument, NULL, RUN_AS},
 		{"help", no_argument, NULL, HELP},
 		{NULL, 0, NULL, 0},
 	};
@@ -93,6 +97,7 @@ static struct options parse_options(int argc, char **argv)
 		.engine = engines[0],
 		.ready_fd = -1,
 		.stats_fd = -1,
+		.uid = KEEP_USER,
 	};
 
 	for (;;) {
@@ -125,6 +130,9 @@ static struct options parse_options(int argc, char **argv)
 			if (optarg)
 				o.parent = (pid_t)parse_number("--die-with-parent", optarg, 1,
 							       INT32_MAX);
+			break;
+		case RUN_AS:
+			o.uid = (uid_t)parse_number("--uid", optarg, 1, KEEP_USER - 1);
 			break;
 		case HELP:
 			fputs(usage, stdout);
@@ -359,6 +367,9 @@ int main(int argc, char **argv)
 			die(EXIT_FAILED, "engine %s: %s", o.engine->name, why);
 	}
 
+	privileges_drop(o.uid);
+	if (o.die_with_parent) /* a change of user forgets it */
+		die_with_parent(o.parent ? o.parent : parent);
 	if (o.ready_fd >= 0)
 		tell_ready(o.ready_fd);
 	serve_all(threads, o.threads);

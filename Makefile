@@ -9,6 +9,9 @@ PYTEST_ARGS   ?=
 VENV := .venv/bin
 AT_ROOT := $(filter 0,$(shell id -u))
 
+# All of the native programs, with every optional library.
+NATIVE_DEFINES := -D_GNU_SOURCE -DHAVE_LIBURING -DHAVE_ZLIB
+
 C_FILES     := $(wildcard bpf/*.[ch] kecho/native/*.[ch] kmod/*.[ch] tests/*/*.[ch])
 SHELL_FILES := $(shell grep -lsE '^\#!/bin/(ba)?sh' .ci/run scripts/* tests/*/run)
 
@@ -43,6 +46,9 @@ lint: setup ## check style and types
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
 	clang-format --dry-run -Werror $(C_FILES)
+	cppcheck --quiet --std=c11 --enable=style,performance,portability --suppress=missingIncludeSystem \
+		--suppress=unusedStructMember --error-exitcode=1 $(NATIVE_DEFINES) kecho/native
+	printf '%s\n' kecho/native/*.c | xargs -P $$(nproc) -I{} clang-tidy --quiet {} -- -std=gnu11 $(NATIVE_DEFINES) 2>/dev/null
 	shellcheck $(SHELL_FILES)
 
 fmt: setup ## format Python and C

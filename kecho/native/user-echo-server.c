@@ -69,6 +69,7 @@ static const char usage[] =
 static const struct engine *find_engine(const char *name)
 {
 	for (size_t i = 0; i < sizeof(engines) / sizeof(engines[0]); i++)
+		/* getopt_long() has seen to it. NOLINTNEXTLINE(clang-analyzer-core.NonNullParamChecker) */
 		if (!strcmp(engines[i]->name, name))
 			return engines[i];
 	die(EXIT_USAGE, "--engine: there is no engine \"%s\"", name);

@@ -200,6 +200,7 @@ def test_a_checkout_that_only_root_may_read(kecho: Kecho, mode: str) -> None:
         mount --move /mnt "$root"
         kecho=$root/.venv/bin/kecho-ctl
         setpriv --reuid=65534 --clear-groups ls "$root" 2>/dev/null && exit 9
+        trap '"$kecho" down "$2" >&2' EXIT
         "$kecho" up --mode="$1" --name="$2" --port="$3" >&2
         "$root/.venv/bin/python" -c '
 import socket, sys
@@ -212,7 +213,6 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1])), 30) as sock:
         "$kecho" status "$2" >&2
         "$kecho" stats --json --name "$2"
         "$kecho" reset "$2"
-        "$kecho" down "$2" >&2
     """
     done = subprocess.run(
         ["unshare", "--mount", "--propagation=private", "sh", "-ec", script, "sh", support.ROOT, mode, name, str(port)],

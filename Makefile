@@ -41,7 +41,7 @@ check: setup ## run the tests; without root only those that need none [PYTEST_AR
 	@scripts/keep-owner timeout --foreground -k 10 $(CHECK_TIMEOUT) \
 		$(VENV)/python -m pytest $(PYTEST_ARGS) tests/unit $(if $(AT_ROOT),$(wildcard tests/host))
 
-lint: setup ## check style and types
+lint: setup ## check style and types, look for mistakes in C
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy

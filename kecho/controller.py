@@ -147,7 +147,11 @@ def run_foreground(config: Config, ready: Callable[[str], None], keep: Collectio
     privileges.close_descriptors(keep)
     check(config.mode)
     rundir = RunDir(config.name)
-    keeper = Keeper(rundir.remove)
+    try:
+        keeper = Keeper(rundir.remove)
+    except OSError:  # no process is to be had
+        rundir.close()
+        raise
     try:
         os.environ["KECHO_LOG"] = str(rundir.log)
         asyncio.run(_run(config, rundir, ready))

@@ -182,6 +182,9 @@ def test_up_where_capabilities_are_missing(service: Up, mode: str, lacking: str)
 def test_up_where_the_kernels_symbols_are_hidden(kecho: Kecho) -> None:
     """BCC would fail with "Invalid argument"."""
     few = ["setpriv", "--bounding-set=-all,+bpf,+perfmon,+net_admin", "--inh-caps=-all"]
+    shown = subprocess.run([*few, "cat", "/proc/kallsyms"], capture_output=True, text=True, check=True).stdout
+    if any(int(line.split()[0], 16) for line in shown.splitlines()):
+        pytest.skip("this kernel shows its symbols to everybody (perf_event_paranoid, kptr_restrict)")
     done = kecho("up", "--mode=sockmap", f"--port={support.free_port()}", prefix=few)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
     assert "CAP_SYSLOG" in done.stderr

@@ -179,6 +179,37 @@ def test_up_where_capabilities_are_missing(service: Up, mode: str, lacking: str)
     assert echoes(one) == 1
 
 
+def test_up_in_a_user_namespace() -> None:
+    """As in a rootless container: its root is root of nothing else, and it has no other user to become."""
+    script = """
+        mount -t tmpfs -o mode=755 none /run
+        trap '"$0" down "$1" >&2' EXIT
+        "$0" up --mode=user --name="$1" --port="$2" >&2
+        exec 3<>"/dev/tcp/127.0.0.1/$2"
+        echo kecho >&3
+        read -r line <&3
+        echo "$line"
+        "$0" status "$1" >&2
+        for pid in $(cat /run/kecho/"$1"/state.json | grep -o '"pid": [0-9]*' | grep -o '[0-9]*'); do
+            grep -h -e '^CapPrm' -e '^CapEff' -e '^NoNewPrivs' /proc/"$pid"/task/*/status
+        done
+    """
+    if subprocess.run(["unshare", "--user", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("user namespaces are switched off")
+    name, port = f"pytest-{os.getpid()}-{random.randrange(1 << 32):08x}", support.free_port()
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "bash", "-ec", script, support.KECHO_CTL, name, str(port)],
+        env=support.clean_env(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=support.TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done
+    assert done.stdout.split() == ["kecho", "CapPrm:", "0" * 16, "CapEff:", "0" * 16, "NoNewPrivs:", "1"]
+
+
 def test_up_where_the_kernels_symbols_are_hidden(kecho: Kecho) -> None:
     """BCC would fail with "Invalid argument"."""
     few = ["setpriv", "--bounding-set=-all,+bpf,+perfmon,+net_admin", "--inh-caps=-all"]

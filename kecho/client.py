@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -111,6 +112,9 @@ class Client:
         while rundir.control_socket(self.name).exists() or _is_running(pid):
             if time.monotonic() > deadline:
                 raise KechoError(f"{self.name} (pid {pid}) does not end")
+            if not _is_running(pid):  # its keeper was killed, or its pid is that of another namespace
+                with contextlib.suppress(KechoError):  # and it has the name still
+                    self._clear_away()
             time.sleep(0.005)
 
     def _clear_away(self) -> None:

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -260,6 +261,18 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1])), 30) as sock:
     assert done.returncode == 0, done
     assert '"echoes": 1' in done.stdout
     assert not (support.RUN / name).exists()
+
+
+def test_a_keeper_that_was_killed(service: Up, kecho: Kecho) -> None:
+    """The service goes on; `down` does what the keeper would have done."""
+    one = service(mode="user")
+    os.kill(processes(one)["kecho-keeper"], signal.SIGKILL)
+    with one.client() as client:
+        support.echo(client, b"kecho")
+    assert (support.RUN / one.name).exists()
+    done = kecho("down", one.name)
+    assert (done.returncode, done.stdout) == (0, f"{one.name} is down\n"), done.stderr
+    one.belongings.assert_gone()
 
 
 # ---- giving up privileges ----

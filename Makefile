@@ -5,6 +5,8 @@ PREFIX        ?= /usr/local
 BUILD         ?= build
 CHECK_TIMEOUT ?= 1500
 PYTEST_ARGS   ?=
+HOURS         ?= 1
+SOAK_ARGS     ?=
 
 VENV := .venv/bin
 AT_ROOT := $(filter 0,$(shell id -u))
@@ -16,10 +18,10 @@ C_FILES     := $(wildcard bpf/*.[ch] kecho/native/*.[ch] kmod/*.[ch] tests/*/*.[
 SHELL_FILES := $(shell grep -lsE '^\#!/bin/(ba)?sh' .ci/run scripts/* tests/*/run)
 
 .DEFAULT_GOAL := build
-.PHONY: build kmod setup demo check lint fmt plot install uninstall clean help
+.PHONY: build kmod setup setup-vm demo check soak lint fmt plot install uninstall clean help
 
 include kecho/native/native.mk
--include tests/vm/vm.mk
+include tests/vm/vm.mk tests/uml/uml.mk
 
 build: native ## build the C programs, and the module where the running kernel's headers are
 	@if [ -e kmod/Makefile ] && [ -e /lib/modules/$$(uname -r)/build ]; then $(MAKE) --no-print-directory kmod; fi
@@ -30,16 +32,25 @@ kmod: ## build the module [KVER=]
 setup: ## install what is missing; needs root only if something is
 	@scripts/keep-owner scripts/setup
 
+setup-vm: ## the same, and what the virtual machines need
+	@scripts/keep-owner scripts/setup --vm
+
 demo: setup ## measure a user-space server against sockmap; needs root
 	@scripts/keep-owner $(MAKE) -s build
 	@scripts/keep-owner scripts/demo
 
 # The programs are built by a make of their own, because it looks for libraries that `setup` may just have installed.
-check: setup ## run the tests; without root only those that need none [PYTEST_ARGS=]
+# The virtual machines are left out where PYTEST_ARGS chooses among the tests.
+check: $(if $(AT_ROOT),setup-vm,setup) ## run the tests; without root only those that need none [PYTEST_ARGS=]
 	@scripts/keep-owner $(MAKE) -s build
-	$(if $(AT_ROOT),,@echo "make check: no root, so tests/host is left out; all of it: sudo make check")
+	$(if $(AT_ROOT),,@echo "make check: no root, so only tests/unit; all of it: sudo make check")
 	@scripts/keep-owner timeout --foreground -k 10 $(CHECK_TIMEOUT) \
 		$(VENV)/python -m pytest $(PYTEST_ARGS) tests/unit $(if $(AT_ROOT),$(wildcard tests/host))
+	$(if $(AT_ROOT),$(if $(PYTEST_ARGS),,@scripts/keep-owner $(MAKE) -s vm-short))
+
+soak: setup ## run the property test's engine for HOURS; needs root [HOURS=1 SOAK_ARGS=]
+	@scripts/keep-owner $(MAKE) -s build
+	@scripts/keep-owner $(VENV)/python tests/host/soak.py --hours=$(HOURS) $(SOAK_ARGS)
 
 lint: setup ## check style and types, look for mistakes in C
 	$(VENV)/ruff check .
@@ -50,6 +61,10 @@ lint: setup ## check style and types, look for mistakes in C
 		--suppress=unusedStructMember --error-exitcode=1 $(NATIVE_DEFINES) kecho/native
 	printf '%s\n' kecho/native/*.c | xargs -P $$(nproc) -I{} clang-tidy --quiet {} -- -std=gnu11 $(NATIVE_DEFINES) 2>/dev/null
 	shellcheck $(SHELL_FILES)
+	@for build in $(wildcard /lib/modules/*/build); do \
+		kver=$$(basename $$(dirname $$build)) && echo "sparse, and gcc W=1, for $$kver" && \
+		$(MAKE) -s -C kmod KVER=$$kver OUT=$(abspath $(BUILD))/lint-$$kver C=2 CF=-Wsparse-error W=1 KCFLAGS=-Werror || exit; \
+	done
 
 fmt: setup ## format Python and C
 	$(VENV)/ruff check --fix-only .

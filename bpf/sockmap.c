@@ -9,8 +9,8 @@
  *   send_returned      tracing: ends the latency of path msg
  *
  * Settings arrive as -D from kecho/bpf.py: KECHO_PORT, KECHO_NETNS (cookie), KECHO_LIMIT (bytes),
- * KECHO_MAX_CONNS, KECHO_LATENCY (0, 1), KECHO_SEND_HOOK, KECHO_PATH_LOCAL and KECHO_PATH_REMOTE (a PATH_*), and KECHO_OFF_*, the
- * offsets of fields in the running kernel's structures, as its BTF gives them.
+ * KECHO_MAX_CONNS, KECHO_CPUS, KECHO_LATENCY (0, 1), KECHO_SEND_HOOK, KECHO_PATH_LOCAL and KECHO_PATH_REMOTE (a PATH_*),
+ * and KECHO_OFF_*, the offsets of fields in the running kernel's structures, as its BTF gives them.
  *
  * A socket is known to every hook by its address in the kernel, which is the key of all maps. It is unique while
  * the socket lives, costs nothing to find, and unlike the cookie is at hand in sk_msg and in tracepoints.
@@ -40,18 +40,25 @@
 /* One connection: the client's socket on path msg, the server's on path skb. Written under that socket's lock. */
 struct conn {
 	__u64 cookie; /* SO_COOKIE of the socket */
-	__u64 sent_ns; /* msg: when the verdict saw what is being sent; 0 when no send is under way */
-	__u32 snd_base; /* skb: sequence number of the first byte sent */
-	__u32 rcv_base; /* msg: sequence number of the first byte received */
-	__u32 in_bytes; /* skb: what the verdict saw; msg: what it passed to TCP. Modulo 2^32, as sequence numbers */
+	__u64 sent_ns; /* msg: when the verdict saw a send that is under way and found its CPU's slot taken; else 0 */
+	__u32 snd_base;	 /* sequence number of the first byte sent */
+	__u32 rcv_base;	 /* sequence number of the first byte received */
+	__u32 in_bytes;	 /* skb: what the verdict took in. Modulo 2^32, as sequence numbers */
 	__u32 out_bytes; /* skb: what entered the send path. Modulo 2^32 */
 	__u8 path;	 /* where the last payload went; changes only while nothing is on the way */
 	__u8 confirmed;	 /* msg: our listener accepted the other end */
-	__u16 pad;
+	__u16 send_cpu;	 /* msg: where the verdict last redirected */
 	__u32 open_head; /* skb: the ring of open echoes, [open_tail, open_head) */
 	__u32 open_tail;
 	__u32 open_end[OPEN_ECHOES]; /* in_bytes after this echo */
 	__u64 open_ns[OPEN_ECHOES];  /* when the verdict saw it */
+};
+
+/* The send on path msg that is under way on one CPU. A task that migrates, or one that preempts it, is seen to. */
+struct send {
+	__u64 sk;	/* 0: none */
+	__u64 start_ns; /* when the verdict saw it */
+	__u64 pad[6];	/* a cache line each */
 };
 
 struct addr {
@@ -67,6 +74,7 @@ struct tuple {
 BPF_SOCKHASH(clients, __u64, KECHO_MAX_CONNS);
 BPF_SOCKHASH(servers, __u64, KECHO_MAX_CONNS);
 BPF_F_TABLE("hash", __u64, struct conn, conns, KECHO_MAX_CONNS, BPF_F_NO_PREALLOC);
+BPF_ARRAY(sends, struct send, KECHO_CPUS);
 /* Clients whose server end has not shown up yet. */
 BPF_F_TABLE("hash", struct tuple, __u64, unconfirmed, KECHO_MAX_CONNS, BPF_F_NO_PREALLOC);
 /* The addresses the service is bound to; the value is not used. Filled by the controller. */
@@ -75,11 +83,6 @@ BPF_PERCPU_ARRAY(paths, struct path_stats, PATHS);
 
 /* A field of a kernel structure: a load that the verifier checks against BTF, not a call of bpf_probe_read_kernel. */
 #define FIELD(ptr, name) (*(__u32 *)((void *)(ptr) + KECHO_OFF_##name))
-
-static __always_inline __u64 now_ns(void)
-{
-	return KECHO_LATENCY ? bpf_ktime_get_ns() : 0;
-}
 
 static __always_inline void count_latency(struct path_stats *stats, __u64 from_ns)
 {
@@ -101,6 +104,42 @@ static __always_inline bool find_conn(struct bpf_sock *sk, int path, struct conn
 	*tp = bpf_skc_to_tcp_sock(sk);
 	*stats = paths.lookup(&path);
 	return *conn && *tp && *stats;
+}
+
+/* ---- sends under way on path msg ---- */
+
+static __always_inline void open_send(struct conn *conn, __u64 sk)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+	struct send *send = sends.lookup(&cpu);
+
+	conn->send_cpu = cpu;
+	if (!send || (send->sk && send->sk != sk)) { /* a send that was preempted has it */
+		conn->sent_ns = bpf_ktime_get_ns();
+		return;
+	}
+	send->sk = sk;
+	send->start_ns = bpf_ktime_get_ns();
+}
+
+/* Ends what open_send() began, on the CPU @cpu; when it began, or 0 if it did not. */
+static __always_inline __u64 close_send(__u32 cpu, __u64 sk)
+{
+	struct send *send = sends.lookup(&cpu);
+
+	if (!send || send->sk != sk)
+		return 0;
+	send->sk = 0;
+	return send->start_ns;
+}
+
+/* The same, where it is not known to be on this CPU. */
+static __always_inline __u64 close_send_anywhere(struct conn *conn, __u64 sk)
+{
+	__u64 start_ns = conn->sent_ns;
+
+	conn->sent_ns = 0;
+	return start_ns ? start_ns : close_send(conn->send_cpu, sk);
 }
 
 /* ---- registration ---- */
@@ -193,6 +232,7 @@ static __always_inline void register_client(struct bpf_sock_ops *ops, struct bpf
 	if (!tp || !in_our_netns(ops) || !is_ours(&server) || !goes_to_loopback(tp))
 		return;
 	conn.cookie = bpf_get_socket_cookie(ops);
+	conn.snd_base = FIELD(tp, WRITE_SEQ);
 	conn.rcv_base = FIELD(tp, RCV_NXT);
 	conn.path = PATH_USER; /* until it is confirmed */
 	tuple = client_tuple(ops);
@@ -240,6 +280,7 @@ static __always_inline void register_server(struct bpf_sock_ops *ops, struct bpf
 		return;
 	conn.cookie = bpf_get_socket_cookie(ops);
 	conn.snd_base = FIELD(tp, WRITE_SEQ);
+	conn.rcv_base = FIELD(tp, RCV_NXT);
 	conn.path = PATH_SKB;
 	if (conns.update(&key, &conn))
 		return;
@@ -260,6 +301,8 @@ static __always_inline void unregister(struct bpf_sock_ops *ops, struct bpf_sock
 
 	if (conn && !conn->confirmed && conn->path == PATH_USER)
 		unconfirmed.delete(&tuple);
+	if (KECHO_LATENCY && conn)
+		close_send_anywhere(conn, key);
 	conns.delete(&key);
 }
 
@@ -294,51 +337,65 @@ int msg_echo(struct sk_msg_md *msg)
 	struct path_stats *stats;
 	struct tcp_sock *tp;
 	struct conn *conn;
-	__u32 unread, size = msg->size;
+	__u32 unread, rcv_nxt, size = msg->size;
 	__u64 key = (__u64)sk;
 
 	if (!find_conn(sk, PATH_MSG, &conn, &tp, &stats))
 		return SK_PASS;
 
-	/* What the client has sent and not read back, on whichever path. */
+	/*
+	 * All that went by TCP has to have come back and been read: one path at a time keeps the order. What went is
+	 * read off the socket, not added up here: a send that does not block may take back a part of what was passed,
+	 * and the next one then gets the same verdict again without a call (psock->eval); one that blocks leaves the
+	 * lock half-way to other threads, whose payload then comes through here.
+	 */
+	rcv_nxt = FIELD(tp, RCV_NXT);
+	if (!conn->confirmed || rcv_nxt - conn->rcv_base != FIELD(tp, WRITE_SEQ) - conn->snd_base ||
+	    FIELD(tp, COPIED_SEQ) != rcv_nxt)
+		goto pass;
+
+	/* What the client has sent and not read back. */
 	unread = FIELD(tp, RMEM_ALLOC);
 	if (conn->path == PATH_USER) {
-		/* Stay until all that went by TCP has come back and been read: one path at a time keeps the order. */
-		__u32 rcv_nxt = FIELD(tp, RCV_NXT);
-
-		if (!conn->confirmed || unread || rcv_nxt - conn->rcv_base != conn->in_bytes ||
-		    FIELD(tp, COPIED_SEQ) != rcv_nxt)
+		if (unread)
 			goto pass;
 		conn->path = PATH_MSG;
 	}
 	if (unread + size > KECHO_LIMIT) {
-		conn->path = PATH_USER;
 		stats->fallbacks++;
 		goto pass;
 	}
 	stats->echoes++;
 	stats->bytes += size;
-	conn->sent_ns = now_ns();
+	if (KECHO_LATENCY)
+		open_send(conn, key);
 	return clients.msg_redirect_hash(msg, &key, BPF_F_INGRESS);
 
 pass:
-	conn->in_bytes += size;
+	if (KECHO_LATENCY) /* left open by a call whose return no hook sees, such as sendfile */
+		close_send_anywhere(conn, key);
+	conn->path = PATH_USER;
 	return SK_PASS;
 }
 
 #if KECHO_LATENCY
 static __always_inline int end_send(__u64 sk)
 {
-	struct conn *conn = conns.lookup(&sk);
+	__u64 start_ns = close_send(bpf_get_smp_processor_id(), sk);
 	int path = PATH_MSG;
 	struct path_stats *stats;
 
-	if (!conn || !conn->sent_ns)
+	if (!start_ns) {
+		struct conn *conn = conns.lookup(&sk);
+
+		if (conn)
+			start_ns = close_send_anywhere(conn, sk);
+	}
+	if (!start_ns)
 		return 0;
 	stats = paths.lookup(&path);
 	if (stats)
-		count_latency(stats, conn->sent_ns);
-	conn->sent_ns = 0;
+		count_latency(stats, start_ns);
 	return 0;
 }
 
@@ -358,6 +415,28 @@ KRETFUNC_PROBE(tcp_bpf_sendmsg, void *sk)
 
 /* ---- path skb ---- */
 
+/* What bpf_skb_adjust_room() removes at once, and how often that is for the largest skb. */
+#define MOST_TRIMMED 0xfff
+#define MOST_TRIMS   129 /* 512 KiB, of BIG TCP */
+
+/* The sequence number of an skb's first byte: tcp_skb_cb.seq. kecho/backends/sockmap.py sees to it that it is there. */
+#define SKB_SEQ(skb) ((skb)->cb[0])
+
+/* Takes @size bytes off the beginning; false if the kernel has no memory for that. */
+static __always_inline bool trim(struct __sk_buff *skb, __u32 size)
+{
+	int i;
+
+	for (i = 0; i < MOST_TRIMS && size; i++) {
+		__u32 step = size < MOST_TRIMMED ? size : MOST_TRIMMED;
+
+		if (bpf_skb_adjust_room(skb, -(__s32)step, 0, 0))
+			return false;
+		size -= step;
+	}
+	return !size;
+}
+
 int skb_echo(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk;
@@ -366,11 +445,25 @@ int skb_echo(struct __sk_buff *skb)
 	struct conn *conn;
 	__u32 size = skb->len;
 	__u64 key = (__u64)sk;
+	__s32 known;
 
 	if (!size) /* a bare FIN, which TCP has seen to */
 		return SK_DROP;
 	if (!find_conn(sk, PATH_SKB, &conn, &tp, &stats))
 		return SK_PASS;
+
+	/*
+	 * A client that sends again may cut its stream otherwise. TCP queues a segment of which it knows the first
+	 * part, leaves it to the reader to skip that, and tcp_read_skb() does not.
+	 */
+	known = conn->rcv_base + conn->in_bytes - SKB_SEQ(skb);
+	if (known > 0) {
+		if (!trim(skb, (__u32)known < size ? known : size))
+			return SK_DROP; /* better a stream that stops than one that is wrong */
+		size = skb->len;
+		if (!size) /* only its FIN was news */
+			return SK_DROP;
+	}
 
 	if (conn->path == PATH_USER) {
 		/* Stay until the controller has sent all that was passed to it. */
@@ -396,7 +489,7 @@ int skb_echo(struct __sk_buff *skb)
 		__u32 i = conn->open_head & (OPEN_ECHOES - 1);
 
 		conn->open_end[i] = conn->in_bytes;
-		conn->open_ns[i] = now_ns();
+		conn->open_ns[i] = bpf_ktime_get_ns();
 		conn->open_head++;
 	}
 	return servers.sk_redirect_hash(skb, &key, 0);

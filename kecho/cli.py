@@ -137,6 +137,12 @@ examples:
         metavar="0|1",
         help="module: 0 (default) an unbound workqueue, 1 a per-CPU one",
     )
+    parser.add_argument(
+        "--engine",
+        default=config.ENGINES[0],
+        metavar="NAME",
+        help=f"user: what the server waits with, {' or '.join(config.ENGINES)} (default %(default)s)",
+    )
     parser.add_argument("--no-inline", action="store_true", help="module: echo on the workqueue, not in softirq")
     parser.add_argument("--no-latency", action="store_true", help="sockmap: take no time stamps, only count")
     parser.add_argument("--foreground", action="store_true", help="stay, and end on Ctrl-C")
@@ -168,6 +174,7 @@ def _up(args: argparse.Namespace) -> int:
         not args.no_latency,
         args.bench,
         not args.no_inline,
+        args.engine,
     )
     if mode == "auto":
         mode, why = backends.choose()

@@ -109,10 +109,10 @@ class Client:
             return
         self._command("down")
         deadline = time.monotonic() + 10
-        while rundir.control_socket(self.name).exists() or _is_running(pid):
+        while rundir.control_socket(self.name).exists() or rundir.is_running(pid):
             if time.monotonic() > deadline:
                 raise KechoError(f"{self.name} (pid {pid}) does not end")
-            if not _is_running(pid):  # its keeper was killed, or its pid is that of another namespace
+            if not rundir.is_running(pid):  # its keeper was killed, or its pid is that of another namespace
                 with contextlib.suppress(KechoError):  # and it has the name still
                     self._clear_away()
             time.sleep(0.005)
@@ -123,9 +123,9 @@ class Client:
         folder = rundir.RunDir(self.name)
         try:
             if state.get("mode") == "module":
-                from kecho.backends.module import unload
+                from kecho.backends import module
 
-                unload()
+                module.clear_away(self.name)
         finally:
             folder.close()
 
@@ -133,15 +133,7 @@ class Client:
 def _silent_pid(name: str) -> int | None:
     """The pid of a controller that lives, although it may not answer."""
     pid = (rundir.read_state(name) or {}).get("pid")
-    return pid if pid and _is_running(pid) and rundir.control_socket(name).exists() else None
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    return pid if pid and rundir.is_running(pid) and rundir.control_socket(name).exists() else None
 
 
 def services() -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ DEFAULT_LIMIT_BYTES = 128 << 10
 MIN_LIMIT_BYTES = 4 << 10
 MAX_LIMIT_BYTES = 1 << 30
 PATH_CHOICES = ("auto", "msg", "skb")
+ENGINES = ("epoll", "io_uring")  # of kecho/native/user-echo-server.c; the first is the default
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
@@ -37,6 +38,7 @@ class Config:
     latency: bool = True
     bench: int = 0
     inline: bool = True
+    engine: str = ENGINES[0]
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -51,6 +53,8 @@ class Config:
             raise UsageError(f"--limit {self.limit_bytes}: must be from {MIN_LIMIT_BYTES} to {MAX_LIMIT_BYTES} bytes")
         if self.bench not in (0, 1):
             raise UsageError(f"--bench {self.bench}: must be 0 or 1")
+        if self.engine not in ENGINES:
+            raise UsageError(f"--engine {self.engine}: must be one of {', '.join(ENGINES)}")
         if not self.binds:
             raise UsageError("--bind: at least one address is needed")
         for bind in self.binds:

@@ -164,18 +164,20 @@ async def _run(config: Config, rundir: RunDir, ready: Callable[[str], None]) -> 
     await Service(config, rundir).run(ready)
 
 
-def run_background(config: Config) -> str:
+def run_background(config: Config, dies_with_parent: bool = False) -> str:
     """Brings a service up in a process of its own and returns, once it answers, the line that describes it.
 
-    Raises KechoError; then nothing is left. Interrupted, it takes the half-made service down.
+    Raises KechoError; then nothing is left. Interrupted, it takes the half-made service down. `dies_with_parent`: the
+    service goes down when the calling thread ends, whatever ends it.
     """
     receiving, sending = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
+    parent = os.getpid() if dies_with_parent else None
     pid = os.fork()
     if pid == 0:
         os.close(receiving)
-        _background(config, sending)
+        _background(config, sending, parent)
     os.close(sending)
     try:
         with os.fdopen(receiving, "rb") as pipe:
@@ -195,11 +197,14 @@ def run_background(config: Config) -> str:
     return str(answer["ready"])
 
 
-def _background(config: Config, sending: int) -> NoReturn:
+def _background(config: Config, sending: int, parent: int | None) -> NoReturn:
     """The child's life: a session of its own, no terminal, and one line to the parent."""
     code = 0
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # until the service handles it: the folder has to go
+        if parent is not None:
+            kernel.end_with_parent(parent)
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)

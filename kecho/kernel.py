@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import platform
 import re
 import resource
+import signal
 import socket
 import struct
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from kecho.privileges import CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN
 
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, from 5.14
 SO_MEMINFO = 55
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 # The names that bpf/sockmap.c gives the fields it reads.
 SOCKMAP_FIELDS = {
@@ -78,6 +81,13 @@ def raise_nofile() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
+
+
+def end_with_parent(parent: int) -> None:
+    """From now on SIGTERM comes when the thread that forked this process ends; at once if `parent` is gone already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def can_bind(address: str) -> bool:

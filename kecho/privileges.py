@@ -19,6 +19,7 @@ CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 21, 38, 39
 _CAPABILITY_VERSION_3 = 0x20080522
 
 # include/uapi/linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
 _PR_SET_KEEPCAPS, _PR_SET_NAME, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 8, 15, 24, 38, 47
 _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
 
@@ -65,17 +66,29 @@ def drop(keep: Collection[int], uid: int | None) -> None:
                 _prctl(_PR_CAPBSET_DROP, number)
         _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
         if uid is not None:
-            _prctl(_PR_SET_KEEPCAPS, 1)
-            os.setgroups([])
-            os.setresgid(uid, uid, uid)
-            os.setresuid(uid, uid, uid)
-            _prctl(_PR_SET_KEEPCAPS, 0)
+            _become(uid)
         _capset(kept, kept, kept)
         for number in kept:
             _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number)
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     except OSError as e:
         raise KechoError(f"cannot give up privileges: {one_line(e)}") from e
+
+
+def _become(uid: int) -> None:
+    """With the capabilities that it has; and if it is to end with its parent, that stays so too."""
+    ends_by = ctypes.c_int()
+    _prctl(_PR_GET_PDEATHSIG, ctypes.addressof(ends_by))
+    parent = os.getppid()
+    _prctl(_PR_SET_KEEPCAPS, 1)
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    _prctl(_PR_SET_KEEPCAPS, 0)
+    if ends_by.value:
+        _prctl(_PR_SET_PDEATHSIG, ends_by.value)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), ends_by.value)
 
 
 def needed(candidates: Collection[int], attempt: Callable[[], object]) -> frozenset[int]:

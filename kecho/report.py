@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kecho import histogram
+from kecho.bench.result import CONFIDENCE
 from kecho.histogram import SUB, Histogram
 from kecho.snapshot import PathStats, Snapshot
-from kecho.units import ascii_only, duration, plural, ratio, uptime
+from kecho.units import ascii_only, duration, plural, ratio, three_digits, uptime
 
 if TYPE_CHECKING:
-    from kecho.bench.result import Result
+    from kecho.bench.latency import Latency
+    from kecho.bench.result import Comparison, Result, Target
 
 MAX_ROWS = 24
 PERCENTILE_TITLES = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9"}
@@ -226,37 +228,15 @@ def _or_dash(value: object) -> object:
 
 
 def bench_table(result: Result, width: int = 80, utf8: bool | None = None) -> str:
-    """What a bench run measured: a row a target, then what the kernel counted, then what the reader must know."""
+    """What a bench run measured: a row a target and load, ratios, inside and outside, what the reader must know."""
     targets = result.targets()
-    rows = []
-    for target in targets:
-        latency = target.latency
-        figures = (*(latency.percentile(q) for q in histogram.PERCENTILES.values()), latency.max)
-        rows.append(
-            (
-                target.name,
-                target.mode or "-",
-                target.path or "-",
-                *(duration(ns if latency.count else None, gap="") for ns in figures),
-                f"{latency.count:,}",
-                ratio(result.ratio(target)),
-            )
-        )
+    swept = len(result.loads()) > 1
     titles = ("target", "mode", "path", *PERCENTILE_TITLES.values(), "max", "requests", "ratio")
-    lines = [*_flow(result.headline(), width), "", *table(titles, rows, left=3)]
-    if inside := [target for target in targets if target.kernel is not None]:
-        warm = any(run.options.get("warmup_s") for run in result.runs)
-        lines += ["", f"counted by the services during these runs{', warm-up included' if warm else ''}"]
-        lines += table(
-            ("target", "mode", "path", "p50", "p99", "echoes", "bytes", "fallbacks"),
-            [
-                (target.name, target.mode, path, *_latency_cells(stats), *_count_cells(stats))
-                for target in inside
-                for path, stats in (target.kernel or {}).items()
-                if stats.echoes
-            ],
-            left=3,
-        )
+    rows = [_target_cells(target, result) for target in targets]
+    lines = [*_flow((*result.headline(), *result.host.summary()), width), ""]
+    lines += _target_table(titles, list(zip(targets, rows, strict=True)), 3, swept)
+    for section in (_comparison_lines, _inside_lines):
+        lines += section(result, swept)
     if notes := result.notes():
         lines.append("")
         for note in notes:
@@ -265,10 +245,78 @@ def bench_table(result: Result, width: int = 80, utf8: bool | None = None) -> st
     return _finish(lines, max(width, *map(len, lines)), utf8)
 
 
-def _latency_cells(stats: PathStats) -> tuple[str, ...]:
-    if stats.latency is None:
-        return "-", "-"
-    return tuple(duration(stats.latency.percentile(histogram.PERCENTILES[key]), gap="") for key in ("p50", "p99"))
+def _target_table(
+    titles: Sequence[str], rows: Sequence[tuple[Target, Sequence[str]]], left: int, swept: bool
+) -> Iterator[str]:
+    """A table of targets; of a sweep, with the load in front."""
+    if not swept:
+        yield from table(titles, [row for _, row in rows], left)
+        return
+    loads = [(f"{target.load.connections:,}", f"{target.load.size_bytes:,}") for target, _ in rows]
+    both = [(*load, *row) for load, (_, row) in zip(loads, rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(("conns", "bytes"), *loads, strict=True)]
+    aligned = [(*(cell.rjust(w) for cell, w in zip(row[:2], widths, strict=True)), *row[2:]) for row in both]
+    yield from table(("conns", "bytes", *titles), aligned, left + 2)
+
+
+def _target_cells(target: Target, result: Result) -> tuple[str, ...]:
+    latency = target.latency
+    figures = (*(latency.percentile(q) for q in histogram.PERCENTILES.values()), latency.max)
+    return (
+        target.name,
+        target.mode or "-",
+        target.path or "-",
+        *(duration(ns if latency.count else None, gap="") for ns in figures),
+        f"{latency.count:,}",
+        ratio(result.ratio(target)),
+    )
+
+
+def _comparison_lines(result: Result, swept: bool) -> Iterator[str]:
+    """The ratios with their intervals, and what follows from them."""
+    found = [(t, c) for t in result.targets() if t.name != result.baseline and (c := result.compare(t))]
+    if not any(comparison.interval for _, comparison in found):
+        return
+    yield from ("", f"{result.baseline}'s p50 ÷ p50, with {CONFIDENCE:.0%} intervals by bootstrap of the rounds")
+    rows = [(target, (target.name, *_comparison_cells(comparison))) for target, comparison in found]
+    yield from _target_table(("target", "ratio", "interval", "rounds", "verdict"), rows, 1, swept)
+
+
+def _comparison_cells(comparison: Comparison) -> tuple[str, ...]:
+    interval = comparison.interval
+    return (
+        f"{three_digits(comparison.ratio)}×",
+        f"{three_digits(interval.low)} – {three_digits(interval.high)}" if interval else "-",
+        str(comparison.rounds),
+        comparison.verdict or "too few rounds",
+    )
+
+
+def _inside_lines(result: Result, swept: bool) -> Iterator[str]:
+    """What the services counted in these runs, path by path, with the client's figures beside."""
+    inside = [target for target in result.targets() if target.kernel is not None]
+    if not inside:
+        return
+    warm = not all(run.counts_exactly for run in result.runs)
+    yield ""
+    warmup = ", with the warm-up" if warm else ""
+    yield f"inside: counted by the services during these runs{warmup}; outside: measured by the client"
+    rows = [
+        (target, (target.name, path, *_inside_cells(stats, target.latency)))
+        for target in inside
+        for path, stats in (target.kernel or {}).items()
+        if stats.echoes
+    ]
+    figures = [f"{where} {key}" for key in ("p50", "p99") for where in ("inside", "outside")]
+    yield from _target_table(("target", "path", *figures, "echoes", "bytes", "fallbacks"), rows, 2, swept)
+
+
+def _inside_cells(stats: PathStats, outside: Latency) -> Iterator[str]:
+    for key in ("p50", "p99"):
+        q = histogram.PERCENTILES[key]
+        yield duration(stats.latency.percentile(q) if stats.latency else None, gap="")
+        yield duration(outside.percentile(q) if outside.count else None, gap="")
+    yield from _count_cells(stats)
 
 
 def _count_cells(stats: PathStats) -> tuple[str, ...]:

@@ -107,6 +107,21 @@ def entries() -> list[str]:
         return []
 
 
+def check_privilege() -> None:
+    """Raises Unavailable for everybody but root."""
+    if os.geteuid() != 0:
+        raise Unavailable("services are root's to bring up and down", "run it as root, with sudo")
+
+
+def is_running(pid: int) -> bool:
+    """Is there such a process, other than one that only its parent has to take notice of?"""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
 class RunDir:
     """The folder of the service that this process runs. `close` removes it."""
 
@@ -117,8 +132,7 @@ class RunDir:
         """
         self.path = directory(name)
         self._lock = -1
-        if os.geteuid() != 0:
-            raise Unavailable("services are root's to bring up and down", "run it as root, with sudo")
+        check_privilege()
         try:
             _own_directory(BASE)
             _own_directory(self.path)

@@ -6,13 +6,18 @@ docs/metrics.md describes every field.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kecho.histogram import Histogram
+from kecho.record import picked, plain
 
 SCHEMA = 1
+
+_COUNTS = ("echoes", "bytes", "fallbacks")
+_IDENTITY = ("name", "mode", "port")
 
 
 @dataclass(frozen=True)
@@ -25,25 +30,22 @@ class PathStats:
     latency: Histogram | None = field(default_factory=Histogram)
     why: str = ""
 
+    def __add__(self, other: PathStats) -> PathStats:
+        return self._combined(other, operator.add)
+
     def __sub__(self, other: PathStats) -> PathStats:
-        latency = None
-        if self.latency is not None and other.latency is not None:
-            latency = self.latency - other.latency
+        return self._combined(other, operator.sub)
+
+    def _combined(self, other: PathStats, how: Callable[[Any, Any], Any]) -> PathStats:
+        observed = self.latency is not None and other.latency is not None
         return PathStats(
-            self.echoes - other.echoes,
-            self.bytes - other.bytes,
-            self.fallbacks - other.fallbacks,
-            latency,
-            self.why,
+            **{name: how(getattr(self, name), getattr(other, name)) for name in _COUNTS},
+            latency=how(self.latency, other.latency) if observed else None,
+            why=self.why or other.why,
         )
 
     def to_json(self) -> dict[str, Any]:
-        obj: dict[str, Any] = {
-            "echoes": self.echoes,
-            "bytes": self.bytes,
-            "fallbacks": self.fallbacks,
-            "latency_ns": self.latency.to_json() if self.latency is not None else None,
-        }
+        obj = {**plain(self, _COUNTS), "latency_ns": self.latency.to_json() if self.latency is not None else None}
         if self.latency is None:
             obj["why"] = {"latency_ns": self.why}
         return obj
@@ -52,11 +54,9 @@ class PathStats:
     def from_json(cls, obj: Mapping[str, Any]) -> PathStats:
         latency = obj["latency_ns"]
         return cls(
-            obj["echoes"],
-            obj["bytes"],
-            obj["fallbacks"],
-            Histogram.from_json(latency) if latency is not None else None,
-            obj.get("why", {}).get("latency_ns", ""),
+            **picked(obj, _COUNTS),
+            latency=Histogram.from_json(latency) if latency is not None else None,
+            why=obj.get("why", {}).get("latency_ns", ""),
         )
 
 
@@ -108,9 +108,7 @@ class Snapshot:
     def to_json(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
-            "name": self.name,
-            "mode": self.mode,
-            "port": self.port,
+            **plain(self, _IDENTITY),
             "uptime_s": round(self.uptime_s, 6),
             "since_ns": self.since_ns,
             "kernel": self.kernel,
@@ -124,12 +122,10 @@ class Snapshot:
         if obj.get("schema") != SCHEMA:
             raise ValueError(f"schema {obj.get('schema')}, this version reads {SCHEMA}")
         return cls(
-            obj["name"],
-            obj["mode"],
-            obj["port"],
-            obj["uptime_s"],
-            obj["kernel"],
-            Connections(**obj["connections"]),
-            {name: PathStats.from_json(stats) for name, stats in obj["paths"].items()},
-            obj["since_ns"],
+            **picked(obj, _IDENTITY),
+            uptime_s=obj["uptime_s"],
+            kernel=obj["kernel"],
+            connections=Connections(**obj["connections"]),
+            paths={name: PathStats.from_json(stats) for name, stats in obj["paths"].items()},
+            since_ns=obj["since_ns"],
         )

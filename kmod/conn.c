@@ -40,7 +40,8 @@ struct conn {
 	struct socket *sock; /* owned */
 	enum conn_state state;
 	bool orderly; /* our FIN is sent because the peer's came, or because the module closes */
-	unsigned long close_deadline; /* in jiffies: until then our FIN may be acknowledged */
+	unsigned long
+		close_deadline; /* in jiffies: until then our FIN may be acknowledged; 0: not tried yet */
 	u64 ready_ns;	   /* of the oldest data_ready not yet answered; 0: none, or not traced */
 	u64 last_ready_ns; /* of the last data_ready */
 	struct delayed_work work;
@@ -123,16 +124,37 @@ static enum fastecho_verdict run_pass(struct conn *conn, enum fastecho_path path
 	return verdict;
 }
 
-/* Sends our FIN, after everything that has been echoed. The socket's spinlock is held. */
+/* False if there was no memory for it: tcp_send_fin() tells nobody, and TCP would never try again. */
+static bool send_fin(struct sock *sk)
+{
+	u32 seq = tcp_sk(sk)->write_seq;
+	int state = sk->sk_state;
+
+	sk->sk_prot->shutdown(sk, SEND_SHUTDOWN);
+	if (tcp_sk(sk)->write_seq != seq || sk->sk_state == state)
+		return true;
+	tcp_set_state(sk, state);
+	return false;
+}
+
+/*
+ * Sends our FIN, after everything that has been echoed, now or when there is memory for it.
+ * The socket's spinlock is held.
+ */
 static void shut(struct conn *conn)
 {
 	struct sock *sk = conn->sk;
 
+	if (!conn->close_deadline)
+		conn->close_deadline = jiffies + CLOSE_DELAY;
+	WRITE_ONCE(sk->sk_shutdown, sk->sk_shutdown | SEND_SHUTDOWN);
+	if (unlikely(!send_fin(sk))) {
+		conn->state = CONN_BUSY;
+		queue_delayed_work(fastecho_workqueue, &conn->work, NOMEM_DELAY);
+		return;
+	}
 	conn->state = CONN_SHUT;
 	conn->orderly = true;
-	conn->close_deadline = jiffies + CLOSE_DELAY;
-	WRITE_ONCE(sk->sk_shutdown, sk->sk_shutdown | SEND_SHUTDOWN);
-	sk->sk_prot->shutdown(sk, SEND_SHUTDOWN);
 }
 
 /*

@@ -20,6 +20,7 @@ from kecho.snapshot import Connections, PathStats
 
 PATHS = ("softirq", "workqueue")  # enum fastecho_path of kmod/echo.h
 _LOADED = Path("/sys/module/fastecho")
+_BUILD = Path(__file__).parent.parent.parent / "build"
 
 # What insmod says, in the words of strerror, and what that means.
 _REFUSALS = {
@@ -27,7 +28,10 @@ _REFUSALS = {
     "Exec format error": ("fastecho.ko is built for another kernel", "make kmod, with this kernel's headers"),
     "Key was rejected by service": ("this kernel wants modules signed", "sign fastecho.ko, or use --mode sockmap"),
     "Required key not available": ("this kernel wants modules signed", "sign fastecho.ko, or use --mode sockmap"),
-    "Operation not permitted": ("this kernel is locked down and loads no module", "use --mode sockmap"),
+    "Operation not permitted": (
+        "this kernel lets nobody load fastecho: it is locked down, or this is a container",
+        "sign fastecho.ko, boot without lockdown, or use --mode sockmap",
+    ),
     "Unknown symbol in module": ("fastecho.ko is built for another kernel", "make kmod, with this kernel's headers"),
 }
 
@@ -39,20 +43,22 @@ def probe_fastecho() -> str:
 
 def find_module() -> Path:
     """fastecho.ko. Raises Unavailable if there is none for this kernel."""
-    modinfo = shutil.which("modinfo") or "/sbin/modinfo"
+    found = _installed_module() or _BUILD / f"kmod-{kernel.release()}" / "fastecho.ko"
+    if not found.exists():
+        raise Unavailable(
+            f"there is no fastecho.ko for {kernel.release()}",
+            f"apt-get install linux-headers-{kernel.release()}, then make kmod, or dkms autoinstall after make install",
+        )
+    return found
+
+
+def _installed_module() -> Path | None:
+    """Where modprobe finds it, as DKMS puts it there."""
     try:
-        found = subprocess.run([modinfo, "-n", "fastecho"], capture_output=True, text=True, check=False)
-        if found.returncode == 0:
-            return Path(found.stdout.strip())
+        found = _run("modinfo", "-n", "fastecho")
     except OSError:
-        pass
-    built = Path(__file__).parent.parent.parent / "build" / f"kmod-{kernel.release()}" / "fastecho.ko"
-    if built.exists():
-        return built
-    raise Unavailable(
-        f"there is no fastecho.ko for {kernel.release()}",
-        f"apt-get install linux-headers-{kernel.release()}, then make kmod",
-    )
+        return None
+    return Path(found.stdout.strip()) if found.returncode == 0 else None
 
 
 class ModuleBackend:
@@ -82,23 +88,31 @@ class ModuleBackend:
             raise
 
     def _start(self, config: Config) -> None:
-        if _LOADED.exists():
-            if not left_behind():
-                raise KechoError("fastecho is loaded already, not by kecho-ctl; rmmod fastecho first")
-            unload()
-            self._note = "; replaced the fastecho that a killed controller had left"
         if not config.latency:
             raise UsageError("--no-latency: mode module has no counters without its tracepoint; insmod it by hand")
+        if _LOADED.exists():
+            self._replace(config.name)
         self._inline = config.inline
-        self._load(config)
-        self._undo.append(unload)
-        programs = Module("fastecho.c", {})
+        programs = Module("fastecho.c", {})  # takes long; the module must not serve uncounted meanwhile
         self._undo.append(programs.close)
+        self._load(config)
+        self._undo.insert(0, unload)
         programs.attach_raw_tracepoint("fastecho_echo", "count_echo")
         self._array = PathArray(programs.map_fd("paths"), PATHS)
 
+    def _replace(self, name: str) -> None:
+        """Takes out the module that a dead controller left; anybody else's stays."""
+        alive, dead = _controllers(name)
+        if alive:
+            raise KechoError(
+                f"{alive[0]} is up, and there is but one fastecho in a kernel; kecho-ctl down {alive[0]} first"
+            )
+        if not dead:
+            raise KechoError("fastecho is loaded already, not by kecho-ctl; rmmod fastecho first")
+        unload()
+        self._note = "; replaced the fastecho that a killed controller had left"
+
     def _load(self, config: Config) -> None:
-        path = find_module()
         parameters = (
             f"port={config.port}",
             f"backlog={config.backlog}",
@@ -106,10 +120,13 @@ class ModuleBackend:
             f"inline={int(config.inline)}",
             f"bind={','.join(config.binds)}",
         )
-        done = _run("modprobe" if str(path).startswith("/lib/modules/") else "insmod", path, *parameters)
+        if _installed_module():
+            done = _run("modprobe", "fastecho", *parameters)
+        else:
+            done = _run("insmod", find_module(), *parameters)
         if done.returncode == 0:
             return
-        said = done.stderr.strip().rpartition(": ")[2]
+        said = _said(done)
         if said in _REFUSALS:
             raise Unavailable(*_REFUSALS[said])
         where = ", ".join(endpoint(address, config.port) for address in config.binds)
@@ -144,14 +161,22 @@ class ModuleBackend:
         return ("softirq, then workqueue" if self._inline else "workqueue") + self._note
 
 
-def left_behind() -> bool:
-    """Is the loaded module one that a controller which died had loaded?"""
-    states = [rundir.read_state(name) or {} for name in rundir.names()]
-    return any(state.get("mode") == "module" and not _runs(state.get("pid")) for state in states)
+def _controllers(own: str) -> tuple[list[str], list[str]]:
+    """The services of mode module whose controller lives, and those that died; `own` is this process's name."""
+    alive: list[str] = []
+    dead: list[str] = []
+    for name in rundir.names():
+        state = rundir.read_state(name) or {}
+        if state.get("mode") == "module":
+            (alive if name != own and rundir.is_running(state.get("pid", 0)) else dead).append(name)
+    return alive, dead
 
 
-def _runs(pid: object) -> bool:
-    return Path(f"/proc/{pid}").exists()
+def clear_away(name: str) -> None:
+    """Unloads what the dead controller of that name left, unless another service has taken its place."""
+    alive, _ = _controllers(name)
+    if not alive:
+        unload()
 
 
 def unload() -> None:
@@ -160,11 +185,14 @@ def unload() -> None:
         return
     done = _run("rmmod", "fastecho")
     if done.returncode != 0:
-        raise KechoError(f"fastecho does not unload: {done.stderr.strip().rpartition(': ')[2]}")
+        raise KechoError(f"fastecho does not unload: {_said(done)}")
+
+
+def _said(done: subprocess.CompletedProcess[str]) -> str:
+    """The reason at the end of what insmod, modprobe or rmmod printed."""
+    return done.stderr.strip().rpartition(": ")[2]
 
 
 def _run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin") or program
-    if program == "modprobe":
-        arguments = ("fastecho", *arguments[1:])
     return subprocess.run([path, *map(str, arguments)], capture_output=True, text=True, check=False)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 
 from kecho import bpfsys, kernel
 from kecho.backends import OnFailure
-from kecho.bpf import Module, PathArray, log
+from kecho.bpf import Module, PathArray, log, possible_cpus
 from kecho.btf import Btf, BtfError
 from kecho.config import Config, family_of, parse_address
 from kecho.connections import Acceptor
@@ -130,11 +130,14 @@ class SockmapBackend:
         self, config: Config, btf: Btf, listener: socket.socket, local: str, remote: str
     ) -> dict[str, int | str]:
         nofile, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if btf.offset("tcp_skb_cb.seq") != btf.offset("sk_skb_cb.data"):
+            raise Unavailable("an skb's cb[0] is not its sequence number on this kernel", "--mode user")
         return {
             "KECHO_PORT": config.port,
             "KECHO_NETNS": f"{kernel.netns_cookie(listener)}ULL",
             "KECHO_LIMIT": config.limit_bytes,
             "KECHO_MAX_CONNS": min(max(nofile, _MIN_CONNECTIONS), _MAX_CONNECTIONS),
+            "KECHO_CPUS": max(possible_cpus()) + 1,
             "KECHO_LATENCY": int(config.latency),
             "KECHO_PATH_LOCAL": PATHS.index(local),
             "KECHO_PATH_REMOTE": PATHS.index(remote),

@@ -11,13 +11,13 @@ import os
 import signal
 import struct
 import subprocess
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from kecho import privileges, programs
 from kecho.backends import OnFailure
 from kecho.config import Config
 from kecho.diag import port_taken
-from kecho.errors import KechoError, UsageError
+from kecho.errors import KechoError, Unavailable, UsageError
 from kecho.kernel import Feature
 from kecho.snapshot import Connections, PathStats
 
@@ -27,6 +27,7 @@ _HEADER = struct.Struct("=QQQQQ")  # magic, version, header_bytes, block_bytes, 
 _BLOCK = struct.Struct("=QQQQQQ")  # active, total, rejected, aborted, echoes, bytes
 
 _START_TIMEOUT_S = 5
+_KINDS: Mapping[int, type[KechoError]] = {2: UsageError, 3: Unavailable}  # by the server's exit status
 _WHY_NO_LATENCY = "user-echo-server is the baseline: it spends no time on clock reads"
 
 
@@ -42,6 +43,7 @@ class UserBackend:
         self._undo: list[Callable[[], object]] = []
         self._stats: mmap.mmap | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._engine = ""
 
     @staticmethod
     def features() -> tuple[Feature, ...]:
@@ -56,6 +58,7 @@ class UserBackend:
             raise
 
     async def _start(self, config: Config) -> None:
+        self._engine = config.engine
         with contextlib.ExitStack() as stack:
             stats_fd = os.memfd_create("kecho-stats")
             stack.callback(os.close, stats_fd)
@@ -80,6 +83,7 @@ class UserBackend:
                 programs.find("user-echo-server"),
                 f"--port={config.port}",
                 f"--backlog={config.backlog}",
+                f"--engine={config.engine}",
                 *(f"--bind={address}" for address in config.binds),
                 f"--ready-fd={ready_fd}",
                 f"--stats-fd={stats_fd}",
@@ -99,7 +103,7 @@ class UserBackend:
         message = text[-1] if text else f"user-echo-server ended with {self._process.returncode}"
         if os.strerror(errno.EADDRINUSE) in message:
             return port_taken(config)
-        return UsageError(message) if self._process.returncode == 2 else KechoError(message)
+        return _KINDS.get(self._process.returncode, KechoError)(message)
 
     def _watch(self, on_failure: OnFailure) -> None:
         assert self._process is not None
@@ -155,7 +159,7 @@ class UserBackend:
         return Connections(*self._counters()[:4])
 
     def describe(self) -> str:
-        return "user, epoll"
+        return f"user, {self._engine}"
 
 
 async def _first_line(fd: int) -> bytes:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,32 +20,43 @@ class Step:
     """One run that is about to be made: the `number`-th of `total`."""
 
     target: Where
+    options: Options
     repeat: int
     number: int
     total: int
 
 
-def pin(options: Options) -> Options:
-    """With a single connection, and unless `cpus` says otherwise: on the last CPU this process may use."""
+def pin(options: Options, alone: bool) -> Options:
+    """Where the client runs: unless `cpus` says otherwise, `alone` on the last CPU that this process may use."""
     if options.cpus == "none":
         return replace(options, cpus=None)
-    if options.cpus is None and options.is_alone:
+    if options.cpus is None and alone:
         return replace(options, cpus=str(max(os.sched_getaffinity(0))))
     return options
 
 
-def steps(targets: Sequence[Where], repeats: int) -> Iterator[Step]:
-    """Interleaved, so that what changes on the machine meanwhile meets all targets alike."""
-    for number in range(repeats * len(targets)):
-        yield Step(targets[number % len(targets)], number // len(targets), number, repeats * len(targets))
+def steps(targets: Sequence[Where], sweep: Sequence[Options], repeats: int) -> Iterator[Step]:
+    """Interleaved, A B A B …, so that what changes on the machine meanwhile meets all targets of a load alike."""
+    order = itertools.product(sweep, range(repeats), targets)
+    total = len(sweep) * repeats * len(targets)
+    for number, (options, repeat, target) in enumerate(order):
+        yield Step(target, options, repeat, number, total)
 
 
-def run(step: Step, options: Options, on_progress: Callable[[Progress], None] = lambda _: None) -> Run:
+def run(step: Step, on_progress: Callable[[Progress], None] = lambda _: None) -> Run:
     """Makes one run. Raises KechoError that names the target or its address."""
     target = step.target
-    try:
+    before: Snapshot | None = None
+
+    def look() -> None:
+        nonlocal before
         before = target.snapshot() if target.snapshot else None
-        measured = measure(target.host, target.port, options, on_progress)
+
+    try:
+        look()
+        # What the service counts in the warm-up is not of this run.
+        on_hold = look if target.snapshot and step.options.warmup_s else None
+        measured = measure(target.host, target.port, step.options, on_progress, on_hold)
     except KechoError as e:
         if e.exit_code == 1 and target.endpoint not in str(e) and target.name not in str(e):
             raise KechoError(f"{target.name}: {e}") from e
@@ -55,7 +67,7 @@ def run(step: Step, options: Options, on_progress: Callable[[Progress], None] = 
         target.mode,
         target.endpoint,
         step.repeat,
-        {**measured.options, "cpus": options.cpus},
+        {**measured.options, "cpus": step.options.cpus},
         measured.elapsed_ns,
         measured.interrupted,
         measured.latency,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A progress bar on stderr while a benchmark runs, if a person is looking and it takes long enough."""
+"""A progress bar with the rate, on stderr while a benchmark runs, if a person is looking and it takes long enough."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from contextlib import contextmanager
 
 from kecho.bench.compare import Step
 from kecho.bench.runner import Options, Progress
+from kecho.units import plural
 
 SILENT_S = 2.0
-Show = Callable[[Step, Progress, Options], None]
+Show = Callable[[Step, Progress], None]
 
 
 def share(progress: Progress, options: Options) -> float:
@@ -26,11 +27,21 @@ def share(progress: Progress, options: Options) -> float:
     return min(1.0, done)
 
 
+def describe(options: Options) -> str:
+    """The load, in short: ``100 connections, 64 B``."""
+    return f"{plural(options.burst or options.connections, 'connection')}, {options.size_bytes:,} B"
+
+
+def rate(before: Progress, now: Progress) -> float:
+    """Requests a second between two progresses of one run."""
+    return (now.requests - before.requests) / max(1e-3, now.elapsed_s - before.elapsed_s)
+
+
 @contextmanager
 def bar() -> Iterator[Show]:
-    """Gives a function to call with each progress; draws nothing unless stderr is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda step, progress, options: None
+    """Gives a function to call with each progress; draws nothing unless stdout and stderr are a terminal."""
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+        yield lambda step, progress: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -46,19 +57,21 @@ def bar() -> Iterator[Show]:
     )
     task = drawing.add_task("bench", total=1.0, doing="")
     begin = time.monotonic()
+    last: dict[int, Progress] = {}  # by the number of the step
 
-    def show(step: Step, progress: Progress, options: Options) -> None:
+    def show(step: Step, progress: Progress) -> None:
+        before = last.get(step.number, progress)
+        last[step.number] = progress
         if not drawing.live.is_started:
             if time.monotonic() - begin < SILENT_S:
                 return
             drawing.start()
-        rate = progress.requests / progress.elapsed_s if progress.elapsed_s else 0.0
-        doing = f"{rate:,.0f}/s" if progress.phase == "run" else progress.phase
+        running = progress.phase == before.phase == "run"
         drawing.update(
             task,
-            description=f"{step.target.name} {step.repeat + 1}",
-            completed=(step.number + share(progress, options)) / step.total,
-            doing=doing,
+            description=f"{step.number + 1}/{step.total} {step.target.name}, {describe(step.options)}",
+            completed=(step.number + share(progress, step.options)) / step.total,
+            doing=f"{rate(before, progress):,.0f}/s" if running else progress.phase,
         )
 
     try:

@@ -1,51 +1,52 @@
 # SPDX-License-Identifier: MIT
-"""What a benchmark measured, and where: an immutable record, its JSON, and what is computed from it. Pure but `Host`.
+"""What a benchmark measured, and where: an immutable record, its JSON, and what is computed from it. Pure.
 
-A `Run` is one execution of the load generator against one target. A `Target` is all runs of one target together.
+A `Run` is one execution of the load generator against one target. A `Target` is all runs of one target under one
+`Load` together. A `Result` is one call of ``kecho-ctl bench``.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import platform
+import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kecho.bench.host import Host
 from kecho.bench.latency import Latency
 from kecho.errors import KechoError, one_line
+from kecho.record import picked, plain
 from kecho.snapshot import PathStats
 from kecho.units import plural
 
 SCHEMA = 1
 
-_MODES = {"closed": "closed loop", "open": "open loop"}
+CONFIDENCE = 0.95
+# The extremes of n rounds hold the true median with probability 1 - 2/2**n (sign test). Below six that is less than
+# 95 %, so no interval made of them can be a 95 % one.
+MIN_ROUNDS = 6
+
+# What bench calls its ways to load a server, in words.
+_MODES = {
+    "closed": "closed loop",
+    "open": "open loop at {rate_per_s:,g}/s",
+    "crr": "connect-request-response",
+    "pipeline": "pipelined, {depth} deep",
+}
+_RUN_FIELDS = ("target", "mode", "endpoint", "repeat", "options", "elapsed_ns", "interrupted")
+_RESULT_FIELDS = ("date", "version", "command", "baseline", "interrupted")
+_EMULATED = "QEMU TCG"  # the name that QEMU gives a processor which it emulates
 
 
-@dataclass(frozen=True)
-class Host:
-    """The machine, as far as it bears on the numbers."""
+@dataclass(frozen=True, order=True)
+class Load:
+    """What a sweep varies."""
 
-    hostname: str
-    kernel: str
-    cpu: str
-    cpus: int
-
-    @classmethod
-    def this(cls) -> Host:
-        """The machine this runs on; `cpus` are those this process may use."""
-        return cls(platform.node(), platform.release(), _cpu_model(), len(os.sched_getaffinity(0)))
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return " ".join(next(models, platform.machine()).split())
+    connections: int
+    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,25 @@ class Run:
         used = {name: stats.echoes for name, stats in (self.kernel or {}).items() if stats.echoes}
         return "+".join(sorted(used, key=lambda name: -used[name]))
 
+    @property
+    def load(self) -> Load:
+        return Load(self.options["connections"], self.options["size_bytes"])
+
+    @property
+    def inside(self) -> PathStats | None:
+        """What the service counted, over all its paths."""
+        return _over_paths(self.kernel)
+
+    @property
+    def counts_exactly(self) -> bool:
+        """Whether `kernel` is without the warm-up."""
+        return not self.options.get("warmup_s") or bool(self.options.get("held"))
+
     def mismatch(self) -> str:
         """How the service's count contradicts the client's; empty if it does not.
 
         Bytes are compared, since a large message is several echoes. The service also counts what the client does
-        not: the warm-up, and requests under way when the time was up.
+        not: requests of the warm-up that were under way when it ended, and without ``held`` all of the warm-up.
         """
         if self.kernel is None:
             return ""
@@ -85,24 +100,24 @@ class Run:
         size = self.options["size_bytes"]
         counted = sum(stats.bytes for stats in self.kernel.values())
         slack = self.options["connections"] * self.options.get("depth", 1)
-        exact = self.options.get("warmup_s") == 0 or "warmup_requests" in self.options
-        least = (measured + self.options.get("warmup_requests", 0)) * size
+        least = measured * size
         if counted < least:
             return f"the service counted {least - counted:,} bytes less than the client received"
-        if exact and counted > least + slack * size:
+        if self.counts_exactly and counted > least + slack * size:
             return f"the service counted {counted - least:,} bytes more than the client received: had it other clients?"
         return ""
 
+    def overload(self) -> str:
+        """How many requests of an open loop were due and never sent, in words; empty if none."""
+        unsent = self.options.get("unsent", 0)
+        return (
+            f"{plural(unsent, 'request')} of round {self.repeat + 1} never sent: the rate is too high" if unsent else ""
+        )
+
     def to_json(self) -> dict[str, Any]:
         obj: dict[str, Any] = {
-            "target": self.target,
-            "mode": self.mode,
+            **plain(self, _RUN_FIELDS),
             "path": self.path,
-            "endpoint": self.endpoint,
-            "repeat": self.repeat,
-            "options": dict(self.options),
-            "elapsed_ns": self.elapsed_ns,
-            "interrupted": self.interrupted,
             "latency_ns": self.latency.to_json(),
             "kernel": {name: stats.to_json() for name, stats in self.kernel.items()} if self.kernel else None,
         }
@@ -114,68 +129,102 @@ class Run:
     def from_json(cls, obj: Mapping[str, Any]) -> Run:
         kernel = obj["kernel"]
         return cls(
-            obj["target"],
-            obj["mode"],
-            obj["endpoint"],
-            obj["repeat"],
-            obj["options"],
-            obj["elapsed_ns"],
-            obj["interrupted"],
-            Latency.from_json(obj["latency_ns"]),
-            {name: PathStats.from_json(stats) for name, stats in kernel.items()} if kernel else None,
-            obj.get("why", {}).get("kernel", ""),
+            **picked(obj, _RUN_FIELDS),
+            latency=Latency.from_json(obj["latency_ns"]),
+            kernel={name: PathStats.from_json(stats) for name, stats in kernel.items()} if kernel else None,
+            why=obj.get("why", {}).get("kernel", ""),
         )
+
+
+def _over_paths(kernel: Mapping[str, PathStats] | None) -> PathStats | None:
+    """The sum of all paths that carried something; None if none did, or none is known."""
+    busy = [stats for stats in (kernel or {}).values() if stats.echoes]
+    return functools.reduce(operator.add, busy) if busy else None
 
 
 @dataclass(frozen=True)
 class Target:
-    """All runs of one target, merged."""
+    """All runs of one target under one load."""
 
-    name: str
-    mode: str
-    path: str
-    endpoint: str
-    latency: Latency
-    elapsed_ns: int
-    kernel: Mapping[str, PathStats] | None
+    runs: tuple[Run, ...]  # at least one
 
-    @classmethod
-    def of(cls, runs: Sequence[Run]) -> Target:
-        """From the runs of one target, at least one."""
-        paths = dict.fromkeys(path for run in runs for path in run.path.split("+") if path)
-        return cls(
-            runs[0].target,
-            runs[0].mode,
-            "+".join(paths),
-            runs[0].endpoint,
-            Latency.merged(run.latency for run in runs),
-            sum(run.elapsed_ns for run in runs),
-            _added(runs),
-        )
+    @property
+    def name(self) -> str:
+        return self.runs[0].target
+
+    @property
+    def mode(self) -> str:
+        return self.runs[0].mode
+
+    @property
+    def load(self) -> Load:
+        return self.runs[0].load
+
+    @functools.cached_property
+    def path(self) -> str:
+        """The paths that carried it, as `Run.path` has them."""
+        return "+".join(dict.fromkeys(path for run in self.runs for path in run.path.split("+") if path))
+
+    @functools.cached_property
+    def latency(self) -> Latency:
+        """As the client saw it, over all runs."""
+        return Latency.merged(run.latency for run in self.runs)
+
+    @functools.cached_property
+    def kernel(self) -> Mapping[str, PathStats] | None:
+        """The service's counts of all runs together, by path; None unless every run has them."""
+        total: dict[str, PathStats] = {}
+        for run in self.runs:
+            if run.kernel is None:
+                return None
+            for name, stats in run.kernel.items():
+                total[name] = total[name] + stats if name in total else stats
+        return total
+
+    @property
+    def inside(self) -> PathStats | None:
+        """What the service counted, over all its paths."""
+        return _over_paths(self.kernel)
 
     @property
     def label(self) -> str:
         """Name, and mode and path where they say more: ``kecho (sockmap msg)``."""
-        more = " ".join(word for word in (self.mode, self.path) if word and word != self.name)
-        if self.mode == self.path == "user":
-            more = "" if self.name == "user" else "user"
+        words = (self.mode, self.path)
+        more = " ".join(dict.fromkeys(word for word in words if word and word not in self.name.split(":")))
         return f"{self.name} ({more})" if more else self.name
 
 
-def _added(runs: Sequence[Run]) -> Mapping[str, PathStats] | None:
-    """The kernel's counts of all runs together; None unless every run has them."""
-    total: dict[str, PathStats] = {}
-    for run in runs:
-        if run.kernel is None:
-            return None
-        for name, stats in run.kernel.items():
-            total[name] = _plus(total[name], stats) if name in total else stats
-    return total
+@dataclass(frozen=True)
+class Interval:
+    """Within which a ratio of medians lies, with probability `CONFIDENCE` (kecho/bench/bootstrap.py)."""
+
+    low: float
+    high: float
 
 
-def _plus(a: PathStats, b: PathStats) -> PathStats:
-    latency = a.latency + b.latency if a.latency is not None and b.latency is not None else None
-    return PathStats(a.echoes + b.echoes, a.bytes + b.bytes, a.fallbacks + b.fallbacks, latency, a.why or b.why)
+@dataclass(frozen=True)
+class Comparison:
+    """A target against the baseline under the same load. `interval` is None for want of rounds."""
+
+    ratio: float  # p50 of the baseline ÷ p50 of the target: how many times faster it is
+    interval: Interval | None
+    rounds: int
+
+    @property
+    def verdict(self) -> str:
+        """``faster`` or ``slower`` where the interval supports it, else ``undecided``; empty without one."""
+        if self.interval is None:
+            return ""
+        return "faster" if self.interval.low > 1 else "slower" if self.interval.high < 1 else "undecided"
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields of a comparison in an object of ``targets``."""
+        return {
+            "ratio_p50": self.ratio,
+            "ratio_p50_interval": [self.interval.low, self.interval.high] if self.interval else None,
+            "rounds": self.rounds,
+            "verdict": self.verdict or None,
+        }
 
 
 @dataclass(frozen=True)
@@ -189,30 +238,64 @@ class Result:
     baseline: str
     runs: tuple[Run, ...]
     interrupted: bool = False  # before all runs were made in full
+    left_out: Mapping[str, str] = field(default_factory=dict)  # what --compare named and this machine cannot, and why
+
+    @functools.cached_property
+    def _targets(self) -> tuple[Target, ...]:
+        together: dict[tuple[Load, str], list[Run]] = {}
+        for run in self.runs:
+            together.setdefault((run.load, run.target), []).append(run)
+        loads = {load: i for i, load in enumerate(self.loads())}
+        merged = (Target(tuple(runs)) for runs in together.values())
+        return tuple(sorted(merged, key=lambda target: (loads[target.load], target.name != self.baseline)))
 
     def targets(self) -> tuple[Target, ...]:
-        """Each target's runs merged; the baseline first, the others in the order they were run."""
-        names = dict.fromkeys(run.target for run in self.runs)
-        merged = [Target.of([run for run in self.runs if run.target == name]) for name in names]
-        return tuple(sorted(merged, key=lambda target: target.name != self.baseline))
+        """Each target's runs merged, load by load; the baseline first, the others in the order they were run."""
+        return self._targets
+
+    def loads(self) -> tuple[Load, ...]:
+        """Every load once, in the order of the sweep."""
+        return tuple(dict.fromkeys(run.load for run in self.runs))
+
+    @property
+    def seed(self) -> int:
+        """Of the payloads, and of the resampling."""
+        return int(self.runs[0].options.get("seed", 1)) if self.runs else 1
+
+    def compare(self, target: Target) -> Comparison | None:
+        """`target` against the baseline under the same load; None without samples of either."""
+        base = next((t for t in self.targets() if t.name == self.baseline and t.load == target.load), None)
+        if base is None or not base.latency.count or not target.latency.count:
+            return None
+        ratio = base.latency.percentile(0.5) / max(1, target.latency.percentile(0.5))
+        if target is base:
+            return Comparison(ratio, None, len(base.runs))
+        from kecho.bench import bootstrap  # takes numpy along
+
+        # A round counts if both were measured in it.
+        ours, theirs = ({run.repeat: run.latency for run in t.runs if run.latency.count} for t in (base, target))
+        rounds = sorted(ours.keys() & theirs.keys())
+        interval = bootstrap.ratio_interval([ours[i] for i in rounds], [theirs[i] for i in rounds], self.seed)
+        return Comparison(ratio, interval, len(rounds))
 
     def ratio(self, target: Target) -> float | None:
-        """p50 of the baseline ÷ p50 of `target`: how many times faster it is; None without samples of either."""
-        base = next((t.latency for t in self.targets() if t.name == self.baseline), None)
-        if base is None or not base.count or not target.latency.count:
-            return None
-        return base.percentile(0.5) / max(1, target.latency.percentile(0.5))
+        """p50 of the baseline ÷ p50 of `target`; None without samples of either."""
+        found = self.compare(target)
+        return found.ratio if found else None
 
     def headline(self) -> list[str]:
-        """What was done and where, in parts that belong side by side."""
+        """What was done, in parts that belong side by side."""
         if not self.runs:
             return ["nothing was measured"]
         options = self.runs[0].options
         repeats = 1 + max(run.repeat for run in self.runs)
+        loads = self.loads()
+        connections = list(dict.fromkeys(load.connections for load in loads))
+        sizes = list(dict.fromkeys(load.size_bytes for load in loads))
         parts = [
-            f"{_MODES.get(options['mode'], options['mode'])}: {plural(options['connections'], 'connection')}",
-            plural(options["threads"], "thread"),
-            f"{options['size_bytes']:,} B",
+            f"{_MODES.get(options['mode'], options['mode']).format(**options)}: {_several(connections, 'connection')}",
+            _several(list(dict.fromkeys(run.options["threads"] for run in self.runs)), "thread"),
+            f"{', '.join(f'{size:,}' for size in sizes)} B",
         ]
         if "rounds" in options:
             parts.append(plural(options["rounds"], "round"))
@@ -220,46 +303,49 @@ class Result:
             parts.append(f"client on CPU {cpus}")
         if repeats > 1:
             parts.append(f"{repeats} interleaved runs each")
-        return [*parts, f"kernel {self.host.kernel}", self.host.cpu, f"{self.host.cpus} CPUs"]
+        return parts
 
     def notes(self) -> list[str]:
         """What a reader of the numbers must know, a sentence each."""
         notes = []
         if self.interrupted:
             notes.append("interrupted: this is what was measured until then")
-        for target in self.targets():
-            runs = [run for run in self.runs if run.target == target.name]
-            notes += dict.fromkeys(f"{target.name}: {run.why}" for run in runs if run.why)
-            mismatches = dict.fromkeys(text for run in runs if (text := run.mismatch()))
-            notes += (f"{target.name}: {text}" for text in mismatches)
-        return notes
+        if _EMULATED in self.host.cpu:
+            notes.append(
+                f"measured in a virtual machine whose processor is emulated, Linux {self.host.kernel}: "
+                "compare these rows with each other only"
+            )
+        found = [c for t in self.targets() if t.name != self.baseline and (c := self.compare(t))]
+        if any(comparison.interval is None for comparison in found):
+            notes.append(f"a ratio of fewer than {MIN_ROUNDS} rounds has no interval: --repeat {MIN_ROUNDS} or more")
+        notes += (f"{name} is left out: {why}" for name, why in self.left_out.items())
+        for run in self.runs:
+            notes += (f"{run.target}: {text}" for text in (run.why, run.mismatch(), run.overload()) if text)
+        return list(dict.fromkeys(notes))
 
     def to_json(self) -> dict[str, Any]:
         """The object of ``kecho-ctl bench --json``, with the merged figures in ``targets`` for other programs."""
-        targets = []
-        for target in self.targets():
-            latency = target.latency.to_json()
-            del latency["buckets"]
-            targets.append(
-                {
-                    "target": target.name,
-                    "mode": target.mode,
-                    "path": target.path,
-                    "latency_ns": latency,
-                    "ratio_p50": self.ratio(target),
-                }
-            )
         return {
             "schema": SCHEMA,
             "kind": "bench",
             "host": asdict(self.host),
-            "date": self.date,
-            "version": self.version,
-            "command": self.command,
-            "baseline": self.baseline,
-            "interrupted": self.interrupted,
-            "targets": targets,
+            **plain(self, _RESULT_FIELDS),
+            "seed": self.seed,
+            "left_out": dict(self.left_out),
+            "targets": [self._target_json(target) for target in self.targets()],
             "runs": [run.to_json() for run in self.runs],
+        }
+
+    def _target_json(self, target: Target) -> dict[str, Any]:
+        comparison = self.compare(target)
+        return {
+            "target": target.name,
+            "mode": target.mode,
+            "path": target.path,
+            **asdict(target.load),
+            "latency_ns": _without(target.latency.to_json(), "buckets"),
+            "kernel": {name: _brief(stats) for name, stats in target.kernel.items()} if target.kernel else None,
+            **(comparison.to_json() if comparison else {"ratio_p50": None}),
         }
 
     @classmethod
@@ -271,12 +357,9 @@ class Result:
             raise ValueError(f"schema {obj.get('schema')}, this version reads {SCHEMA}")
         return cls(
             Host(**obj["host"]),
-            obj["date"],
-            obj["version"],
-            obj["command"],
-            obj["baseline"],
-            tuple(Run.from_json(run) for run in obj["runs"]),
-            obj["interrupted"],
+            **picked(obj, _RESULT_FIELDS),
+            runs=tuple(Run.from_json(run) for run in obj["runs"]),
+            left_out=obj.get("left_out", {}),
         )
 
     def save(self, path: Path) -> None:
@@ -301,3 +384,20 @@ def load(path: str | Path) -> Result:
         raise KechoError(f"{path}: not a result of kecho-ctl bench") from e
     except ValueError as e:
         raise KechoError(f"{path}: {one_line(e)}") from e
+
+
+def _without(obj: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in obj.items() if key != name}
+
+
+def _brief(stats: PathStats) -> dict[str, Any]:
+    """A path without its buckets: those are in the runs."""
+    obj = stats.to_json()
+    return {**obj, "latency_ns": _without(obj["latency_ns"], "per_cpu") if stats.latency is not None else None}
+
+
+def _several(numbers: Sequence[int], noun: str) -> str:
+    """``1 connection``, ``1, 10, 100 connections``."""
+    if len(numbers) == 1:
+        return plural(numbers[0], noun)
+    return f"{', '.join(f'{n:,}' for n in numbers)} {noun}s"

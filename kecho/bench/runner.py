@@ -30,6 +30,11 @@ class Options:
     warmup_s: float | None = None
     burst: int | None = None
     rounds: int | None = None
+    rate_per_s: float | None = None
+    crr: bool = False
+    depth: int | None = None
+    connect_timeout_s: float | None = None
+    io_timeout_s: float | None = None
     cpus: str | None = None
     seed: int | None = None
 
@@ -44,10 +49,15 @@ class Options:
             "--warmup": self.warmup_s,
             "--burst": self.burst,
             "--rounds": self.rounds,
+            "--rate": self.rate_per_s,
+            "--depth": self.depth,
+            "--connect-timeout": self.connect_timeout_s,
+            "--io-timeout": self.io_timeout_s,
             "--cpus": self.cpus,
             "--seed": self.seed,
         }
-        return [word for option, value in given.items() if value is not None for word in (option, str(value))]
+        words = [word for option, value in given.items() if value is not None for word in (option, str(value))]
+        return [*words, "--crr"] if self.crr else words
 
     @property
     def is_alone(self) -> bool:
@@ -57,7 +67,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far bench is: phase ``connect``, ``warmup`` or ``run``, and what it has done since it started."""
+    """How far bench is: phase ``connect``, ``warmup``, ``hold`` or ``run``, and what it has done since its start."""
 
     phase: str
     elapsed_s: float
@@ -76,19 +86,27 @@ class Measurement:
 
 
 def measure(
-    host: str, port: int, options: Options, on_progress: Callable[[Progress], None] = lambda _: None
+    host: str,
+    port: int,
+    options: Options,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_hold: Callable[[], None] | None = None,
 ) -> Measurement:
     """Runs bench. On KeyboardInterrupt it is asked to stop, and what it measured until then is returned.
+
+    `on_hold` is called between the warm-up and the measured phase, while bench waits.
 
     Raises KechoError with bench's own line if it fails, UsageError if it refuses the options, Unavailable if it is
     not built.
     """
     command = [str(programs.find("bench")), "--host", host, "--port", str(port), "--json", "--progress"]
+    if on_hold:
+        command.append("--hold")
     # A file takes the result: it is larger than a pipe, and comes while the other pipe is being read.
     with tempfile.TemporaryFile() as out:
         with subprocess.Popen(
             [*command, *options.arguments()],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if on_hold else subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.PIPE,
             text=True,
@@ -96,8 +114,16 @@ def measure(
             errors="replace",
         ) as process:
             said: list[str] = []
+
+            def follow(progress: Progress) -> None:
+                if progress.phase == "hold" and on_hold and process.stdin:
+                    on_hold()
+                    process.stdin.close()  # the end of stdin is a line too
+                else:
+                    on_progress(progress)
+
             try:
-                said += _follow(process.stderr or (), on_progress)
+                said += _follow(process.stderr or (), follow)
             except KeyboardInterrupt:
                 # From a terminal bench has had the signal too; a second one changes nothing.
                 process.send_signal(signal.SIGINT)

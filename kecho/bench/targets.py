@@ -46,8 +46,11 @@ def choose(names: Sequence[str]) -> list[Where]:
         names = [name for name, service in services.items() if service["state"] == "up"]
         if not names:
             raise KechoError("no service is up: name a HOST:PORT, or start one with `sudo kecho-ctl up`")
-    targets = [_of_address(name) if ":" in name else _of_service(name, services) for name in names]
-    # Stable: the first in mode user comes first, the others keep their order.
+    return baseline_first([_of_address(name) if ":" in name else _of_service(name, services) for name in names])
+
+
+def baseline_first(targets: Sequence[Where]) -> list[Where]:
+    """The first in mode user comes first, the others keep their order."""
     baseline = next((target for target in targets if target.mode == "user"), targets[0])
     return [baseline, *(target for target in targets if target is not baseline)]
 

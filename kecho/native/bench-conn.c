@@ -212,6 +212,7 @@ bool conns_drain(struct thread *thread)
 
 void conn_begin(struct thread *thread, struct conn *conn, uint64_t begin_ns)
 {
+	begin_ns = run_held(thread, begin_ns);
 	conn->begin_ns = begin_ns;
 	conn->sent_ns = begin_ns;
 	conn->tx_bytes = 0;

@@ -113,7 +113,7 @@ static bool begin_due(struct driver *d, bool *begun)
 	conn = idle_take(d);
 	conn_begin(d->thread, conn, due_ns ? due_ns : now);
 	if (due_ns)
-		note_late(d->thread, conn, now);
+		note_late(d->thread, conn, now + (conn->begin_ns - due_ns));
 	d->busy++;
 	return advance(d, conn);
 }

@@ -47,6 +47,9 @@ static const char usage[] =
 	"  --hdr FILE             the histogram as a HdrHistogram log too\n"
 	"  --raw FILE             every latency too, as little-endian 64-bit nanoseconds\n"
 	"  --progress             a JSON line on stderr every 200 ms\n"
+	"  --hold                 after the warm-up such a line, of phase hold; goes on after a "
+	"line "
+	"on stdin\n"
 	"  --help                 print this\n"
 	"\n"
 	"Exit status: 0 done; 1 an error, of the server or here, told in one line; 2 wrong usage;\n"
@@ -114,6 +117,8 @@ static void check_options(struct options *o)
 		    o->connections);
 	if (o->rounds && o->mode != &mode_burst)
 		die(EXIT_USAGE, "--rounds goes with --burst");
+	if (o->hold && o->mode == &mode_burst)
+		die(EXIT_USAGE, "--hold and --burst do not go together");
 	if (!o->rounds)
 		o->rounds = 10;
 	if (o->mode->check)
@@ -146,6 +151,7 @@ void options_parse(struct options *o, int argc, char **argv)
 		RAW,
 		JSON,
 		PROGRESS,
+		HOLD,
 		HELP
 	};
 	static const struct option longs[] = {
@@ -170,6 +176,7 @@ void options_parse(struct options *o, int argc, char **argv)
 		{"raw", required_argument, NULL, RAW},
 		{"json", no_argument, NULL, JSON},
 		{"progress", no_argument, NULL, PROGRESS},
+		{"hold", no_argument, NULL, HOLD},
 		{"help", no_argument, NULL, HELP},
 		{NULL, 0, NULL, 0},
 	};
@@ -261,6 +268,9 @@ void options_parse(struct options *o, int argc, char **argv)
 			break;
 		case PROGRESS:
 			o->progress = true;
+			break;
+		case HOLD:
+			o->hold = true;
 			break;
 		case HELP:
 			fputs(usage, stdout);

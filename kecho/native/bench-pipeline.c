@@ -60,11 +60,13 @@ static bool has_room(const struct pipeline *p, const struct pipe *pipe)
 	return pipe->last + 1 - first_under_way(pipe) < p->thread->run->options->depth;
 }
 
-static void pipe_begin(struct pipeline *p, struct pipe *pipe, uint64_t now)
+/* Begins a request now; returns what time it is then. */
+static uint64_t pipe_begin(struct pipeline *p, struct pipe *pipe, uint64_t now)
 {
 	struct thread *thread = p->thread;
 	struct begun *begun = &pipe->begun[++pipe->last % thread->run->options->depth];
 
+	now = run_held(thread, now);
 	begun->begin_ns = now;
 	begun->measured = now >= thread->record_ns && thread->quota;
 	if (begun->measured && thread->quota != NO_LIMIT)
@@ -74,6 +76,7 @@ static void pipe_begin(struct pipeline *p, struct pipe *pipe, uint64_t now)
 	if (!pipe->conn->busy)
 		pipe->conn->sent_ns = now;
 	pipe->conn->busy = true;
+	return now;
 }
 
 /*
@@ -92,7 +95,7 @@ static size_t batch_fill(struct pipeline *p, struct pipe *pipe)
 		if (request > pipe->last) {
 			if (!has_room(p, pipe) || is_over(p->thread))
 				break;
-			pipe_begin(p, pipe, now);
+			now = pipe_begin(p, pipe, now);
 		}
 		bytes = payload_open(&p->thread->payload, pipe->conn->id, request);
 		memcpy(p->batch + n, bytes + from, size - from);

@@ -87,6 +87,8 @@ void report_json(const struct result *r)
 	       "\"threads\":%u,\"size_bytes\":%zu,\"warmup_s\":%g,\"seed\":%llu",
 	       o->mode->name, o->host, o->port, o->connections, o->threads, o->size_bytes,
 	       (double)o->warmup_ns / 1e9, (unsigned long long)o->seed);
+	if (o->hold)
+		printf(",\"held\":true");
 	if (o->mode == &mode_burst)
 		printf(",\"rounds\":%u", o->rounds);
 	if (o->mode == &mode_pipeline)

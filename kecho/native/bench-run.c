@@ -82,6 +82,53 @@ static uint64_t add_times(uint64_t a, uint64_t b)
 	return b == NO_LIMIT ? NO_LIMIT : a + b;
 }
 
+static void move_times(struct thread *thread, uint64_t by_ns)
+{
+	thread->release_ns += by_ns;
+	thread->record_ns += by_ns;
+	thread->end_ns = add_times(by_ns, thread->end_ns);
+	for (unsigned int i = 0; i < thread->nconns; i++) {
+		thread->conns[i].begin_ns += by_ns;
+		thread->conns[i].sent_ns += by_ns;
+	}
+}
+
+uint64_t run_hold(struct thread *thread)
+{
+	struct run *run = thread->run;
+	uint64_t before_ns = clock_ns(), held_ns;
+
+	pthread_mutex_lock(&run->lock);
+	run->holding++;
+	wake_supervisor(run);
+	while (!run->stop && !run->resumed)
+		pthread_cond_wait(&run->opened, &run->lock);
+	pthread_mutex_unlock(&run->lock);
+	held_ns = clock_ns() - before_ns;
+	move_times(thread, held_ns);
+	thread->hold_ns = NO_LIMIT;
+	return held_ns;
+}
+
+/* Do all threads that still run wait in run_hold()? */
+static bool all_hold(struct run *run)
+{
+	bool hold;
+
+	pthread_mutex_lock(&run->lock);
+	hold = run->holding && run->holding + run->ended == run->options->threads;
+	pthread_mutex_unlock(&run->lock);
+	return hold;
+}
+
+static void resume(struct run *run)
+{
+	pthread_mutex_lock(&run->lock);
+	run->resumed = true;
+	pthread_cond_broadcast(&run->opened);
+	pthread_mutex_unlock(&run->lock);
+}
+
 bool run_release(struct thread *thread)
 {
 	const struct options *o = thread->run->options;
@@ -91,6 +138,7 @@ bool run_release(struct thread *thread)
 	thread->release_ns = thread->run->opened_ns;
 	thread->record_ns = add_times(thread->release_ns, o->warmup_ns);
 	thread->end_ns = add_times(thread->record_ns, o->duration_ns);
+	thread->hold_ns = o->hold ? thread->record_ns : NO_LIMIT;
 	thread->last_ns = thread->release_ns;
 	__atomic_store_n(&thread->phase, PHASE_RUN, __ATOMIC_RELAXED);
 	return true;
@@ -128,7 +176,8 @@ static void *thread_main(void *arg)
 	return NULL;
 }
 
-static void progress_print(struct run *run, uint64_t start_ns)
+/* hold: it is what the run does now. */
+static void progress_print(struct run *run, uint64_t start_ns, bool hold)
 {
 	uint64_t requests = 0, now = clock_ns();
 	const char *phase = "connect";
@@ -144,6 +193,8 @@ static void progress_print(struct run *run, uint64_t start_ns)
 	}
 	if (requests || (*phase == 'w' && !run->options->warmup_ns))
 		phase = "run";
+	if (hold)
+		phase = "hold";
 	fprintf(stderr,
 		"{\"progress\":{\"phase\":\"%s\",\"elapsed_s\":%.3f,\"connected\":%u,\"requests\":%"
 		"llu}}\n",
@@ -190,19 +241,21 @@ static void kick_all(struct run *run)
 /* Until all threads have ended. The signal that came meanwhile, or 0. */
 static int supervise(struct run *run, int signal_fd)
 {
-	struct pollfd fds[2] = {
+	struct pollfd fds[3] = {
 		{.fd = run->event_fd, .events = POLLIN},
 		{.fd = signal_fd, .events = POLLIN},
+		{.fd = -1, .events = POLLIN}, /* stdin, while the run is held */
 	};
 	uint64_t start_ns = clock_ns(), shown_ns = start_ns;
 	struct signalfd_siginfo info;
+	bool held = false;
 	int interrupted = 0;
 	uint64_t events;
 
 	while (!all_ended(run)) {
 		bool stops = run_stops(run);
 
-		poll(fds, 2, stops ? KICK_MS : run->options->progress ? PROGRESS_MS : -1);
+		poll(fds, 3, stops ? KICK_MS : run->options->progress ? PROGRESS_MS : -1);
 		if (fds[0].revents && read(run->event_fd, &events, sizeof(events)) < 0)
 			continue;
 		if (fds[1].revents && read(signal_fd, &info, sizeof(info)) == sizeof(info)) {
@@ -211,11 +264,19 @@ static int supervise(struct run *run, int signal_fd)
 			stop_locked(run);
 			pthread_mutex_unlock(&run->lock);
 		}
+		if (!held && all_hold(run)) {
+			held = true;
+			fds[2].fd = STDIN_FILENO;
+			progress_print(run, start_ns, true);
+		} else if (fds[2].revents) {
+			fds[2] = (struct pollfd){.fd = -1};
+			resume(run);
+		}
 		if (stops)
 			kick_all(run);
 		if (run->options->progress && clock_ns() - shown_ns >= PROGRESS_MS * NS_PER_MS) {
 			shown_ns = clock_ns();
-			progress_print(run, start_ns);
+			progress_print(run, start_ns, false);
 		}
 	}
 	return interrupted;

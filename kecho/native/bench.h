@@ -15,7 +15,7 @@
 /*
  * Words: a request is a message on its way out, a reply the same on its way back, and the two
  * together are counted as one request once the reply is whole and verified. A run is: connect,
- * release (all threads at once), warm-up, measured phase, surplus check.
+ * release (all threads at once), warm-up, hold (if asked for), measured phase, surplus check.
  */
 
 struct thread;
@@ -60,6 +60,7 @@ struct options {
 	unsigned int ncpus;	  /* 0: wherever the scheduler puts it */
 	bool json;
 	bool progress;
+	bool hold; /* between warm-up and measured phase, until stdin says so */
 };
 
 /* Dies with EXIT_USAGE if it must. */
@@ -79,8 +80,10 @@ struct run {
 	unsigned int arrived;
 	unsigned int openings;
 	unsigned int ended;
-	uint64_t opened_ns; /* when the gate opened last; so until all are at the next */
-	char error[256];    /* what made the run fail, or "" */
+	unsigned int holding; /* threads that wait for the measured phase */
+	bool resumed;	      /* that has been let begin */
+	uint64_t opened_ns;   /* when the gate opened last; so until all are at the next */
+	char error[256];      /* what made the run fail, or "" */
 };
 
 enum phase { PHASE_CONNECT, PHASE_RUN, PHASE_DONE };
@@ -107,10 +110,11 @@ struct thread {
 	struct run *run;
 	struct conn *conns;
 	unsigned int nconns;
-	uint64_t quota;	      /* measured requests still to begin, or NO_LIMIT */
-	uint64_t record_ns;   /* requests begun from here on are measured */
-	uint64_t end_ns;      /* and none begins from here on */
-	uint64_t last_ns;     /* when the last reply came */
+	uint64_t quota;	    /* measured requests still to begin, or NO_LIMIT */
+	uint64_t record_ns; /* requests begun from here on are measured */
+	uint64_t hold_ns;   /* and the first of them waits for --hold; NO_LIMIT when that is over */
+	uint64_t end_ns;    /* and none begins from here on */
+	uint64_t last_ns;   /* when the last reply came */
 	uint64_t elapsed_ns;  /* measured time so far */
 	uint64_t begun;	      /* requests so far */
 	uint64_t release_ns;  /* when the run began */
@@ -135,6 +139,11 @@ int run_all(struct run *run);
 bool run_gate(struct run *run);
 /* run_gate(), and then sets the thread's times for a run that begins now. */
 bool run_release(struct thread *thread);
+/*
+ * Waits until --hold is over, and moves all of the thread's times by how long that took, which it
+ * returns. What is under way on other connections is warm-up: its replies may come meanwhile.
+ */
+uint64_t run_hold(struct thread *thread);
 /* Makes the run fail, with the first reason given. Returns false. */
 bool run_fail(struct thread *thread, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
@@ -146,6 +155,12 @@ static inline void thread_record(struct thread *thread, uint64_t latency_ns)
 	histogram_record(&thread->histogram, latency_ns);
 	if (thread->run->options->raw)
 		thread_keep_sample(thread, latency_ns);
+}
+
+/* Every request begins with this: from when it counts, begin_ns unless it was held back. */
+static inline uint64_t run_held(struct thread *thread, uint64_t begin_ns)
+{
+	return begin_ns < thread->hold_ns ? begin_ns : begin_ns + run_hold(thread);
 }
 
 static inline bool run_stops(const struct run *run)

@@ -94,6 +94,15 @@ def test_up_returns_when_the_service_answers(kecho: Kecho, mode: str) -> None:
         support.connect("127.0.0.1", port)
 
 
+@pytest.mark.parametrize("engine", ["epoll", "io_uring"])
+def test_the_engine_of_mode_user(service: Up, kecho: Kecho, engine: str) -> None:
+    one = service(mode="user", engine=engine)
+    with one.client() as client:
+        support.echo(client, b"kecho" * 1000)
+    assert f"--engine={engine}".encode() in Path(f"/proc/{user_server(one)}/cmdline").read_bytes().split(b"\0")
+    assert one.path("user")["bytes"] == 5000
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_foreground(mode: str, number: int) -> None:
@@ -478,6 +487,14 @@ def test_counts_are_exact(service: Up, kecho: Kecho, path: str) -> None:
     assert_counted_nothing(one.stats())
     echo_from(one, [101, 102], 7)
     assert_counted(one.stats(), path, 203, 7)
+
+
+def test_every_echo_is_a_sample_when_senders_migrate_and_preempt_each_other(service: Up) -> None:
+    """Nobody is pinned, and there are more threads than CPUs; a count that no thread divides."""
+    one = service(path="msg")
+    command = [support.ROOT / "build/bench", f"--port={one.port}", "--connections=48", "--threads=12", "--count=100003"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=support.TIMEOUT_S)
+    assert_counted(one.stats(), "msg", 100_003, 64)
 
 
 def assert_counted_nothing(stats: dict[str, Any]) -> None:

@@ -96,6 +96,7 @@ def in_shell(script: str, name: str, *args: str) -> subprocess.CompletedProcess[
         (["--limit=x"], ["--limit", "'x'"]),
         (["--limit=99999999999999999999"], ["--limit", "99999999999999999999"]),
         (["--path=foo"], ["--path", "foo", "msg", "skb"]),
+        (["--engine=foo"], ["--engine", "foo", "epoll", "io_uring"]),
         (["--frobnicate"], ["--frobnicate"]),
         (["surplus"], ["surplus"]),
     ],
@@ -237,6 +238,11 @@ def test_bpf_refused(kecho: Kecho, name: str) -> None:
         check=False,
     )
     assert_refused(done, 3, "BPF")
+
+
+@pytest.mark.skipif(Path("/proc/modules").exists(), reason="this kernel can load modules")
+def test_no_loadable_modules(kecho: Kecho, name: str) -> None:
+    assert_refused(kecho("up", "--mode=module", f"--name={name}"), 3, "cannot load modules", "--mode sockmap")
 
 
 def test_no_cgroup_v2(name: str) -> None:

@@ -4,52 +4,33 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
 
+import network
 import pytest
 import support
-from pyroute2 import NetNS, netns
-from pyroute2.iproute.linux import IPRoute
 
 Up = Callable[..., support.Service]
 
-HERE, THERE = "10.83.7.1", "10.83.7.2"
-HERE6, THERE6 = "fd83:7::1", "fd83:7::2"
+HERE, THERE = f"10.83.{network.NET}.1", f"10.83.{network.NET}.2"
+HERE6 = f"fd83:{network.NET}::1"
 
 
 @pytest.fixture
 def namespace() -> Iterator[str]:
     """An empty network namespace with its loopback up."""
-    name = f"kecho-{os.getpid()}-{random.randrange(1 << 16):x}"
-    netns.create(name)
-    try:
-        with NetNS(name) as there:
-            there.link("set", index=there.link_lookup(ifname="lo")[0], state="up")
+    with network.namespace() as name:
         yield name
-    finally:
-        netns.remove(name)
 
 
 @pytest.fixture
-def veth(namespace: str) -> Iterator[str]:
+def veth() -> Iterator[str]:
     """A namespace at the other end of a veth pair: HERE is ours, THERE is its."""
-    ours = f"kv{random.randrange(1 << 32):x}"
-    with IPRoute() as here, NetNS(namespace) as there:
-        here.link("add", ifname=ours, kind="veth", peer={"ifname": "peer", "net_ns_fd": namespace})
-        index = here.link_lookup(ifname=ours)[0]
-        try:
-            peer = there.link_lookup(ifname="peer")[0]
-            for stack, link, v4, v6 in ((here, index, HERE, HERE6), (there, peer, THERE, THERE6)):
-                stack.link("set", index=link, state="up")
-                stack.addr("add", index=link, address=v4, prefixlen=24)
-                stack.addr("add", index=link, address=v6, prefixlen=64, flags=0x02)  # IFA_F_NODAD
-            yield namespace
-        finally:
-            here.link("del", index=index)
+    with network.veth() as pair:
+        assert (pair.here, pair.there, pair.here6) == (HERE, THERE, HERE6)
+        yield pair.namespace
 
 
 @contextlib.contextmanager

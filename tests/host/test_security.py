@@ -334,6 +334,20 @@ def test_what_is_dropped_does_not_come_back(open_folder: Path) -> None:
     assert in_child(code, marked).split() == ["refused", "refused", str(uid)]
 
 
+def test_what_ends_with_its_parent_goes_on_to() -> None:
+    """The kernel forgets that with a change of user; `bench --compare` relies on it."""
+    code = f"""if True:
+        import ctypes, os
+        from kecho import kernel, privileges
+        kernel.end_with_parent(os.getppid())
+        privileges.drop((), {privileges.FIRST_UID})
+        found = ctypes.c_int()
+        ctypes.CDLL(None).prctl(2, ctypes.byref(found))
+        print(found.value)
+    """
+    assert in_child(code) == f"{int(signal.SIGTERM)}\n"
+
+
 def test_several_threads_are_not_half_dropped() -> None:
     code = """if True:
         import threading

@@ -400,6 +400,34 @@ def test_back_to_the_kernel_after_fallback(kernel_served: support.Service, famil
             assert after["user"] == between["user"]
 
 
+def test_back_to_the_kernel_after_sends_cut_short(kernel_served: support.Service, family: int) -> None:
+    """Of what does not block the kernel takes back what finds no room, after the verdict has seen it."""
+    rng = random.Random(1)
+    expected = kernel_served.expected
+    for _ in range(5):
+        with kernel_served.client(family) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
+            client.setblocking(False)
+            sent, cut = bytearray(), 0
+            for i in range(200):
+                chunk = payload(rng.choice((100, 5000, 70_000, 220_000)), i)
+                try:
+                    size = client.send(chunk)
+                except BlockingIOError:
+                    size = 0
+                    time.sleep(0.001)
+                sent += chunk[:size]
+                cut += size < len(chunk)
+            assert cut
+            client.settimeout(support.TIMEOUT_S)
+            assert_same(receive(client, len(sent)), bytes(sent))
+            echo(client, b"x")  # the last verdict may still hold for this one
+            before = kernel_served.path(expected)["echoes"]
+            for i in range(10):
+                echo(client, payload(64, i))
+            assert kernel_served.path(expected)["echoes"] - before == 10
+
+
 @pytest.mark.parametrize("path", KERNEL_PATHS)
 def test_smallest_limit(service: object, path: str, family: int) -> None:
     served = service(path=path, limit=4096)  # type: ignore[operator]

@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 from kecho import programs
 from kecho.bench import command, compare, progress, runner, targets
+from kecho.bench.host import Host, compiler
 from kecho.bench.latency import Latency
-from kecho.bench.result import Result, load
+from kecho.bench.result import MIN_ROUNDS, Result, load
 from kecho.errors import KechoError, Unavailable, UsageError, one_line
 from kecho.report import bench_table
 from kecho.snapshot import Connections, PathStats, Snapshot
@@ -135,13 +136,13 @@ def test_paths_and_kernel_counts_of_a_target() -> None:
     [
         (640, {}, ""),
         (639, {}, "counted 1 bytes less"),
-        (704, {}, ""),  # a request was under way at the end
+        (704, {}, ""),  # a request was under way at the end of the warm-up
         (705, {}, "counted 65 bytes more"),
         (6400, {"warmup_s": 0.2}, ""),
         (639, {"warmup_s": 0.2}, "counted 1 bytes less"),
-        (1280, {"warmup_s": 0.2, "warmup_requests": 10}, ""),
-        (1279, {"warmup_s": 0.2, "warmup_requests": 10}, "counted 1 bytes less"),
-        (1345, {"warmup_s": 0.2, "warmup_requests": 10}, "counted 65 bytes more"),
+        (640, {"warmup_s": 0.2, "held": True}, ""),
+        (704, {"warmup_s": 0.2, "held": True}, ""),
+        (705, {"warmup_s": 0.2, "held": True}, "counted 65 bytes more"),
     ],
 )
 def test_counts_that_disagree_are_noted(counted_bytes: int, options: dict[str, Any], note: str) -> None:
@@ -150,6 +151,13 @@ def test_counts_that_disagree_are_noted(counted_bytes: int, options: dict[str, A
     assert note in run.mismatch()
     assert bool(note) is bool(run.mismatch())
     assert (note in " ".join(samples.result(run).notes())) if note else not samples.result(run).notes()
+
+
+def test_figures_of_an_emulated_machine_are_noted() -> None:
+    there = replace(samples.three_targets(), host=Host("vm", "6.1.0-56-amd64", "QEMU TCG CPU version 2.5+", 2))
+    (note,) = there.notes()
+    assert "emulated" in note and "6.1.0-56-amd64" in note
+    assert not samples.three_targets().notes()
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -168,13 +176,125 @@ def test_table() -> None:
     assert lines[head + 3].split()[1:3] == ["-", "-"]
 
 
-def test_table_of_what_the_service_counted() -> None:
+def test_table_of_inside_and_outside() -> None:
     text = bench_table(samples.three_targets(), utf8=True)
-    inside = text[text.index("counted by the services") :].splitlines()
+    inside = text[text.index("counted by the services") :].partition("\n\n")[0].splitlines()
     assert [line.split()[0] for line in inside[1:]] == ["target", "slow", "fast"]
-    assert inside[2].split()[3:] == ["-", "-", "200", "12,800", "0"]
-    assert inside[3].split()[5:] == ["200", "12,800", "0"]
+    assert inside[1].replace("e p", "e_p").split() == [
+        *("target", "path", "inside_p50", "outside_p50", "inside_p99", "outside_p99", "echoes", "bytes", "fallbacks"),
+    ]
+    assert inside[2].split() == ["slow", "user", "-", "14.5µs", "-", "15.0µs", "200", "12,800", "0"]
+    fast = inside[3].split()
+    assert fast[1:2] + fast[3:4] + fast[5:] == ["msg", "1.75µs", "1.80µs", "200", "12,800", "0"]
+    assert 0.8 <= float(fast[2].removesuffix("ns")) / 875 <= 1.1
     assert "idle" not in text
+
+
+def compared(*medians_ns: int, rounds: int, loads: tuple[tuple[int, int], ...] = ((1, 64),)) -> Result:
+    """Targets t0, t1, … of known medians, the first the baseline, with as many rounds under each load."""
+    runs = [
+        samples.run(
+            f"t{i}",
+            [ns * connections * size // 64 + 10 * repeat for _ in range(20)],
+            repeat=repeat,
+            options={**samples.OPTIONS, "connections": connections, "size_bytes": size},
+        )
+        for connections, size in loads
+        for repeat in range(rounds)
+        for i, ns in enumerate(medians_ns)
+    ]
+    return samples.result(*runs, baseline="t0")
+
+
+def test_what_the_interval_supports_is_called_a_difference_and_nothing_else() -> None:
+    result = compared(10_000, 5_000, 20_000, 10_004, rounds=MIN_ROUNDS)
+    found = {target.name: result.compare(target) for target in result.targets()}
+    verdicts = {name: comparison.verdict for name, comparison in found.items() if comparison}
+    assert verdicts == {"t0": "", "t1": "faster", "t2": "slower", "t3": "undecided"}
+    obj = {target["target"]: target for target in result.to_json()["targets"]}
+    assert obj["t1"]["ratio_p50_interval"][0] <= obj["t1"]["ratio_p50"] <= obj["t1"]["ratio_p50_interval"][1]
+    assert [obj[name]["verdict"] for name in sorted(obj)] == [None, "faster", "slower", "undecided"]
+    assert (obj["t0"]["ratio_p50"], obj["t0"]["ratio_p50_interval"]) == (1, None)
+    table = bench_table(result, utf8=True)
+    section = table[table.index("95% intervals by bootstrap") :].splitlines()
+    assert [line.split()[0] for line in section[2:5]] == ["t1", "t2", "t3"]
+    assert [line.split()[-1] for line in section[2:5]] == ["faster", "slower", "undecided"]
+    assert section[2].split()[1] == "2.00×"
+    assert "note:" not in table
+
+
+def test_too_few_rounds_support_nothing() -> None:
+    result = compared(10_000, 5_000, rounds=MIN_ROUNDS - 1)
+    comparison = result.compare(result.targets()[1])
+    assert comparison is not None
+    assert (comparison.interval, comparison.verdict, comparison.rounds) == (None, "", MIN_ROUNDS - 1)
+    table = bench_table(result, utf8=True)
+    assert "faster" not in table and "intervals by" not in table
+    assert f"--repeat {MIN_ROUNDS} or more" in " ".join(table.split())
+
+
+def test_a_round_that_one_of_them_missed_does_not_count() -> None:
+    """As after Ctrl-C: of the last round only the first target was measured."""
+    result = compared(10_000, 5_000, rounds=MIN_ROUNDS)
+    cut = replace(result, runs=result.runs[:-1])
+    comparison = cut.compare(cut.targets()[1])
+    assert comparison is not None
+    assert (comparison.rounds, comparison.interval) == (MIN_ROUNDS - 1, None)
+
+
+def test_a_sweep_compares_under_the_same_load() -> None:
+    loads = ((1, 64), (10, 64), (1, 1024))
+    result = compared(10_000, 5_000, rounds=2, loads=loads)
+    assert [(load.connections, load.size_bytes) for load in result.loads()] == list(loads)
+    targets_ = result.targets()
+    assert [(t.load.connections, t.load.size_bytes, t.name) for t in targets_] == [
+        (*load, name) for load in loads for name in ("t0", "t1")
+    ]
+    assert [t.latency.count for t in targets_] == [40] * 6
+    for target in targets_[1::2]:
+        assert result.ratio(target) == pytest.approx(2, rel=0.01)
+    lines = bench_table(result, utf8=True).splitlines()
+    assert lines[0].startswith("closed loop: 1, 10 connections  1 thread  64, 1,024 B")
+    head = next(i for i, line in enumerate(lines) if "target" in line)
+    assert lines[head].split()[:3] == ["conns", "bytes", "target"]
+    assert [line.split()[:3] for line in lines[head + 1 : head + 7]] == [
+        [f"{connections}", f"{size:,}", name] for connections, size in loads for name in ("t0", "t1")
+    ]
+
+
+def test_what_was_left_out_is_told() -> None:
+    result = replace(compared(10_000, rounds=1), left_out={"module": "this kernel cannot load modules"})
+    assert "note: module is left out: this kernel cannot load modules\n" in bench_table(result)
+    assert result.to_json()["left_out"] == {"module": "this kernel cannot load modules"}
+    assert Result.from_json(result.to_json()).left_out == result.left_out
+
+
+def test_a_result_of_before_there_was_left_out_is_read() -> None:
+    obj = samples.three_targets().to_json()
+    del obj["left_out"]
+    for name in ("governor", "mitigations", "sysctls", "versions"):
+        del obj["host"][name]
+    again = Result.from_json(obj)
+    assert again.left_out == again.host.sysctls == {}
+
+
+def test_host_is_this_machine() -> None:
+    host = Host.this()
+    assert host.kernel == Path("/proc/sys/kernel/osrelease").read_text().strip()
+    assert host.cpus == len(os.sched_getaffinity(0))
+    assert host.sysctls["net.core.somaxconn"] == Path("/proc/sys/net/core/somaxconn").read_text().strip()
+    ports = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    assert host.sysctls["net.ipv4.ip_local_port_range"].split() == ports
+    assert host.versions["python"] == ".".join(map(str, sys.version_info[:3]))
+    for file in Path("/sys/devices/system/cpu/vulnerabilities").iterdir():
+        assert host.mitigations[file.name] == " ".join(file.read_text().split())
+
+
+def test_compiler_of_a_program(native: None, tmp_path: Path) -> None:
+    said = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True).stdout
+    assert compiler(programs.find("bench")).split()[-1] in said
+    (tmp_path / "none").write_bytes(b"\x7fELF without that section")
+    assert compiler(tmp_path / "none") == ""
 
 
 def test_table_says_what_went_wrong() -> None:
@@ -197,7 +317,7 @@ def parse(*words: str) -> argparse.Namespace:
 
 
 def test_defaults() -> None:
-    options = command.options_of(parse())
+    (options,) = command.sweep_of(parse())
     assert (options.connections, options.size_bytes, options.duration_s, options.count) == (1, 64, 2.0, None)
     assert options.cpus == str(max(os.sched_getaffinity(0)))
 
@@ -216,15 +336,63 @@ def test_defaults() -> None:
             ["--connections", "4", "--cpus", "0-1", "--count", "8", "--warmup", "1"],
             "--connections 4 --threads 1 --size 64 --count 8 --warmup 1.0 --cpus 0-1",
         ),
+        (
+            ["--rate", "5e3", "--count", "7", "--cpus", "none", "--connect-timeout", "1", "--io-timeout", "2"],
+            "--connections 1 --threads 1 --size 64 --count 7 --warmup 0.2 --rate 5000.0"
+            " --connect-timeout 1.0 --io-timeout 2.0",
+        ),
+        (
+            ["--crr", "--count", "7", "--cpus", "0"],
+            "--connections 1 --threads 1 --size 64 --count 7 --warmup 0.2 --cpus 0 --crr",
+        ),
+        (
+            ["--depth", "8", "--count", "7", "--cpus", "none"],
+            "--connections 1 --threads 1 --size 64 --count 7 --warmup 0.2 --depth 8",
+        ),
     ],
 )
 def test_arguments_of_the_load_generator(words: list[str], arguments: str) -> None:
-    assert command.options_of(parse(*words)).arguments() == arguments.split()
+    assert command.sweep_of(parse(*words))[0].arguments() == arguments.split()
+
+
+def test_a_sweep_is_every_size_with_every_number_of_connections() -> None:
+    sweep = command.sweep_of(parse("--connections", "1,10,100", "--size", "64,1K", "--count", "5"))
+    assert [(options.connections, options.size_bytes) for options in sweep] == [
+        (connections, size) for size in (64, 1024) for connections in (1, 10, 100)
+    ]
+    assert {options.cpus for options in sweep} == {None}  # the same everywhere, or they would not be comparable
+    threads = command.sweep_of(parse("--connections", "1,2,10", "--threads", "4"))
+    assert [options.threads for options in threads] == [1, 2, 4]
+    sizes = command.sweep_of(parse("--size", "64,1K"))
+    assert {options.cpus for options in sizes} == {str(max(os.sched_getaffinity(0)))}
+
+
+def test_compare_has_more_and_shorter_rounds() -> None:
+    (options,) = command.sweep_of(parse("--compare", "user,sockmap"))
+    assert options.duration_s == command.COMPARE_DURATION_S < command.DEFAULT_DURATION_S
+    assert command.COMPARE_REPEATS >= MIN_ROUNDS
 
 
 @pytest.mark.parametrize(
     "words",
     [
+        ["--plot", "x"],
+        ["--plot", "x.txt"],
+        ["--plot", "/no/such/folder/x.png"],
+        ["--csv", "/"],
+        ["--csv", ""],
+        ["--json=/no/such/folder/x.json"],
+        ["--rate", "0"],
+        ["--rate", "nan"],
+        ["--rate", "5", "--crr"],
+        ["--depth", "5", "--burst", "5"],
+        ["--connections", "1,1"],
+        ["--connections", "1,,2"],
+        ["--size", "64,1G"],
+        ["--compare", "user,quantum"],
+        ["--compare", ""],
+        ["--compare", "user,user"],
+        ["--compare", "module,module:workqueue"],
         ["--connections", "0"],
         ["--connections", "x"],
         ["--size", "1G"],
@@ -249,11 +417,12 @@ def test_bad_options_exit_2(words: list[str], capsys: pytest.CaptureFixture[str]
         (["--rounds", "3"], "--rounds is for --burst"),
         (["--burst", "3", "--count", "5"], "--burst has --rounds, and no --count"),
         (["--burst", "3", "--warmup", "1"], "--burst has --rounds, and no --warmup"),
+        (["--burst", "3", "--connections", "1,2"], "--burst has its own number of connections"),
     ],
 )
 def test_options_that_exclude_each_other(words: list[str], line: str) -> None:
     with pytest.raises(UsageError, match=line):
-        command.options_of(parse(*words))
+        command.sweep_of(parse(*words))
 
 
 @pytest.mark.parametrize(
@@ -292,16 +461,14 @@ def test_where_a_service_is_reached(binds: list[str], host: str) -> None:
     assert targets.reachable(binds) == host
 
 
-def test_rounds_are_interleaved() -> None:
-    made = compare.steps(targets.choose(["127.0.0.1:1", "127.0.0.1:2"]), 3)
-    assert [(step.target.port, step.repeat, step.number) for step in made] == [
-        (1, 0, 0),
-        (2, 0, 1),
-        (1, 1, 2),
-        (2, 1, 3),
-        (1, 2, 4),
-        (2, 2, 5),
+def test_rounds_are_interleaved_load_by_load() -> None:
+    sweep = [runner.Options(connections=1), runner.Options(connections=5)]
+    made = list(compare.steps(targets.choose(["127.0.0.1:1", "127.0.0.1:2"]), sweep, 3))
+    assert [(step.options.connections, step.repeat, step.target.port) for step in made] == [
+        (connections, repeat, port) for connections in (1, 5) for repeat in range(3) for port in (1, 2)
     ]
+    assert [step.number for step in made] == list(range(12))
+    assert {step.total for step in made} == {12}
 
 
 @pytest.mark.parametrize(
@@ -316,6 +483,12 @@ def test_rounds_are_interleaved() -> None:
 )
 def test_progress_share(options: runner.Options, done: float) -> None:
     assert progress.share(runner.Progress("run", 1.0, 1, 50), options) == done
+
+
+def test_rate_is_that_between_two_progresses() -> None:
+    before, now = (runner.Progress("run", *at) for at in ((1.0, 1, 100), (1.2, 1, 300)))
+    assert progress.rate(before, now) == pytest.approx(1000)
+    assert progress.rate(now, now) == 0
 
 
 @pytest.mark.parametrize("line", ["", "bench: no", "{}", '{"progress": 1}', '{"progress": {"phase": "run"}}', "[1]"])
@@ -411,6 +584,29 @@ def test_exact_count(echo_server: int) -> None:
     assert "requests" not in measured.options
 
 
+@pytest.mark.parametrize(
+    ("options", "headline"),
+    [
+        (runner.Options(count=300, rate_per_s=20_000.0), "open loop at 20,000/s: 1 connection"),
+        (runner.Options(count=300, crr=True), "connect-request-response: 1 connection"),
+        (runner.Options(count=300, depth=4), "pipelined, 4 deep: 1 connection"),
+        (runner.Options(burst=1, rounds=300), "burst: 1 connection"),
+    ],
+)
+def test_every_way_to_load_a_server(echo_server: int, options: runner.Options, headline: str) -> None:
+    where = targets.Where("s", "127.0.0.1", echo_server)
+    result = samples.result(compare.run(compare.Step(where, options, 0, 0, 1)))
+    assert result.headline()[0] == headline
+    assert result.targets()[0].latency.count == 300
+    assert Result.from_json(result.to_json()).headline() == result.headline()
+
+
+def test_a_rate_that_is_too_high_is_noted() -> None:
+    options = {**samples.OPTIONS, "mode": "open", "rate_per_s": 1e6, "unsent": 1234}
+    result = samples.result(samples.run("s", [1000], repeat=2, options=options))
+    assert result.notes() == ["s: 1,234 requests of round 3 never sent: the rate is too high"]
+
+
 def test_percentiles_are_those_that_bench_prints(echo_server: int) -> None:
     where = ["--host", "127.0.0.1", "--port", str(echo_server), "--count", "2000", "--json"]
     printed = json.loads(subprocess.run([programs.find("bench"), *where], capture_output=True, check=True).stdout)
@@ -470,7 +666,7 @@ def test_what_the_service_counted_in_exactly_this_run(echo_server: int) -> None:
         )
 
     where = targets.Where("s", "127.0.0.1", echo_server, "user", snapshot)
-    done = compare.run(compare.Step(where, 0, 0, 1), runner.Options(count=100, warmup_s=0.0))
+    done = compare.run(compare.Step(where, runner.Options(count=100, warmup_s=0.0), 0, 0, 1))
     assert done.kernel is not None
     assert done.kernel["user"].echoes == done.latency.count == 100
     assert (done.path, done.why, done.mismatch()) == ("user", "", "")
@@ -481,7 +677,7 @@ def test_a_service_that_was_reset_meanwhile_is_noted(echo_server: int) -> None:
     after = replace(before, paths={"other": PathStats()})
     snapshots = iter([before, after])
     where = targets.Where("s", "127.0.0.1", echo_server, "user", lambda: next(snapshots))
-    done = compare.run(compare.Step(where, 0, 0, 1), runner.Options(count=10))
+    done = compare.run(compare.Step(where, runner.Options(count=10), 0, 0, 1))
     assert done.kernel is None
     assert "reset or started anew" in done.why
 

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from native_support import TIMEOUT_S, ScriptedServer, Server, bench_json, build, echo, run, server
+from native_support import TIMEOUT_S, ScriptedServer, Server, bench_json, build, echo, program, run, server
 
 MODES = {
     "closed": (),
@@ -60,6 +62,63 @@ def test_warmup_and_duration(target: Server, mode: str) -> None:
 
 
 # ---- the open loop ----
+
+
+def held(target: Server, *args: object) -> subprocess.Popen[str]:
+    """A bench that has come to the end of its warm-up and waits."""
+    process = subprocess.Popen(
+        [program("bench", "asan"), *map(str, ("--port", target.port, "--json", "--hold", *args))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert json.loads(process.stderr.readline())["progress"]["phase"] == "hold"
+    return process
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "closed"])
+def test_hold_parts_the_warmup_from_what_is_measured(target: Server, mode: str, threads: int) -> None:
+    """What a server counts from then on is what was measured, but for warm-up that was under way."""
+    process = held(target, *MODES[mode], "--threads", threads, "--warmup", 0.1, "--count", 1009)
+    before = target.stats()
+    out, err = process.communicate("\n", timeout=TIMEOUT_S)
+    assert (process.returncode, err) == (0, "")
+    result = json.loads(out)
+    assert result["requests"] == 1009 and result["held"] is True
+    under_way = 3 * (7 if mode == "pipeline" else 1)
+    assert 1009 * 64 <= target.stats()["bytes"] - before["bytes"] <= (1009 + under_way) * 64
+
+
+@pytest.mark.parametrize("warmup", [0, 0.1])
+def test_hold_is_exact_on_one_connection(target: Server, warmup: float) -> None:
+    process = held(target, "--warmup", warmup, "--count", 1009)
+    before = target.stats()
+    assert process.stdin is not None
+    process.stdin.close()  # an end does as well as a line
+    process.wait(TIMEOUT_S)
+    assert target.stats()["echoes"] - before["echoes"] == 1009
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_time_held_is_no_latency(target: Server, mode: str) -> None:
+    """A second of it; the requests are a hundred, so that half of them are far quicker, wherever this runs."""
+    process = held(target, *MODES[mode], "--warmup", 0.05, "--count", 100)
+    time.sleep(1)
+    out, _ = process.communicate("\n", timeout=TIMEOUT_S)
+    result = json.loads(out)
+    assert result["requests"] == 100
+    assert result["latency_ns"]["p50"] < 1e9
+
+
+def test_interrupted_while_held(target: Server) -> None:
+    process = held(target, "--connections", 3, "--threads", 2, "--warmup", 0.05, "--duration", 600)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, err) == (130, "")
+    assert json.loads(out)["interrupted"] is True
 
 
 def test_open_loop_sends_what_is_due_and_no_more(target: Server) -> None:

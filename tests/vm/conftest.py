@@ -2,41 +2,18 @@
 """What all tests in the virtual machine share: no skips, no bug reports in the kernel's log, a service to talk to."""
 
 import resource
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import fastecho
 import pytest
 from kernel_log import KernelLog, bug_reports
-
-BUILD = fastecho.TOP / "build"
-
-# How each way of echoing is started. A backend that serves the same traffic tests adds its ways here.
-MODES = {
-    "softirq": lambda: fastecho.load("backlog=1024"),
-    "workqueue": lambda: fastecho.load("inline=0", "backlog=1024"),
-    "workqueue-percpu": lambda: fastecho.load("inline=0", "bench=1", "backlog=1024"),
-}
+from modes import MODES, Service
 
 
-@dataclass(frozen=True)
-class Service:
-    """A running echo service."""
-
-    mode: str
-    address: str = "127.0.0.1"
-    port: int = fastecho.PORT
-
-    @property
-    def endpoint(self) -> tuple[str, int]:
-        return self.address, self.port
-
-    def stream(self, connections: int, size_bytes: int, timeout_s: float = 120, prefix: tuple[str, ...] = ()) -> None:
-        """Sends and compares size_bytes on each connection, by tests/vm/stream.c."""
-        command = [*prefix, str(BUILD / "stream"), self.address, str(self.port), str(connections), str(size_bytes), "1"]
-        subprocess.run(command, check=True, timeout=timeout_s)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """After some tests no other can run."""
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -87,9 +64,15 @@ def kernel_log(session_log: KernelLog) -> Iterator[KernelLog]:
     assert not bug_reports(seen), "\n".join(seen)
 
 
-@pytest.fixture(params=MODES)
-def service(request: pytest.FixtureRequest, kernel_log: KernelLog) -> Iterator[Service]:
-    """The service in each of its modes; once the test is over it has to stop within two seconds."""
-    MODES[request.param]()
-    yield Service(request.param)
-    assert fastecho.unload() < fastecho.UNLOAD_LIMIT_S
+@pytest.fixture(scope="module", params=MODES)
+def mode(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each way of echoing, one after the other: what takes long to bring up stays up for all tests of a file."""
+    with MODES[request.param].kept():
+        yield request.param
+
+
+@pytest.fixture
+def service(mode: str, kernel_log: KernelLog) -> Iterator[Service]:
+    """The service in each of its modes."""
+    with MODES[mode].serving() as service:
+        yield service

@@ -6,15 +6,10 @@ import subprocess
 from statistics import median
 
 import fastecho
-from conftest import BUILD
+from modes import BUILD, Service
 
 SERVER = BUILD / "user-echo-server"
 PORT = fastecho.PORT + 1
-
-
-def p50_ns(port: int) -> int:
-    command = [str(BUILD / "pingpong"), "127.0.0.1", str(port), "64", "2001"]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def is_listening() -> bool:
@@ -26,10 +21,11 @@ if SERVER.exists():
 
     def test_three_times_as_fast_as_epoll() -> None:
         fastecho.load()
+        module, user = Service("softirq"), Service("user", port=PORT)
         server = subprocess.Popen([str(SERVER), "--port", str(PORT)])
         try:
             fastecho.wait_for(is_listening, "the server to listen")
-            ratios = [p50_ns(PORT) / p50_ns(fastecho.PORT) for _ in range(5)]
+            ratios = [user.pingpong(64, 2001) / module.pingpong(64, 2001) for _ in range(5)]
         finally:
             server.terminate()
             server.wait()

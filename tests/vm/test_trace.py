@@ -3,7 +3,6 @@
 
 import re
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +10,17 @@ from pathlib import Path
 
 import fastecho
 import pytest
-from conftest import BUILD, Service
+from modes import MODULE_MODES, Service
 
 TRACING = Path("/sys/kernel/tracing")
 PATHS = {"softirq": "softirq", "workqueue": "workqueue", "workqueue-percpu": "workqueue"}
 EVENT = re.compile(r"fastecho_echo: path=(\w+) bytes=(\d+) ns=(\d+)")
+
+
+@pytest.fixture(params=MODULE_MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    """Only the module has a tracepoint."""
+    return request.param
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ def recorded() -> Iterator[list[Echo]]:
 def test_one_event_a_message(service: Service) -> None:
     count, size = 1009, 61
     with recorded() as echoes:
-        subprocess.run([str(BUILD / "pingpong"), *map(str, (*service.endpoint, size, count))], check=True)
+        service.pingpong(size, count)
         fastecho.wait_idle()
     assert len(echoes) == count
     assert {echo.bytes for echo in echoes} == {size}
@@ -73,7 +78,7 @@ def test_bytes_add_up_through_stalls(service: Service) -> None:
             except BlockingIOError:
                 pass
             sock.shutdown(socket.SHUT_WR)
-            sock.settimeout(20)
+            sock.settimeout(60)
             received = 0
             while piece := sock.recv(1 << 16):
                 received += len(piece)
@@ -99,5 +104,5 @@ def test_switched_on_and_off_under_traffic(service: Service) -> None:
 def test_softirq_hardly_needs_the_workqueue(size: int, inline_bound: int) -> None:
     fastecho.load()
     with recorded() as echoes:
-        subprocess.run([str(BUILD / "pingpong"), "127.0.0.1", str(fastecho.PORT), str(size), "1009"], check=True)
+        Service("softirq").pingpong(size, 1009)
     assert sum(echo.path == "workqueue" for echo in echoes) <= inline_bound

@@ -13,13 +13,13 @@ import time
 
 import fastecho
 import pytest
-from conftest import Service
+from modes import Service
 
 STREAM_BYTES = int(os.environ.get("KECHO_VM_STREAM_BYTES", 50_000_000))
 
 
 def connect(service: Service, **options) -> socket.socket:
-    sock = socket.create_connection(service.endpoint, timeout=20, **options)
+    sock = socket.create_connection(service.endpoint, timeout=60, **options)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
@@ -70,23 +70,23 @@ def test_half_close_gets_everything_then_the_end(service: Service, size: int) ->
             sender.join()
             sock.shutdown(socket.SHUT_WR)
         assert bytes(reader_sees) + read_to_end(sock) == data
-    fastecho.wait_idle()
-    assert fastecho.counter("aborted") == 0
+    service.wait_idle()
+    assert service.counter("aborted") == 0
 
 
 def test_data_and_end_before_accept(service: Service) -> None:
     """What a client sends in the moment that it connects, and even its FIN, may be there before accept() is."""
     socks = []
     for number in range(100):
-        sock = socket.create_connection(service.endpoint, timeout=20)
+        sock = socket.create_connection(service.endpoint, timeout=60)
         sock.sendall(b"early %d" % number)
         sock.shutdown(socket.SHUT_WR)
         socks.append(sock)
     for number, sock in enumerate(socks):
         assert read_to_end(sock) == b"early %d" % number
         sock.close()
-    fastecho.wait_idle()
-    assert fastecho.counter("total") == 100
+    service.wait_idle()
+    assert service.counter("total") == 100
 
 
 def test_one_byte_writes(service: Service) -> None:
@@ -117,7 +117,7 @@ def test_fills_both_buffers_and_then_reads(service: Service, buffer_size: int | 
             time.sleep(0.02)
     assert sent < 64 << 20, "a client that never reads is not held back"
 
-    sock.settimeout(20)
+    sock.settimeout(60)
     received = 0
     while received < sent:
         piece = sock.recv(1 << 16)
@@ -133,7 +133,7 @@ def test_fills_both_buffers_and_then_reads(service: Service, buffer_size: int | 
 
 
 def test_stream(service: Service) -> None:
-    service.stream(1, STREAM_BYTES, timeout_s=60 + STREAM_BYTES / 5_000_000)
+    service.stream(1, STREAM_BYTES, timeout_s=300 + STREAM_BYTES / 1_000_000)
 
 
 def test_many_streams(service: Service) -> None:
@@ -142,8 +142,8 @@ def test_many_streams(service: Service) -> None:
         client.start()
     for client in clients:
         client.join()
-    fastecho.wait_idle()
-    assert (fastecho.counter("total"), fastecho.counter("aborted")) == (64, 0)
+    service.wait_idle()
+    assert (service.counter("total"), service.counter("aborted")) == (64, 0)
 
 
 def test_300_work_while_300_stay_open(service: Service) -> None:
@@ -153,7 +153,7 @@ def test_300_work_while_300_stay_open(service: Service) -> None:
         sock.sendall(b"first")
     for sock in idle:
         assert read_exactly(sock, 5) == b"first"
-    service.stream(300, 10_000, timeout_s=60)
+    service.stream(300, 10_000)
     for sock in idle:
         sock.sendall(b"last")
     for sock in idle:
@@ -171,7 +171,7 @@ def test_burst_of_1000(service: Service) -> None:
         selector.register(sock, selectors.EVENT_WRITE, b"message %d" % number)
     left = 1000
     while left:
-        events = selector.select(timeout=20)
+        events = selector.select(timeout=60)
         assert events, f"{left} of 1000 got no answer"
         for key, mask in events:
             sock = key.fileobj
@@ -184,8 +184,8 @@ def test_burst_of_1000(service: Service) -> None:
                 selector.unregister(sock)
                 sock.close()
                 left -= 1
-    fastecho.wait_idle()
-    assert (fastecho.counter("total"), fastecho.counter("aborted")) == (1000, 0)
+    service.wait_idle()
+    assert (service.counter("total"), service.counter("aborted")) == (1000, 0)
 
 
 def test_reset_in_mid_stream(service: Service) -> None:
@@ -195,8 +195,8 @@ def test_reset_in_mid_stream(service: Service) -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.sendall(random.randbytes(100_000))
             sock.close()
-        fastecho.wait_for(lambda: fastecho.counter("active") == 1, "the reset connections to go")
-        assert fastecho.counter("aborted") == 10
+        fastecho.wait_for(lambda: service.counter("active") == 1, "the reset connections to go")
+        assert service.counter("aborted") == 10
         neighbour.sendall(b"unharmed")
         assert read_exactly(neighbour, 8) == b"unharmed"
 
@@ -223,11 +223,11 @@ def test_telnet(service: Service) -> None:
     else:
         pytest.fail("telnet did not show the echo")
     telnet.stdin.close()
-    telnet.wait(10)
+    telnet.wait(60)
 
 
 def test_ipv6(service: Service) -> None:
-    with socket.create_connection(("::1", service.port), timeout=20) as sock:
+    with socket.create_connection(("::1", service.port), timeout=60) as sock:
         sock.sendall(b"six")
         assert read_exactly(sock, 3) == b"six"
 

@@ -1,22 +1,49 @@
-# The tests in a virtual machine; the top-level Makefile includes this. KVER= chooses the kernel.
+# The tests in virtual machines; the top-level Makefile includes this. KVER= chooses the kernel, by version or series.
 
-VM_KVER = $(or $(KVER),$(shell scripts/vm --print-kver))
-VM_TOOLS := build/pingpong build/stream
-VM_TIMEOUT ?= 900
+VM_KVER     = $(shell scripts/vm $(if $(KVER),--kver $(KVER)) --print-kver)
+VM_TIMEOUT ?= 2400
+VM_TOOLS   := build/pingpong build/floors build/stream
+VM_ARGS    ?=
 
-.PHONY: check-vm check-vm-behaviour check-vm-instructions vm-build
+# With slab_nomerge each cache has its own objects: a leak shows at the cache's end.
+VM_BOOT = scripts/vm --kver $(VM_KVER) --append slab_nomerge --timeout $(VM_TIMEOUT)
+
+.PHONY: check-vm check-vm-behaviour check-vm-instructions bench-instructions vm-build vm-short vm-short-6.1 vm-short-6.12 vm-short-mode vm-short-clock
 
 check-vm: check-vm-behaviour check-vm-instructions ## run tests/vm on a stock kernel in a virtual machine [KVER=]
 
-# With slab_nomerge each cache has its own objects: a leak shows at the cache's end.
 check-vm-behaviour: vm-build
-	scripts/vm --kver $(VM_KVER) --append slab_nomerge --timeout $(VM_TIMEOUT) 'tests/vm/run -m "not instructions"'
+	$(VM_BOOT) 'tests/vm/run -m "not instructions" $(VM_ARGS)'
 
-check-vm-instructions: vm-build ## instructions a round trip of the module, in the virtual machine [KVER=]
-	scripts/vm --kver $(VM_KVER) --icount --timeout $(VM_TIMEOUT) 'tests/vm/run -m instructions -s'
+check-vm-instructions: vm-build ## only what is measured by counting instructions [KVER=]
+	$(VM_BOOT) --icount 'KECHO_VM_ICOUNT=1 tests/vm/run -m "instructions or unload" -s $(VM_ARGS)'
 
-vm-build: $(VM_TOOLS)
-	$(MAKE) -C kmod KVER=$(VM_KVER)
+bench-instructions: vm-build ## print instructions a round trip, every backend and path [KVER=]
+	@scripts/vm --kver $(VM_KVER) --icount --timeout 3600 '.venv/bin/python tests/vm/instructions.py'
+
+# What make check runs: the tests of behaviour on both kernels, with fewer rounds of load; on 6.1 also those of kecho-ctl's
+# mode module, and the main ones of those that count instructions. A machine keeps about one CPU busy: two run at a time.
+VM_SHORT = tests/vm/run -m "not instructions" -k
+vm-short: vm-build
+	@echo "make check: the tests in virtual machines; each reports when it is done"
+	@$(MAKE) --no-print-directory -j2 -O -k vm-short-6.1 vm-short-6.12 vm-short-mode vm-short-clock
+
+vm-short-6.1 vm-short-6.12: vm-short-%:
+	@scripts/vm --kver $* --append slab_nomerge --timeout $(VM_TIMEOUT) \
+		'KECHO_VM_LOAD_ROUNDS=10 KECHO_VM_STREAM_BYTES=20000000 $(VM_SHORT) "not test_module_mode"'
+
+vm-short-mode:
+	@scripts/vm --kver 6.1 --append slab_nomerge --timeout $(VM_TIMEOUT) '$(VM_SHORT) test_module_mode'
+
+vm-short-clock:
+	@scripts/vm --kver 6.1 --append slab_nomerge --timeout $(VM_TIMEOUT) --icount \
+		'KECHO_VM_ICOUNT=1 tests/vm/run -s -k "(round_trip and (bare or msg)) or unload_under_traffic or unload_with_idle"'
+
+# For every kernel: one test wants a module that is built for another.
+vm-build: $(VM_TOOLS) native
+	@for build in /lib/modules/*/build; do \
+		$(MAKE) --no-print-directory -C kmod KVER=$$(basename $$(dirname $$build)) || exit; \
+	done
 
 $(VM_TOOLS): build/%: tests/vm/%.c
 	@mkdir -p $(@D)

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: MIT
+"""The services that `--compare` names: brought up side by side, each by the controller, and taken down again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kecho import backends, kernel, rundir
+from kecho.bench.targets import Where, reachable
+from kecho.client import Client
+from kecho.config import DEFAULT_BACKLOG, DEFAULT_BINDS, Config, family_of
+from kecho.errors import KechoError, Unavailable, UsageError
+
+# What `--compare` takes, and the options of `up` that it stands for.
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "user": {"mode": "user"},
+    "user:epoll": {"mode": "user", "engine": "epoll"},
+    "user:io_uring": {"mode": "user", "engine": "io_uring"},
+    "sockmap": {"mode": "sockmap"},
+    "sockmap:msg": {"mode": "sockmap", "path": "msg"},
+    "sockmap:skb": {"mode": "sockmap", "path": "skb"},
+    "module": {"mode": "module"},
+    "module:workqueue": {"mode": "module", "inline": False},
+}
+_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_PORTS = range(10_000, 65_536)
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The services that are up, and why the others are not."""
+
+    targets: tuple[Where, ...]
+    left_out: Mapping[str, str]
+
+
+def parse(text: str) -> tuple[str, ...]:
+    """The variants in a list such as ``user,sockmap:msg``. Raises UsageError."""
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in VARIANTS:
+            raise UsageError(f"--compare {name!r}: must be of {', '.join(VARIANTS)}")
+        if names.count(name) > 1:
+            raise UsageError(f"--compare: {name} named twice")
+    if sum(VARIANTS[name]["mode"] == "module" for name in names) > 1:
+        raise UsageError("--compare: a kernel takes the module once; compare its variants in runs of their own")
+    return names
+
+
+@contextlib.contextmanager
+def brought_up(names: Sequence[str], connections: int) -> Iterator[Fleet]:
+    """Brings `names` up on ports of their own, with a backlog for `connections` at once; takes them down in the end.
+
+    What this machine cannot run is left out. Raises Unavailable if that leaves nothing, or without root; KechoError
+    if a service does not come up. Whatever ends this process, the services end with it.
+    """
+    rundir.check_privilege()
+    targets: list[Where] = []
+    left_out: dict[str, str] = {}
+    stack = contextlib.ExitStack()
+    try:
+        for name in names:
+            try:
+                targets.append(stack.enter_context(_service(name, connections)))
+            except Unavailable as e:
+                left_out[name] = str(e)
+        if not targets:
+            raise Unavailable("; ".join(f"{name}: {why}" for name, why in left_out.items()))
+        yield Fleet(tuple(targets), left_out)
+    finally:
+        with _deaf():
+            stack.close()
+
+
+@contextlib.contextmanager
+def _service(variant: str, connections: int) -> Iterator[Where]:
+    from kecho.controller import run_background
+
+    mode = VARIANTS[variant]["mode"]
+    backends.check(mode)
+    binds = tuple(bind for bind in DEFAULT_BINDS if kernel.can_bind(bind))
+    name = f"bench-{os.getpid()}-{variant.replace(':', '-')}"
+    backlog = max(DEFAULT_BACKLOG, connections)
+    config = Config(name=name, port=free_port(binds), binds=binds, backlog=backlog, **VARIANTS[variant])
+    try:
+        run_background(config, dies_with_parent=True)
+        yield Where(variant, reachable(binds), config.port, mode, Client(name).snapshot)
+    finally:
+        if rundir.directory(name).is_dir():
+            Client(name).down()
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C does nothing meanwhile: pressed twice, it must not leave half the services up."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def free_port(binds: Sequence[str]) -> int:
+    """A port that nobody listens on, and that no client is given as its own. Raises KechoError."""
+    low, high = map(int, _PORT_RANGE.read_text().split())
+    candidates = [port for port in _PORTS if not low <= port <= high] or list(_PORTS)
+    for port in random.sample(candidates, min(len(candidates), 1000)):
+        if all(_is_free(bind, port) for bind in binds):
+            return port
+    raise KechoError("no free port for a service")
+
+
+def _is_free(bind: str, port: int) -> bool:
+    with socket.socket(family_of(bind)) as sock:
+        try:
+            sock.bind((bind, port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: MIT
+"""Records and their JSON: the fields that stand in both under the same name and as they are. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def plain(record: object, names: Iterable[str]) -> dict[str, Any]:
+    """These fields of a record, for its JSON."""
+    return {name: getattr(record, name) for name in names}
+
+
+def picked(obj: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """These fields of a JSON object, for the record. Raises KeyError for one that is missing."""
+    return {name: obj[name] for name in names}

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""Network namespaces of the tests: a remote client is one at the other end of a veth pair."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator
+
+from pyroute2 import NetNS, netns
+from pyroute2.iproute.linux import IPRoute
+
+# One of its own for each process: runs of several checkouts on one machine must not meet.
+NET = 1 + os.getpid() % 250
+
+
+@contextlib.contextmanager
+def namespace() -> Iterator[str]:
+    """An empty network namespace with its loopback up."""
+    name = f"kecho-{os.getpid()}-{random.randrange(1 << 32):x}"
+    netns.create(name)
+    try:
+        with NetNS(name) as there:
+            there.link("set", index=there.link_lookup(ifname="lo")[0], state="up")
+        yield name
+    finally:
+        netns.remove(name)
+
+
+class Veth:
+    """A pair of devices: ours with the addresses .1, the other's in a namespace with .2."""
+
+    def __init__(self, namespace: str, net: int) -> None:
+        self.namespace, self.device = namespace, f"kv{random.randrange(1 << 32):x}"
+        block, net = divmod(net, 256)
+        self.here, self.there = f"10.{83 + block}.{net}.1", f"10.{83 + block}.{net}.2"
+        self.here6, self.there6 = f"fd{83 + block}:{net}::1", f"fd{83 + block}:{net}::2"
+        with IPRoute() as here, NetNS(namespace) as there:
+            here.link("add", ifname=self.device, kind="veth", peer={"ifname": "peer", "net_ns_fd": namespace})
+            index = here.link_lookup(ifname=self.device)[0]
+            try:
+                peer = there.link_lookup(ifname="peer")[0]
+                for stack, link, v4, v6 in (
+                    (here, index, self.here, self.here6),
+                    (there, peer, self.there, self.there6),
+                ):
+                    stack.link("set", index=link, state="up")
+                    stack.addr("add", index=link, address=v4, prefixlen=24)
+                    stack.addr("add", index=link, address=v6, prefixlen=64, flags=0x02)  # IFA_F_NODAD
+            except BaseException:
+                here.link("del", index=index)
+                raise
+
+    def close(self) -> None:
+        """Takes the pair away, if its namespace has not done so. Idempotent."""
+        with IPRoute() as here:
+            for index in here.link_lookup(ifname=self.device):
+                here.link("del", index=index)
+
+
+@contextlib.contextmanager
+def veth(net: int = NET) -> Iterator[Veth]:
+    """A namespace at the other end of a veth pair, in the network 10.83.`net`.0/24 and fd83:`net`::/64.
+
+    `net` + 256 is another one, of this process too.
+    """
+    with namespace() as name:
+        pair = Veth(name, net)
+        try:
+            yield pair
+        finally:
+            pair.close()

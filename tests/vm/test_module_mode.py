@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: MIT
+"""kecho-ctl's mode module, from `up` to `down`, and each thing that can keep it from working."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fastecho
+import pytest
+from modes import BUILD, Service, kecho_ctl, leaving_no_bpf
+
+from kecho import rundir
+from kecho.client import Client
+
+RUN = Path("/run/kecho")
+MODULES = Path("/lib/modules") / os.uname().release
+MESSAGES = 1009
+
+
+def up(*options: object) -> str:
+    """Brings mode module up; returns the line that says so."""
+    done = kecho_ctl("up", "--mode", "module", *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def up_fails(status: int, *options: object) -> str:
+    """Mode module cannot be brought up; returns the one line that says why."""
+    done = kecho_ctl("up", "--mode", "module", *options)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (status, "", 1)
+    assert not RUN.exists()
+    return done.stderr
+
+
+def down() -> None:
+    """Takes it down, as `kecho-ctl down` does; nothing may be left."""
+    Client("kecho").down()
+    assert not fastecho.is_loaded()
+    assert not RUN.exists()
+
+
+def ctl_json(*arguments: str) -> dict:
+    """What a command prints with --json."""
+    done = kecho_ctl(*arguments, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+def kill_controller() -> None:
+    """With -9; returns once it is gone."""
+    pid = json.loads((RUN / "kecho/state.json").read_text())["pid"]
+    os.kill(pid, signal.SIGKILL)
+    fastecho.wait_for(lambda: not rundir.is_running(pid), "the controller to end")
+
+
+@pytest.fixture(autouse=True)
+def nothing_up() -> Iterator[None]:
+    """A test that failed does not take the next one along."""
+    yield
+    if RUN.exists():
+        kecho_ctl("down", "--all")
+
+
+@contextmanager
+def mounted(source: Path, target: Path) -> Iterator[None]:
+    """Source in the place of target, whose file system is read-only."""
+    subprocess.run(["mount", "--bind", str(source), str(target)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
+
+
+def test_up_counts_exactly_and_down(tmp_path: Path) -> None:
+    with leaving_no_bpf():
+        assert "is up: mode module, 127.0.0.1:12345, [::1]:12345, paths: softirq, then workqueue\n" in up()
+        Service("softirq").pingpong(61, MESSAGES)
+        Service("softirq", address="::1").pingpong(61, MESSAGES)
+        fastecho.wait_idle()
+        with socket.create_connection(("127.0.0.1", fastecho.PORT)) as sock:
+            sock.sendall(b"still here")
+            sock.recv(10)
+            found = ctl_json("stats")
+            (status,) = ctl_json("status", "kecho")["services"]
+        assert found["connections"] == {"active": 1, "total": 3, "rejected": 0, "aborted": 0}
+        assert (status["mode"], status["state"], status["paths"]) == ("module", "up", ["softirq", "workqueue"])
+        assert len(status["sockets"]) == 1
+        # The first message of a connection may have been there before accept(), which is the workqueue's.
+        paths = found["paths"]
+        assert paths["softirq"]["echoes"] >= 2 * MESSAGES - 2
+        assert sum(path["echoes"] for path in paths.values()) == 2 * MESSAGES + 1
+        assert sum(path["bytes"] for path in paths.values()) == 2 * MESSAGES * 61 + 10
+        for path in paths.values():
+            assert path["latency_ns"]["count"] == path["echoes"]
+        done = kecho_ctl("stats", "--plot", tmp_path / "latency.png")
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
+        assert kecho_ctl("down").returncode == 0
+        assert not fastecho.is_loaded() and not RUN.exists()
+
+
+def test_options_reach_the_module() -> None:
+    line = up("--port", 12346, "--bind", "127.0.0.2", "--backlog", 300, "--bench", 1, "--no-inline")
+    assert "127.0.0.2:12346, paths: workqueue\n" in line
+    names = ["port", "bind", "backlog", "bench", "inline"]
+    assert [fastecho.parameter(name) for name in names] == ["12346", "127.0.0.2", "300", "1", "0"]
+    Service("workqueue", "127.0.0.2", 12346).pingpong(64, MESSAGES)
+    paths = Client("kecho").snapshot().paths
+    assert [paths[name].echoes for name in ("softirq", "workqueue")] == [0, MESSAGES]
+    down()
+
+
+def test_killed() -> None:
+    """The module stays; the next `up` replaces it and says so; and `down` clears away after the next kill."""
+    with leaving_no_bpf():
+        up()
+        kill_controller()
+        assert fastecho.is_loaded()
+        (status,) = ctl_json("status")["services"]
+        assert (status["mode"], status["state"]) == ("module", "died")
+        assert "replaced the fastecho that a killed controller had left" in up()
+        Service("softirq").pingpong(64, MESSAGES)
+        found = Client("kecho").snapshot()
+        assert (found.connections.total, sum(path.echoes for path in found.paths.values())) == (1, MESSAGES)
+        kill_controller()
+        down()
+
+
+def test_loaded_by_hand() -> None:
+    fastecho.load()
+    assert "not by kecho-ctl; rmmod fastecho first" in up_fails(1)
+    assert fastecho.is_loaded()
+
+
+def test_one_at_a_time() -> None:
+    """A second service does not take the first one's module; nor does what a dead one left in the way."""
+    up()
+    done = kecho_ctl("up", "--mode", "module", "--name", "second", "--port", 12346)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "kecho-ctl down kecho" in done.stderr
+    (RUN / "dead").mkdir()
+    (RUN / "dead/state.json").write_text(json.dumps({"mode": "module", "pid": 1 << 22}))
+    Client("dead").down()
+    Service("softirq").pingpong(64, 3)
+    down()
+
+
+def test_port_taken() -> None:
+    with socket.create_server(("127.0.0.1", fastecho.PORT)):
+        line = up_fails(1)
+    assert str(fastecho.PORT) in line and f"pid {os.getpid()}" in line
+    assert not fastecho.is_loaded()
+
+
+def test_built_for_another_kernel() -> None:
+    (other,) = {ko.parent for ko in BUILD.glob("kmod-*-amd64/fastecho.ko")} - {fastecho.KO.parent}
+    with mounted(other, fastecho.KO.parent):
+        line = up_fails(3)
+    assert "built for another kernel" in line and "make kmod" in line
+
+
+def test_not_built(tmp_path: Path) -> None:
+    with mounted(tmp_path, fastecho.KO.parent):
+        line = up_fails(3)
+    assert "no fastecho.ko for" in line and "make kmod" in line
+
+
+def test_installed_is_loaded_by_name(tmp_path: Path) -> None:
+    """Where DKMS puts it modprobe finds it, and the checkout's is left alone."""
+    for headers in ("build", "source"):
+        (tmp_path / headers).symlink_to((MODULES / headers).readlink())
+    (tmp_path / "updates/dkms").mkdir(parents=True)
+    shutil.copy(fastecho.KO, tmp_path / "updates/dkms")
+    with mounted(tmp_path, MODULES), mounted(tmp_path / "updates", fastecho.KO.parent):
+        subprocess.run(["depmod"], check=True)
+        up()
+        Service("softirq").pingpong(64, 3)
+        down()
+
+
+@pytest.mark.last
+def test_no_unsigned_module() -> None:
+    """Neither under lockdown nor where a signature is required; both hold until the next boot."""
+    lockdown = Path("/sys/kernel/security/lockdown")
+    if not lockdown.exists():
+        subprocess.run(["mount", "-t", "securityfs", "none", "/sys/kernel/security"], check=True)
+    lockdown.write_text("integrity")
+    assert "locked down" in up_fails(3)
+    Path("/sys/module/module/parameters/sig_enforce").write_text("1")
+    assert "wants modules signed" in up_fails(3)

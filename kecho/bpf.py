@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kecho import bpfsys, kernel
+from kecho import bpfsys, kernel, privileges
 from kecho.errors import KechoError, Unavailable
 from kecho.histogram import SLOTS, Histogram
+from kecho.privileges import CAP_BPF, CAP_SYS_ADMIN
 from kecho.snapshot import PathStats
 
 # struct path_stats of bpf/kecho.h, in units of 8 bytes.
@@ -90,6 +91,10 @@ class PathArray:
     def read(self) -> dict[str, PathStats]:
         """All paths now. One system call a path, all CPUs at once."""
         return {name: self._read(index) for index, name in enumerate(self._names)}
+
+    def needs(self) -> frozenset[int]:
+        """The capability to read with: before Linux 5.19 having the descriptor is not enough."""
+        return privileges.needed((CAP_BPF, CAP_SYS_ADMIN), self.read)
 
     def _read(self, index: int) -> PathStats:
         key = index.to_bytes(4, sys.byteorder)

@@ -26,6 +26,9 @@ ATTACH_SK_MSG_VERDICT = 7
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY, _PROG_LOAD, _PROG_ATTACH = 0, 1, 2, 3, 4, 5, 8
 _LINK_CREATE = 28
 
+# What `bpftool` shows for what is made here: only probes are, and only for a moment.
+_NAME = b"kecho_probe"
+
 _SYSCALL = {"x86_64": 321, "aarch64": 280}
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -44,7 +47,8 @@ def _bpf(command: int, attr: bytes, what: str) -> int:
 
 def map_create(map_type: int, key_size: int, value_size: int, max_entries: int) -> int:
     """A new map's descriptor. Raises OSError."""
-    return _bpf(_MAP_CREATE, struct.pack("=IIII", map_type, key_size, value_size, max_entries), "BPF_MAP_CREATE")
+    attr = struct.pack("=7I16s", map_type, key_size, value_size, max_entries, 0, 0, 0, _NAME)
+    return _bpf(_MAP_CREATE, attr, "BPF_MAP_CREATE")
 
 
 def map_lookup(map_fd: int, key: bytes, size: int) -> bytes:
@@ -92,7 +96,8 @@ def prog_load(prog_type: int, instructions: bytes) -> int:
     """A program's descriptor. Raises OSError if the kernel refuses the type or the program."""
     program = ctypes.create_string_buffer(instructions, len(instructions))
     licence = ctypes.create_string_buffer(b"GPL")
-    attr = struct.pack("=IIQQ", prog_type, len(instructions) // 8, ctypes.addressof(program), ctypes.addressof(licence))
+    addresses = (ctypes.addressof(program), ctypes.addressof(licence))
+    attr = struct.pack("=IIQQIIQII16s", prog_type, len(instructions) // 8, *addresses, 0, 0, 0, 0, 0, _NAME)
     return _bpf(_PROG_LOAD, attr, "BPF_PROG_LOAD")
 
 

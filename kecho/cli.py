@@ -217,7 +217,7 @@ def _add_status(commands: Any) -> None:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from kecho import client, report
+    from kecho import client, report, rundir
 
     found = client.status_json()
     if args.name:
@@ -227,6 +227,8 @@ def _status(args: argparse.Namespace) -> int:
         found["services"] = [service for service in found["services"] if service["name"] in args.name]
     for service in found["services"]:
         _add_sockets(service)
+    for line in filter(None, map(rundir.damage, rundir.entries())):
+        print(f"kecho-ctl: {line}", file=sys.stderr)
     if args.json:
         print(json.dumps(found))
     else:

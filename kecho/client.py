@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
 import time
 from typing import Any
 
 from kecho import rundir
-from kecho.errors import KechoError, Unavailable
+from kecho.errors import KechoError, Unavailable, one_line
 from kecho.snapshot import SCHEMA, Snapshot
 
 _TIMEOUT_S = 5.0
+_MAX_ANSWER_BYTES = 64 << 20
 
 
 class Client:
@@ -29,23 +32,31 @@ class Client:
                 self._connect(sock)
                 sock.sendall(json.dumps({"op": op}).encode() + b"\n")
                 with sock.makefile("rb") as lines:
-                    answer = json.loads(lines.readline())
+                    answer = json.loads(lines.readline(_MAX_ANSWER_BYTES))
             except (FileNotFoundError, ConnectionRefusedError):
                 raise KechoError(self._not_up()) from None
-            except (OSError, ValueError) as e:
-                raise KechoError(f"{self.name} does not answer: {e}") from e
+            except (OSError, ValueError, RecursionError) as e:
+                raise KechoError(f"{self.name} does not answer: {one_line(e)}") from e
+        if not isinstance(answer, dict):
+            raise KechoError(self._not_understood())
         if "error" in answer:
             if answer.get("denied"):
                 raise Unavailable(answer["error"], "run it as root, with sudo")
             raise KechoError(f"{self.name}: {answer['error']}")
-        return dict(answer)
+        return answer
+
+    def _not_understood(self) -> str:
+        return f"{self.name} answers what this version of kecho-ctl does not understand"
 
     def _connect(self, sock: socket.socket) -> None:
         """Others may fill the queue for a moment; with a timeout set, connect() then says EAGAIN at once."""
+        path = rundir.control_socket(self.name)
+        for folder in (rundir.BASE, path.parent):
+            rundir.require_roots(folder)
         deadline = time.monotonic() + _TIMEOUT_S
         while True:
             try:
-                sock.connect(str(rundir.control_socket(self.name)))
+                sock.connect(str(path))
                 return
             except BlockingIOError:
                 if time.monotonic() > deadline:
@@ -55,20 +66,35 @@ class Client:
     def _not_up(self) -> str:
         if rundir.read_state(self.name):
             return f"{self.name} died: `kecho-ctl status` says when it was up, the next `up` or `down` clears it away"
+        if os.path.lexists(rundir.directory(self.name)) and (damage := rundir.damage(self.name)):
+            return damage
         others = ", ".join(rundir.names())
         return f"no service {self.name} is up" + (f"; there is {others}" if others else "")
 
     def status(self) -> dict[str, Any]:
         """The service's own entry of `status --json`."""
-        return self.request("status")
+        answer = self.request("status")
+        if not rundir.is_state(answer, self.name):
+            raise KechoError(self._not_understood())
+        return answer
 
     def snapshot(self) -> Snapshot:
         """What it has done since it came up, or since the last reset."""
-        return Snapshot.from_json(self.request("stats"))
+        try:
+            snapshot = Snapshot.from_json(self.request("stats"))
+            if not "".join((snapshot.name, snapshot.mode, snapshot.kernel, *snapshot.paths)).isprintable():
+                raise ValueError("control characters")
+            return snapshot
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise KechoError(self._not_understood()) from e
 
     def reset(self) -> None:
         """Counts from now on. For root."""
-        self.request("reset")
+        self._command("reset")
+
+    def _command(self, op: str) -> None:
+        if self.request(op).get("ok") is not True:
+            raise KechoError(self._not_understood())
 
     def down(self) -> None:
         """Ends the service and returns when nothing of it is left; clears away what a dead one left. For root."""
@@ -81,11 +107,14 @@ class Client:
                 raise KechoError(f"{e}; if it hangs: kill -9 {silent}, then kecho-ctl down {self.name}") from e
             self._clear_away()
             return
-        self.request("down")
+        self._command("down")
         deadline = time.monotonic() + 10
         while rundir.control_socket(self.name).exists() or rundir.is_running(pid):
             if time.monotonic() > deadline:
                 raise KechoError(f"{self.name} (pid {pid}) does not end")
+            if not rundir.is_running(pid):  # its keeper was killed, or its pid is that of another namespace
+                with contextlib.suppress(KechoError):  # and it has the name still
+                    self._clear_away()
             time.sleep(0.005)
 
     def _clear_away(self) -> None:
@@ -103,8 +132,8 @@ class Client:
 
 def _silent_pid(name: str) -> int | None:
     """The pid of a controller that lives, although it may not answer."""
-    pid = int((rundir.read_state(name) or {}).get("pid", 0))
-    return pid if rundir.is_running(pid) and rundir.control_socket(name).exists() else None
+    pid = (rundir.read_state(name) or {}).get("pid")
+    return pid if pid and rundir.is_running(pid) and rundir.control_socket(name).exists() else None
 
 
 def services() -> list[dict[str, Any]]:

@@ -10,16 +10,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from kecho import kernel
+from kecho import kernel, privileges
 from kecho.backends import backend, check
 from kecho.config import Config, endpoint
 from kecho.control import ControlServer
 from kecho.diag import port_taken
 from kecho.errors import KechoError, Unavailable, UsageError, one_line
+from kecho.keeper import Keeper
 from kecho.rundir import RunDir
 from kecho.snapshot import SCHEMA, Snapshot
 
@@ -53,7 +54,9 @@ class Service:
             await self._start_backend()
             self._started = time.monotonic()
             self._rundir.write_state({**self._description(), "config": self._config.to_json()})
-            await control.start(self._rundir.listen())
+            listener = self._rundir.listen()
+            privileges.drop(self._backend.keeps(), privileges.user_for(self._config.port))
+            await control.start(listener)
             ready(self._describe())
             await self._stop.wait()
         finally:
@@ -136,17 +139,28 @@ class Service:
         return f"{self._config.name} is up: mode {self._config.mode}, {where}, paths: {self._backend.describe()}"
 
 
-def run_foreground(config: Config, ready: Callable[[str], None]) -> None:
-    """Brings a service up in this process and returns when it has ended. Raises KechoError."""
+def run_foreground(config: Config, ready: Callable[[str], None], keep: Collection[int] = ()) -> None:
+    """Brings a service up in this process and returns when it has ended. Raises KechoError.
+
+    The process gives up its privileges for good, and all descriptors but standard ones and `keep`.
+    """
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a client that does not wait for its answer is no reason to end
+    privileges.close_descriptors(keep)
     check(config.mode)
     # The command line has it end the process; here it is anybody who hangs up before he has his answer.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     rundir = RunDir(config.name)
     try:
+        keeper = Keeper(rundir.remove)
+    except OSError:  # no process is to be had
+        rundir.close()
+        raise
+    try:
         os.environ["KECHO_LOG"] = str(rundir.log)
         asyncio.run(_run(config, rundir, ready))
     finally:
-        rundir.close()
+        keeper.finish()
+        rundir.release()
 
 
 async def _run(config: Config, rundir: RunDir, ready: Callable[[str], None]) -> None:
@@ -204,12 +218,14 @@ def _background(config: Config, sending: int, parent: int | None) -> NoReturn:
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
+        if null > 2:
+            os.close(null)
         os.chdir("/")
 
         def ready(line: str) -> None:
             _tell(sending, {"ready": line})
 
-        run_foreground(config, ready)
+        run_foreground(config, ready, {sending})
     except KechoError as e:
         code = e.exit_code
         _tell(sending, {"error": one_line(e), "exit": code})

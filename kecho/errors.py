@@ -28,8 +28,9 @@ class Unavailable(KechoError):
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error, on one line."""
+    """The text of an error, on one line, without what a terminal would obey: some of it others have written."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     if isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {text}"
-    return " ".join(text.split()) or type(error).__name__
+    text = " ".join(text.split()) or type(error).__name__
+    return "".join(sign if sign.isprintable() else "?" for sign in text)

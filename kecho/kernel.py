@@ -16,15 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kecho import bpfsys
+from kecho import bpfsys, privileges
 from kecho.btf import VMLINUX, Btf, BtfError
 from kecho.errors import Unavailable, one_line
+from kecho.privileges import CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN
 
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, from 5.14
 SO_MEMINFO = 55
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
-
-_CAP_NET_ADMIN, _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 12, 21, 38, 39
 
 # The names that bpf/sockmap.c gives the fields it reads.
 SOCKMAP_FIELDS = {
@@ -154,13 +153,8 @@ def cgroup2_mount() -> Path:
 
 def probe_privilege() -> str:
     """CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, or CAP_SYS_ADMIN in place of the first two."""
-    status = Path("/proc/self/status").read_text()
-    effective = int(re.search(r"^CapEff:\s*(\w+)$", status, re.MULTILINE)[1], 16)  # type: ignore[index]
-
-    def has(capability: int) -> bool:
-        return bool(effective >> capability & 1)
-
-    if has(_CAP_NET_ADMIN) and (has(_CAP_SYS_ADMIN) or (has(_CAP_BPF) and has(_CAP_PERFMON))):
+    has = privileges.capabilities()
+    if CAP_NET_ADMIN in has and (CAP_SYS_ADMIN in has or {CAP_BPF, CAP_PERFMON} <= has):
         return "yes"
     raise Unavailable("BPF is refused to an unprivileged user", "run it as root, with sudo")
 
@@ -173,6 +167,14 @@ def probe_bcc() -> str:
             "apt-get install python3-bpfcc, and run Debian's /usr/bin/python3",
         )
     return "importable"
+
+
+def probe_symbols() -> str:
+    """The kernel's symbols, with addresses: without, BCC takes the kernel for one too old for the helpers it has."""
+    with open("/proc/kallsyms", encoding="ascii", errors="replace") as file:
+        if any(int(line.split(maxsplit=1)[0], 16) for line in file):  # the first few are 0 for everybody
+            return "yes"
+    raise Unavailable("the addresses in /proc/kallsyms are hidden from this process", "run it with CAP_SYSLOG")
 
 
 def probe_headers() -> str:

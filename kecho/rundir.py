@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,18 @@ from typing import Any
 from kecho.errors import KechoError, Unavailable, UsageError, one_line
 
 BASE = Path("/run/kecho")
+
+
+_MAX_STATE_BYTES = 64 << 10
+_STATE: dict[str, type] = {
+    "name": str,
+    "mode": str,
+    "port": int,
+    "binds": list,
+    "pid": int,
+    "paths": list,
+    "netns": int,
+}
 
 
 def directory(name: str) -> Path:
@@ -35,19 +48,62 @@ def control_socket(name: str) -> Path:
 
 
 def read_state(name: str) -> dict[str, Any] | None:
-    """state.json, or None if there is none that can be read."""
+    """state.json, or None if there is none that makes sense."""
     try:
-        state = json.loads((directory(name) / "state.json").read_text())
-    except (OSError, ValueError):
+        fd = os.open(directory(name) / "state.json", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return None
+            return parse_state(file.read(_MAX_STATE_BYTES + 1), name)
+    except OSError:
         return None
-    return state if isinstance(state, dict) else None
+
+
+def parse_state(data: bytes, name: str) -> dict[str, Any] | None:
+    """The state of the service `name`, or None if that is not what the bytes are."""
+    if len(data) > _MAX_STATE_BYTES:
+        return None
+    try:
+        state = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return state if isinstance(state, dict) and is_state(state, name) else None
+
+
+def is_state(state: Mapping[str, Any], name: str) -> bool:
+    """Has it what everybody relies on?"""
+    return (
+        all(type(state.get(key)) is kind for key, kind in _STATE.items())
+        and state["name"] == name
+        and state["pid"] > 0
+        and all(isinstance(text, str) and text.isprintable() for text in (state["mode"], *state["paths"]))
+    )
+
+
+def damage(name: str) -> str:
+    """Why nobody can say what the service of that folder is, or was, and what mends it; "" if all is well."""
+    path = directory(name)
+    if not _is_roots(path):
+        return _not_roots(path) if os.path.lexists(path) else ""
+    there = os.path.lexists(path / "state.json")
+    if there and read_state(name) is None and os.path.lexists(path / "state.json"):  # and not taken down meanwhile
+        return f"{path}/state.json makes no sense: `kecho-ctl down {name}` clears it away if nothing runs there"
+    return ""
 
 
 def names() -> list[str]:
-    """The services that are up or died without taking their folder along."""
+    """The services that are up or died without taking their folder along. Raises Unavailable if BASE is not root's."""
+    return [name for name in entries() if _is_roots(BASE / name)]
+
+
+def entries() -> list[str]:
+    """What is in BASE, of whatever kind. Raises Unavailable if BASE is not root's."""
+    if not os.path.lexists(BASE):
+        return []
+    require_roots(BASE)
     try:
-        return sorted(entry.name for entry in os.scandir(BASE) if entry.is_dir(follow_symlinks=False))
-    except OSError:
+        return sorted(name for name in os.listdir(BASE) if name.isprintable())
+    except FileNotFoundError:
         return []
 
 
@@ -97,7 +153,9 @@ class RunDir:
                 f"a service named {name} is up already{what}; `kecho-ctl down {name}`, or --name"
             ) from None
         for entry in self.path.iterdir():
-            if entry.name not in ("lock", "state.json"):  # what the dead one was is of use to its successor
+            if entry.name == "state.json" and entry.is_file() and not entry.is_symlink():
+                continue  # what the dead one was is of use to its successor
+            if entry.name != "lock":
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
     @property
@@ -116,21 +174,29 @@ class RunDir:
         sock.listen(128)
         return sock
 
-    def close(self) -> None:
-        """Removes the folder, and /run/kecho with the last one. Idempotent."""
-        if self._lock < 0:
-            return
+    def remove(self) -> None:
+        """Removes the folder, and /run/kecho with the last one."""
         shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock)
-        self._lock = -1
         with contextlib.suppress(OSError):
             BASE.rmdir()
+
+    def close(self) -> None:
+        """Removes the folder and lets go of the name. Idempotent."""
+        if self._lock >= 0:
+            self.remove()
+            self.release()
+
+    def release(self) -> None:
+        """Lets go of the name."""
+        os.close(self._lock)
+        self._lock = -1
 
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file that all may read, so that whoever reads it, after a crash too, finds it whole: old or new."""
     new = path.with_name(f"{path.name}.new")
-    with open(new, "w", encoding="utf-8") as file:
+    new.unlink(missing_ok=True)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as file:
         os.fchmod(file.fileno(), 0o644)
         file.write(text)
         file.flush()
@@ -143,6 +209,22 @@ def own_directory(path: Path) -> None:
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o755)
         path.chmod(0o755)
-    found = path.lstat()
-    if not path.is_dir() or path.is_symlink() or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise Unavailable(f"{path} is not a folder of root's alone", f"remove {path}")
+    require_roots(path)
+
+
+def require_roots(path: Path) -> None:
+    """Raises Unavailable if others than root could have put into it what they like."""
+    if os.path.lexists(path) and not _is_roots(path):
+        raise Unavailable(_not_roots(path), f"remove {path}")
+
+
+def _not_roots(path: Path) -> str:
+    return f"{path} is not a folder of root's alone"
+
+
+def _is_roots(path: Path) -> bool:
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == 0 and not found.st_mode & 0o022

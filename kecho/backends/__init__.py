@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from kecho.config import Config
@@ -28,6 +28,9 @@ class Backend(Protocol):
 
     def stop(self) -> None:
         """Idempotent, and safe after a failed start."""
+
+    def keeps(self) -> Collection[int]:
+        """The capabilities without which it could not go on, or not stop; it has started when this is called."""
 
     def paths(self) -> dict[str, PathStats]:
         """What each path did since the start."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from kecho import kernel, rundir
@@ -15,6 +15,7 @@ from kecho.config import Config, endpoint
 from kecho.diag import port_taken
 from kecho.errors import KechoError, Unavailable, UsageError
 from kecho.kernel import Feature
+from kecho.privileges import CAP_SYS_MODULE
 from kecho.snapshot import Connections, PathStats
 
 PATHS = ("softirq", "workqueue")  # enum fastecho_path of kmod/echo.h
@@ -140,6 +141,9 @@ class ModuleBackend:
         while self._undo:
             self._undo.pop()()
         self._array = None
+
+    def keeps(self) -> Collection[int]:
+        return {CAP_SYS_MODULE, *(self._array.needs() if self._array else ())}  # for rmmod
 
     def paths(self) -> dict[str, PathStats]:
         return self._array.read() if self._array else {}

@@ -10,7 +10,7 @@ import contextlib
 import os
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from kecho import bpfsys, kernel
 from kecho.backends import OnFailure
@@ -51,6 +51,7 @@ class SockmapBackend:
         return (
             Feature("privilege", kernel.probe_privilege),
             Feature("bcc", kernel.probe_bcc),
+            Feature("kernel symbols", kernel.probe_symbols),
             Feature("headers", kernel.probe_headers),
             Feature("BTF", kernel.probe_btf),
             Feature("cgroup v2", kernel.probe_cgroup2),
@@ -158,6 +159,9 @@ class SockmapBackend:
         """The mirror of start: listeners and connections, registration, programs and maps."""
         while self._undo:
             self._undo.pop()()
+
+    def keeps(self) -> Collection[int]:
+        return self._array.needs() if self._array else ()
 
     def paths(self) -> dict[str, PathStats]:
         if not self._array or not self._acceptor:

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import mmap
 import os
 import signal
 import struct
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
-from kecho import programs
+from kecho import privileges, programs
 from kecho.backends import OnFailure
 from kecho.config import Config
 from kecho.diag import port_taken
@@ -58,39 +59,51 @@ class UserBackend:
 
     async def _start(self, config: Config) -> None:
         self._engine = config.engine
-        stats_fd = os.memfd_create("kecho-stats")
-        self._undo.append(lambda: os.close(stats_fd))
-        ready, ready_child = os.pipe()
-        self._undo.append(lambda: os.close(ready))
-        try:
-            self._process = subprocess.Popen(
-                [
-                    programs.find("user-echo-server"),
-                    f"--port={config.port}",
-                    f"--backlog={config.backlog}",
-                    f"--engine={config.engine}",
-                    *(f"--bind={address}" for address in config.binds),
-                    f"--ready-fd={ready_child}",
-                    f"--stats-fd={stats_fd}",
-                    f"--die-with-parent={os.getpid()}",
-                ],
-                pass_fds=(ready_child, stats_fd),
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
-        finally:
-            os.close(ready_child)
-        self._undo.append(self._end_process)
-        line = await asyncio.wait_for(asyncio.to_thread(os.read, ready, 64), _START_TIMEOUT_S)
-        if line != b"ready\n":
-            _, error = self._process.communicate(timeout=_START_TIMEOUT_S)
-            text = error.decode(errors="replace").strip().splitlines()
-            message = text[-1] if text else f"user-echo-server ended with {self._process.returncode}"
-            if os.strerror(errno.EADDRINUSE) in message:
-                raise port_taken(config)
-            raise _KINDS.get(self._process.returncode, KechoError)(message)
-        self._stats = mmap.mmap(stats_fd, 0, prot=mmap.PROT_READ)
-        self._undo.append(self._stats.close)
+        with contextlib.ExitStack() as stack:
+            stats_fd = os.memfd_create("kecho-stats")
+            stack.callback(os.close, stats_fd)
+            ready, ready_child = os.pipe()
+            stack.callback(os.close, ready)
+            try:
+                self._process = self._run(config, ready_child, stats_fd)
+            finally:
+                os.close(ready_child)
+            self._undo.append(self._end_process)
+            if await _first_line(ready) != b"ready\n":
+                raise self._explain(config)
+            self._stats = mmap.mmap(stats_fd, 0, prot=mmap.PROT_READ)
+            self._undo.append(self._stats.close)
+
+    @staticmethod
+    def _run(config: Config, ready_fd: int, stats_fd: int) -> subprocess.Popen[bytes]:
+        """The server binds as root, and then becomes the same user as this process: else this could not end it."""
+        uid = privileges.user_for(config.port)
+        return subprocess.Popen(
+            [
+                programs.find("user-echo-server"),
+                f"--port={config.port}",
+                f"--backlog={config.backlog}",
+                f"--engine={config.engine}",
+                *(f"--bind={address}" for address in config.binds),
+                f"--ready-fd={ready_fd}",
+                f"--stats-fd={stats_fd}",
+                f"--die-with-parent={os.getpid()}",
+                *([f"--uid={uid}"] if uid else []),
+            ],
+            pass_fds=(ready_fd, stats_fd),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+
+    def _explain(self, config: Config) -> KechoError:
+        """Why the server did not come up."""
+        assert self._process is not None
+        _, error = self._process.communicate(timeout=_START_TIMEOUT_S)
+        text = error.decode(errors="replace").strip().splitlines()
+        message = text[-1] if text else f"user-echo-server ended with {self._process.returncode}"
+        if os.strerror(errno.EADDRINUSE) in message:
+            return port_taken(config)
+        return _KINDS.get(self._process.returncode, KechoError)(message)
 
     def _watch(self, on_failure: OnFailure) -> None:
         assert self._process is not None
@@ -135,6 +148,9 @@ class UserBackend:
         active, total, rejected, aborted, echoes, size = (sum(column) for column in zip(*rows, strict=True))
         return active, total, rejected, aborted, echoes, size
 
+    def keeps(self) -> Collection[int]:
+        return ()
+
     def paths(self) -> dict[str, PathStats]:
         *_, echoes, size = self._counters()
         return {"user": PathStats(echoes, size, 0, None, _WHY_NO_LATENCY)}
@@ -144,3 +160,17 @@ class UserBackend:
 
     def describe(self) -> str:
         return f"user, {self._engine}"
+
+
+async def _first_line(fd: int) -> bytes:
+    """What can be read from a pipe, once there is something. Not in a thread: privileges.drop() cannot have one."""
+    loop = asyncio.get_running_loop()
+    there = asyncio.Event()
+    loop.add_reader(fd, there.set)
+    try:
+        await asyncio.wait_for(there.wait(), _START_TIMEOUT_S)
+    except TimeoutError:
+        raise KechoError(f"user-echo-server does not come up within {_START_TIMEOUT_S} s") from None
+    finally:
+        loop.remove_reader(fd)
+    return os.read(fd, 64)

@@ -15,11 +15,15 @@
 
 const char *program_name = "?";
 
+/* One line, whatever is in the arguments that it quotes, and nothing that a terminal would obey. */
 static void print_line(const char *format, va_list args)
 {
 	char line[512];
 
 	vsnprintf(line, sizeof(line), format, args);
+	for (char *at = line; *at; at++)
+		if ((unsigned char)*at < ' ' || *at == 0x7f)
+			*at = '?';
 	fprintf(stderr, "%s: %s\n", program_name, line);
 }
 

@@ -71,7 +71,7 @@ static void print_latency(const struct histogram *h)
 		if (!h->counts[slot])
 			continue;
 		printf("%s[%llu,%llu,%llu]", comma, (unsigned long long)lowest,
-		       (unsigned long long)(lowest + histogram_slot_width(slot)),
+		       (unsigned long long)lowest + histogram_slot_width(slot),
 		       (unsigned long long)h->counts[slot]);
 		comma = ",";
 	}

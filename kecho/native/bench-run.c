@@ -35,10 +35,11 @@ static void stop_locked(struct run *run)
 bool run_fail(struct thread *thread, const char *format, ...)
 {
 	struct run *run = thread->run;
-	va_list args;
 
 	pthread_mutex_lock(&run->lock);
 	if (!run->stop) {
+		va_list args;
+
 		va_start(args, format);
 		vsnprintf(run->error, sizeof(run->error), format, args);
 		va_end(args);

@@ -36,7 +36,7 @@ struct compressed_header {
 
 static uint64_t zigzag(int64_t value)
 {
-	return (uint64_t)value << 1 ^ (uint64_t)(value >> 63);
+	return (uint64_t)value << 1 ^ (value < 0 ? UINT64_MAX : 0);
 }
 
 /* LEB128, but that the ninth byte holds eight bits. */

@@ -18,7 +18,7 @@ NATIVE_CFLAGS  += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-om
 NATIVE_LDFLAGS += -fsanitize=address,undefined
 endif
 
-NATIVE_SERVER_OBJECTS := user-echo-server.o server-socket.o engine-epoll.o engine-uring.o args.o
+NATIVE_SERVER_OBJECTS := user-echo-server.o server-socket.o engine-epoll.o engine-uring.o privileges.o args.o
 NATIVE_BENCH_OBJECTS  := bench.o bench-options.o bench-run.o bench-conn.o bench-drive.o bench-closed.o bench-burst.o \
 	bench-open.o bench-crr.o bench-pipeline.o bench-report.o histogram.o samples.o hdr-log.o args.o
 

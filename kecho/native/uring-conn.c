@@ -247,9 +247,7 @@ void uring_on_send(struct uring_engine *engine, void *object, const struct io_ur
 	conn->send_failed = true;
 	stats_add(&engine->stats->bytes, (uint64_t)sent - bytes);
 	stats_add(&engine->stats->echoes, (uint64_t)-1);
-	if (cqe->res < 0 && !is_passing(-cqe->res))
-		conn_abort(engine, conn);
-	else if (!uring_queue_to_chunks(engine, conn, sent))
+	if ((cqe->res < 0 && !is_passing(-cqe->res)) || !uring_queue_to_chunks(engine, conn, sent))
 		conn_abort(engine, conn);
 	else if (conn->receiving)
 		submit_cancel(engine, conn, RECV);

@@ -2,6 +2,7 @@
 // The user-space echo server all else is judged by: options, listeners, threads, the end.
 #include "args.h"
 #include "server-socket.h"
+#include "privileges.h"
 #include "server.h"
 
 #include <errno.h>
@@ -36,6 +37,7 @@ struct options {
 	int stats_fd; /* or -1 */
 	bool die_with_parent;
 	pid_t parent; /* who the parent must be, 0: who it was when we began */
+	uid_t uid;    /* or KEEP_USER */
 };
 
 static const char usage[] =
@@ -53,6 +55,7 @@ static const char usage[] =
 	"  --die-with-parent[=PID]\n"
 	"                    be killed when the thread that started this ends; PID: its process,\n"
 	"                    which makes this exact even if it ends before this begins\n"
+	"  --uid UID         be this user and group, and in no other, once all addresses listen\n"
 	"  --help            print this\n"
 	"\n"
 	"Exit status: 0 ended by a signal, 1 failed, 2 wrong usage, 3 this machine cannot.\n"
@@ -102,6 +105,7 @@ static struct options parse_options(int argc, char **argv)
 		.engine = engines[0],
 		.ready_fd = -1,
 		.stats_fd = -1,
+		.uid = KEEP_USER,
 	};
 	const struct arg args[] = {
 		ARG_OWN("--bind", parse_bind, o),
@@ -111,6 +115,7 @@ static struct options parse_options(int argc, char **argv)
 		ARG_OWN("--engine", parse_engine, o.engine),
 		ARG_NUMBER("--ready-fd", o.ready_fd, 0, INT32_MAX),
 		ARG_NUMBER("--stats-fd", o.stats_fd, 0, INT32_MAX),
+		ARG_NUMBER("--uid", o.uid, 1, KEEP_USER - 1),
 		{"--die-with-parent", parse_parent, &o, .bare = true},
 	};
 
@@ -338,6 +343,9 @@ int main(int argc, char **argv)
 			die(EXIT_FAILED, "engine %s: %s", o.engine->name, why);
 	}
 
+	privileges_drop(o.uid);
+	if (o.die_with_parent) /* a change of user forgets it */
+		die_with_parent(o.parent ? o.parent : parent);
 	if (o.ready_fd >= 0)
 		tell_ready(o.ready_fd);
 	serve_all(threads, o.threads);

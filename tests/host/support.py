@@ -36,10 +36,11 @@ def clean_env() -> dict[str, str]:
     return {"PATH": path, "LC_ALL": "C.UTF-8", "HOME": "/root"}
 
 
-def run_kecho(*args: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Run kecho-ctl to its end; keywords go to subprocess.run."""
+def run_kecho(*args: object, prefix: Sequence[str] = (), **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Run kecho-ctl to its end, by the command `prefix` if there is one; keywords go to subprocess.run."""
     options: dict[str, Any] = {"env": clean_env(), "stdin": subprocess.DEVNULL, "timeout": TIMEOUT_S, **kwargs}
-    return subprocess.run([str(KECHO_CTL), *map(str, args)], capture_output=True, text=True, check=False, **options)
+    command = [*prefix, str(KECHO_CTL), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S) -> None:

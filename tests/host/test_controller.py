@@ -423,6 +423,17 @@ def test_a_client_that_asks_and_never_reads(service: Up, path: str) -> None:
         support.wait_for(lambda: descriptors(one.pid) <= before, "it is dropped", 30)
 
 
+def test_a_client_that_leaves_before_its_answer(service: Up, path: str) -> None:
+    """The service writes to nobody then, which must not end it."""
+    one = service(path=path)
+    for _ in range(50):
+        with control(one) as hasty:
+            hasty.sendall(b'{"op": "status"}\n' * 50)
+    assert one.status()["pid"] == one.pid
+    with one.client() as client:
+        support.echo(client, b"kecho")
+
+
 # ---- counts ----
 
 

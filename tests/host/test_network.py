@@ -178,3 +178,80 @@ def test_ipv4_mapped_client(service: Up, path: str) -> None:
         for _ in range(7):
             support.echo(client, b"kecho")
     assert one.path(path)["echoes"] == 7
+
+
+def test_same_connection_in_another_namespace(service: Up, namespace: str, family: int, path: str) -> None:
+    """Both ends the same to the last bit, at the same time: only the namespace tells them apart."""
+    one = service(path=path)
+    address = one.address(family)
+    listener = support.socket_in(namespace, family)
+    listener.bind((address, one.port))
+    with one.client(family) as ours, shouting(listener):
+        theirs = support.socket_in(namespace, family)
+        theirs.bind(ours.getsockname())
+        with support.connect(address, one.port, theirs):
+            assert (theirs.getsockname(), theirs.getpeername()) == (ours.getsockname(), ours.getpeername())
+            for _ in range(20):
+                shouts(theirs)
+                support.echo(ours, b"kecho")
+        for _ in range(20):  # the end of theirs is not the end of ours
+            support.echo(ours, b"kecho")
+    stats = one.stats()
+    assert stats["connections"]["total"] == 1
+    assert sum(found["echoes"] for found in stats["paths"].values()) == 40
+
+
+@pytest.mark.parametrize(
+    ("path", "others", "wildcard"),
+    [("msg", "msg", False), ("skb", "skb", False), ("user", "msg", False), ("skb", "skb", True)],
+    ids=["msg-msg", "skb-skb", "user-msg", "wildcards"],
+)
+def test_a_client_from_another_services_port(service: Up, path: str, others: str, wildcard: bool, veth: str) -> None:
+    """Of two services, the one that the connection leads to serves it, and the other sees nothing."""
+    if wildcard:  # a port that is bound everywhere leaves a local client no address: so it is a remote one
+        one, other = service(path=path, bind="0.0.0.0"), service(path=others, bind="0.0.0.0")
+        client = support.socket_in(veth, socket.AF_INET)
+        client.bind((THERE, other.port))
+        address = HERE
+    else:
+        one, other = service(path=path, bind="127.0.0.1"), service(path=others, bind="127.0.0.1")
+        client = socket.socket()
+        client.bind(("127.0.0.2", other.port))
+        address = "127.0.0.1"
+    with support.connect(address, one.port, client):
+        for _ in range(101):
+            support.echo(client, b"kecho")
+        with other.client() as another:
+            support.echo(another, b"kecho")
+    assert one.stats()["connections"]["total"] == other.stats()["connections"]["total"] == 1
+    assert [sum(found["echoes"] for found in both.stats()["paths"].values()) for both in (one, other)] == [101, 1]
+
+
+def test_a_client_from_the_port_that_it_connects_to(service: Up, path: str) -> None:
+    """The same port at both ends: a client like any other, counted once."""
+    one = service(path=path, bind="127.0.0.1")
+    client = socket.socket()
+    client.bind(("127.0.0.2", one.port))
+    with support.connect("127.0.0.1", one.port, client):
+        for _ in range(101):
+            support.echo(client, b"kecho")
+    assert one.path(path)["echoes"] == 101
+    assert one.stats()["connections"]["total"] == 1
+
+
+def test_two_services_on_one_port(service: Up, veth: str) -> None:
+    """Each on an address of its own: the address says whose a connection is."""
+    port = support.free_port()
+    near = service(path="msg", bind="127.0.0.1", port=port)
+    far = service(path="skb", bind=HERE, port=port)
+    with (
+        support.connect("127.0.0.1", port) as local,
+        support.connect(HERE, port) as own,
+        support.connect(HERE, port, support.socket_in(veth, socket.AF_INET)) as remote,
+    ):
+        for _ in range(20):
+            support.echo(local, b"local")
+            support.echo(own, b"own")
+            support.echo(remote, b"remote")
+    assert near.path("msg")["echoes"] == 20
+    assert (far.path("skb")["echoes"], far.path("skb")["bytes"]) == (40, 20 * (3 + 6))

@@ -414,6 +414,9 @@ def test_a_parent_that_is_gone_already() -> None:
         (["--threads", "0"], "--threads"),
         (["--engine", "magic"], 'there is no engine "magic"'),
         (["--ready-fd", "x"], "--ready-fd"),
+        (["--uid", "0"], "--uid"),
+        (["--uid", "4294967295"], "--uid"),
+        (["--uid", "nobody"], "--uid"),
         (["extra"], 'unexpected argument "extra"'),
         (["--nonsense"], "nonsense"),
     ],
@@ -454,6 +457,40 @@ def test_bad_descriptors() -> None:
         1,
         "user-echo-server: cannot write to --ready-fd 99: Bad file descriptor\n",
     )
+
+
+def rights(process: int) -> list[dict[str, str]]:
+    """/proc/PID/status of each of its threads."""
+    return [
+        dict(re.findall(r"^(\w+):[ \t]*(.*)$", (task / "status").read_text(), re.MULTILINE))
+        for task in Path(f"/proc/{process}/task").iterdir()
+    ]
+
+
+def test_no_privilege_is_left() -> None:
+    """Whoever started it, and in every thread."""
+    with server("--threads", 3) as echo, echo.connect() as sock:
+        for status in rights(echo.process.pid):
+            assert [int(status[f"Cap{which}"], 16) for which in ("Eff", "Prm", "Inh", "Amb")] == [0] * 4
+            assert status["NoNewPrivs"] == "1"
+            assert os.geteuid() != 0 or int(status["CapBnd"], 16) == 0
+        sock.sendall(b"kecho")
+        assert sock.recv(5) == b"kecho"
+
+
+def test_another_user() -> None:
+    """Without sanitizers: the one for leaks cannot look into a process that has changed its user."""
+    if os.geteuid() != 0:
+        done = run("user-echo-server", "--port", free_port(), "--uid", 4711)
+        line = "user-echo-server: --uid: cannot become user 4711: Operation not permitted\n"
+        assert (done.returncode, done.stderr) == (1, line)
+        return
+    with server("--threads", 2, "--uid", 4711, variant="plain") as echo, echo.connect() as sock:
+        for status in rights(echo.process.pid):
+            assert status["Uid"].split() == status["Gid"].split() == ["4711"] * 4
+            assert status["Groups"].strip() == ""
+        sock.sendall(b"kecho")
+        assert sock.recv(5) == b"kecho"
 
 
 def test_help() -> None:

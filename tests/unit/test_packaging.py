@@ -120,3 +120,16 @@ def test_setup_without_root_names_the_command(tmp_path: Path) -> None:
 
 def _others_can_reach(path: Path) -> bool:
     return all(parent.stat().st_mode & 0o001 for parent in (path, *path.parents))
+
+
+def test_every_test_that_security_md_names_exists() -> None:
+    text = (ROOT / "docs/security.md").read_text()
+    named = 0
+    for brackets in re.findall(r"\[((?:host|unit)/[^\]]*)\]", text):
+        for part in brackets.split(";"):
+            file, *functions = part.split()
+            source = (ROOT / "tests" / file).read_text()
+            missing = [name for name in functions if f"def {name}(" not in source]
+            assert functions and not missing, f"{file} has no {missing}"
+            named += len(functions)
+    assert named >= 40 and named >= len(re.findall(r"\btest_\w+(?!\w*\.py)\b", text)) - text.count(".py")

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: MIT
+"""/run/kecho as somebody else may have left it: what is not root's alone is refused, left-overs are cleared away.
+
+Hostile folders are made in a mount namespace with a /run of its own, so that a defect takes nothing of the machine's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+
+Kecho = Callable[..., "subprocess.CompletedProcess[str]"]
+Up = Callable[..., support.Service]
+MODES = ("sockmap", "user")
+NAME = "hostile"
+COMMANDS = ("up --mode=user --name=hostile --port=$PORT", "down hostile", "status hostile", "stats --name hostile")
+# What a state must have, and has if the controller wrote it.
+STATE: dict[str, Any] = {
+    "schema": 1,
+    "name": NAME,
+    "mode": "user",
+    "port": 7,
+    "binds": ["127.0.0.1"],
+    "pid": 2**22 + 1,  # above the kernel's PID_MAX_LIMIT
+    "state": "up",
+    "paths": ["user"],
+    "netns": 1,
+}
+
+
+def in_own_run(script: str, *args: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Runs a shell script with a /run of its own; in it, `kecho` is kecho-ctl and `precious` a file to be kept."""
+    preamble = """
+        mount -t tmpfs -o mode=755 none /run
+        mkdir /run/else
+        echo kept >/run/else/precious
+        PORT=$1
+        kecho=$0
+        shift
+    """
+    command = ["unshare", "--mount", "--propagation=private", "sh", "-ec", preamble + script, support.KECHO_CTL]
+    return subprocess.run(
+        [*command, str(support.free_port()), *map(str, args)],
+        env=support.clean_env(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=support.TIMEOUT_S,
+        check=False,
+        **kwargs,
+    )
+
+
+def assert_one_line(stderr: str, *words: str) -> None:
+    assert stderr.startswith("kecho-ctl: ") and stderr.count("\n") == 1, stderr
+    for word in words:
+        assert word in stderr
+
+
+# ---- folders that are not root's alone ----
+
+FOREIGN = {
+    "base-link": "mkdir -m 755 /run/else/base; ln -s /run/else/base /run/kecho",
+    "base-foreign": "mkdir -m 755 /run/kecho; chown 65534 /run/kecho",
+    "base-for-a-group": "mkdir /run/kecho; chmod 775 /run/kecho",
+    "base-file": "touch /run/kecho",
+    "base-fifo": "mkfifo /run/kecho",
+    "link": "mkdir -m 755 /run/kecho /run/else/hostile; ln -s /run/else/hostile /run/kecho/hostile",
+    "foreign": "mkdir -m 755 /run/kecho /run/kecho/hostile; chown 65534 /run/kecho/hostile",
+    "for-all": "mkdir -m 755 /run/kecho; mkdir /run/kecho/hostile; chmod 1777 /run/kecho/hostile",
+    "file": "mkdir -m 755 /run/kecho; touch /run/kecho/hostile",
+}
+
+
+@pytest.mark.parametrize("prepared", FOREIGN)
+def test_a_folder_that_is_not_roots_alone(prepared: str) -> None:
+    """No command uses it, none touches what it leads to, each says which folder it is."""
+    script = f"""
+        {FOREIGN[prepared]}
+        before=$(find /run -printf '%p %y %U %m %s\\n' | sort)
+        for command in {" ".join(f'"{command}"' for command in COMMANDS)}; do
+            code=0
+            "$kecho" $command || code=$?
+            echo "$code"
+        done
+        after=$(find /run -printf '%p %y %U %m %s\\n' | sort)
+        test "$before" = "$after"
+        test "$(cat /run/else/precious)" = kept
+    """
+    done = in_own_run(script.replace("$PORT", str(support.free_port())))
+    assert done.returncode == 0, done
+    folder = "/run/kecho" if prepared.startswith("base") else "/run/kecho/hostile"
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(COMMANDS)
+    for line, code, command in zip(lines, done.stdout.split(), COMMANDS, strict=True):
+        assert line.startswith("kecho-ctl: "), line
+        if command.startswith("status") and folder != "/run/kecho":
+            assert (code, line) == ("1", f"kecho-ctl: no service {NAME} is up")
+        else:
+            assert code == "3" and f"{folder} is not a folder of root's alone: remove {folder}" in line
+
+
+def test_status_names_the_folder_that_it_leaves_out(service: Up, kecho: Kecho) -> None:
+    """Of the services beside it it tells all the same."""
+    one = service(mode="user")
+    foreign = support.RUN / f"pytest-{os.getpid()}-{random.randrange(1 << 32):08x}"
+    foreign.mkdir(mode=0o755)
+    try:
+        os.chown(foreign, 65534, 65534)
+        done = kecho("status", "--json")
+    finally:
+        foreign.rmdir()
+    assert one.name in [found["name"] for found in json.loads(done.stdout)["services"]]
+    assert_one_line(done.stderr, str(foreign), "root's alone")
+
+
+# ---- what a dead service, or a careless root, left in the folder ----
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("state", ["link", "folder", "fifo", "nonsense"])
+def test_left_overs_are_cleared_away(service: Up, tmp_path: Path, mode: str, state: str) -> None:
+    """Files, links, sockets, pipes and folders; what links lead to stays as it is."""
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    name = f"pytest-{os.getpid()}-{random.randrange(1 << 32):08x}"
+    folder = support.RUN / name
+    folder.mkdir(parents=True, mode=0o755)
+    try:
+        for link in ("state.json.new", "log"):
+            (folder / link).symlink_to(precious)
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(folder / "control.sock"))
+        (folder / "more" / "and more").mkdir(parents=True)
+        (folder / "more" / "link").symlink_to(tmp_path)
+        os.mkfifo(folder / "fifo")
+        os.mkfifo(folder / "lock")
+        match state:
+            case "link":
+                (folder / "state.json").symlink_to(precious)
+            case "folder":
+                (folder / "state.json").mkdir()
+            case "fifo":
+                os.mkfifo(folder / "state.json")
+            case "nonsense":
+                (folder / "state.json").write_text("{")
+        one = service(mode=mode, name=name)
+        with one.client() as client:
+            support.echo(client, b"kecho")
+        assert {entry.name for entry in folder.iterdir()} == {"lock", "state.json", "control.sock"}
+    finally:
+        if not (folder / "control.sock").is_socket():
+            shutil.rmtree(folder)
+    assert precious.read_text() == "kept" and precious.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("kind", ["ln -s /run/else/precious", "mkdir", "ln -s /run/else/nothing"])
+def test_a_lock_that_is_none(kind: str) -> None:
+    script = f"""
+        mkdir -m 755 /run/kecho /run/kecho/{NAME}
+        {kind} /run/kecho/{NAME}/lock
+        code=0
+        "$kecho" up --mode=user --name={NAME} --port="$PORT" || code=$?
+        test "$(cat /run/else/precious)" = kept
+        ! test -e /run/else/nothing
+        exit "$code"
+    """
+    done = in_own_run(script)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert_one_line(done.stderr, f"/run/kecho/{NAME}/lock")
+
+
+# ---- a state that makes no sense ----
+
+
+def state_with(**fields: object) -> bytes:
+    return json.dumps({**STATE, **fields}).encode()
+
+
+NONSENSE = {
+    "empty": b"",
+    "half": state_with()[:-9],
+    "binary": bytes(range(256)),
+    "no-object": b"[]",
+    "nothing-in-it": b"{}",
+    "deep": b"[" * 50_000,
+    "deep-inside": state_with().replace(b'["user"]', b"[" * 9_000 + b"]" * 9_000),
+    "huge": state_with(config="x" * (1 << 20)),
+    "long-number": state_with().replace(b'"port": 7', b'"port": ' + b"7" * 9_999),
+    "name": state_with(name="another"),
+    "pid-0": state_with(pid=0),
+    "pid-negative": state_with(pid=-1),
+    "pid-text": state_with(pid="1"),
+    "pid-true": state_with(pid=True),
+    "pid-float": state_with(pid=1.5),
+    "pid-list": state_with(pid=[1]),
+    "port-null": state_with(port=None),
+    "mode-number": state_with(mode=3),
+    "mode-escape": state_with(mode="\x1b[2J"),
+    "paths-text": state_with(paths="user"),
+    "paths-numbers": state_with(paths=[1]),
+    "netns-text": state_with(netns="x"),
+}
+
+
+@pytest.mark.parametrize("as_nobody", [False, True], ids=["root", "nobody"])
+def test_states_that_make_no_sense(as_nobody: bool, tmp_path: Path) -> None:
+    """Each is one line of `status`, which shows the others; `stats` says the same; `down` clears them away."""
+    tmp_path.chmod(0o755)
+    for name, content in NONSENSE.items():
+        (tmp_path / name).write_bytes(content if name != "name" else state_with(name="not " + NAME))
+    script = """
+        mkdir -m 755 /run/kecho
+        for state in "$1"/*; do
+            name=${state##*/}
+            mkdir -m 755 "/run/kecho/$name"
+            sed "s/hostile/$name/" "$state" >"/run/kecho/$name/state.json"
+            chmod 644 "/run/kecho/$name/state.json"
+        done
+        mkdir -m 755 /run/kecho/died /run/kecho/pipe /run/kecho/link
+        mkfifo -m 644 /run/kecho/pipe/state.json
+        ln -s /run/else/precious /run/kecho/link/state.json
+        echo "$2" >/run/kecho/died/state.json
+        as=
+        if [ "$3" = True ]; then as='setpriv --reuid=65534 --regid=65534 --clear-groups'; fi
+        $as "$kecho" status --json
+        ! $as "$kecho" stats --name deep
+        ! $as "$kecho" stats --name pid-text --json
+        ! $as "$kecho" stats --name pipe
+        "$kecho" down --all >/run/else/down
+        test "$(cat /run/else/precious)" = kept
+        ! test -e /run/kecho
+    """
+    done = in_own_run(script, tmp_path, json.dumps({**STATE, "name": "died"}), as_nobody)
+    assert done.returncode == 0, done
+    (found,) = json.loads(done.stdout)["services"]
+    assert (found["name"], found["state"], found["pid"]) == ("died", "died", STATE["pid"])
+    lines = done.stderr.splitlines()
+    folders = sorted([*NONSENSE, "link", "pipe"])
+    assert len(lines) == len(folders) + 3
+    for line, name in zip(lines, [*folders, "deep", "pid-text", "pipe"], strict=True):
+        assert line == (
+            f"kecho-ctl: /run/kecho/{name}/state.json makes no sense: "
+            f"`kecho-ctl down {name}` clears it away if nothing runs there"
+        )
+
+
+ANSWERS = {
+    "nothing": b"",
+    "no-json": b"hello\n",
+    "half": b'{"name": "hostile"',
+    "deep": b"[" * 50_000 + b"\n",
+    "list": b"[]\n",
+    "number": b"3\n",
+    "empty": b"{}\n",
+    "no-schema": b'{"name": "hostile", "pid": 1}\n',
+    "pid-text": state_with(pid="1") + b"\n",
+    "escape": b'{"schema": 1, "name": "hostile", "mode": "\\u001b[2J", "port": 7, "uptime_s": 1, "kernel": "",'
+    b' "since_ns": 1, "connections": {}, "paths": {}}\n',
+    "wrong-types": b'{"schema": 1, "name": [], "connections": 3, "paths": {"x": null}}\n',
+    "error-escape": b'{"error": "\\u001b[2J"}\n',
+    "error-object": b'{"error": {"a": ["b\\n\\u001b[2J"]}}\n',
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_a_service_that_answers_nonsense(answer: str, tmp_path: Path) -> None:
+    """As one would that somebody has broken into. `down` does not remove the folder of what still has the name."""
+    (tmp_path / "answer").write_bytes(ANSWERS[answer])
+    script = f"""
+        mkdir -m 755 /run/kecho /run/kecho/{NAME}
+        exec 9>/run/kecho/{NAME}/lock
+        flock 9
+        /usr/bin/python3 -c "$2" /run/kecho/{NAME}/control.sock "$1" &
+        trap "kill $!" EXIT
+        until [ -e /run/kecho/{NAME}/control.sock.ready ]; do sleep 0.01; done
+        for command in stats reset; do
+            "$kecho" $command {NAME} && exit 9
+        done
+        "$kecho" status >&2
+        "$kecho" down {NAME} && exit 9
+        test -S /run/kecho/{NAME}/control.sock
+    """
+    server = """if True:
+        import socket, sys
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(sys.argv[1])
+        sock.listen()
+        open(sys.argv[1] + ".ready", "w").close()
+        while True:
+            client = sock.accept()[0]
+            client.recv(99)
+            client.sendall(open(sys.argv[2], "rb").read())
+            client.close()
+    """
+    done = in_own_run(script, tmp_path / "answer", server)
+    assert done.returncode == 0, done
+    assert "Traceback" not in done.stderr
+    *lines, last = done.stderr.splitlines()
+    assert all(line.startswith("kecho-ctl: ") for line in [*lines[:2], last])
+    assert all(NAME in line and line.isprintable() for line in [*lines[:2], last])
+    assert lines[2:] == ["nothing is up"]

@@ -159,7 +159,7 @@ def test_port_taken() -> None:
 
 
 def test_built_for_another_kernel() -> None:
-    (other,) = {ko.parent for ko in BUILD.glob("kmod-*-amd64/fastecho.ko")} - {fastecho.KO.parent}
+    other = min({ko.parent for ko in BUILD.glob("kmod-*-amd64/fastecho.ko")} - {fastecho.KO.parent})
     with mounted(other, fastecho.KO.parent):
         line = up_fails(3)
     assert "built for another kernel" in line and "make kmod" in line

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import kecho
+
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 100
 
@@ -65,6 +67,10 @@ def test_make_help_lists_the_targets() -> None:
     listed = re.findall(r"^  make (\S+) +\S", run("make", "help").stdout, re.MULTILINE)
     assert set(phony.split()) <= set(listed)
     assert {"build", "setup", "demo", "check", "lint", "fmt", "plot", "install", "clean", "help"} <= set(listed)
+
+
+def test_the_module_has_the_version_of_the_package() -> None:
+    assert f"\nPACKAGE_VERSION={kecho.__version__}\n" in (ROOT / "kmod/dkms.conf").read_text()
 
 
 def test_the_default_target_builds() -> None:

@@ -2,7 +2,8 @@
 """What all tests in the virtual machine share: no skips, no bug reports in the kernel's log, a service to talk to."""
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import fastecho
@@ -64,11 +65,25 @@ def kernel_log(session_log: KernelLog) -> Iterator[KernelLog]:
     assert not bug_reports(seen), "\n".join(seen)
 
 
+@pytest.fixture(scope="session")
+def keep() -> Iterator[Callable[[str], None]]:
+    """Brings a mode up on its first use; it stays up, because sockmap takes long to compile."""
+    kept: set[str] = set()
+    with ExitStack() as stack:
+
+        def once(mode: str) -> None:
+            if mode not in kept:
+                stack.enter_context(MODES[mode].kept())
+                kept.add(mode)
+
+        yield once
+
+
 @pytest.fixture(scope="module", params=MODES)
-def mode(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each way of echoing, one after the other: what takes long to bring up stays up for all tests of a file."""
-    with MODES[request.param].kept():
-        yield request.param
+def mode(request: pytest.FixtureRequest, keep: Callable[[str], None]) -> str:
+    """Each way of echoing, one after the other."""
+    keep(request.param)
+    return request.param
 
 
 @pytest.fixture

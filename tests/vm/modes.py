@@ -73,7 +73,7 @@ class Mode(Protocol):
     """A way of echoing."""
 
     def kept(self) -> AbstractContextManager[None]:
-        """Around the tests of one file: what is brought up once for all of them."""
+        """Around all of its tests: what is brought up once for all of them."""
 
     def serving(self) -> AbstractContextManager[Service]:
         """Around each test."""

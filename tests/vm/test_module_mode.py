@@ -18,7 +18,7 @@ from modes import BUILD, Service, kecho_ctl, leaving_no_bpf
 from kecho import rundir
 from kecho.client import Client
 
-RUN = Path("/run/kecho")
+RUN = Path("/run/kecho/kecho")  # of the service with the default name
 MODULES = Path("/lib/modules") / os.uname().release
 MESSAGES = 1009
 
@@ -54,7 +54,7 @@ def ctl_json(*arguments: str) -> dict:
 
 def kill_controller() -> None:
     """With -9; returns once it is gone."""
-    pid = json.loads((RUN / "kecho/state.json").read_text())["pid"]
+    pid = json.loads((RUN / "state.json").read_text())["pid"]
     os.kill(pid, signal.SIGKILL)
     fastecho.wait_for(lambda: not rundir.is_running(pid), "the controller to end")
 
@@ -64,7 +64,7 @@ def nothing_up() -> Iterator[None]:
     """A test that failed does not take the next one along."""
     yield
     if RUN.exists():
-        kecho_ctl("down", "--all")
+        kecho_ctl("down")
 
 
 @contextmanager
@@ -144,8 +144,9 @@ def test_one_at_a_time() -> None:
     done = kecho_ctl("up", "--mode", "module", "--name", "second", "--port", 12346)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "kecho-ctl down kecho" in done.stderr
-    (RUN / "dead").mkdir()
-    (RUN / "dead/state.json").write_text(json.dumps({"mode": "module", "pid": 1 << 22}))
+    dead = RUN.parent / "dead"
+    dead.mkdir()
+    (dead / "state.json").write_text(json.dumps({"mode": "module", "pid": 1 << 22}))
     Client("dead").down()
     Service("softirq").pingpong(64, 3)
     down()
@@ -159,7 +160,7 @@ def test_port_taken() -> None:
 
 
 def test_built_for_another_kernel() -> None:
-    (other,) = {ko.parent for ko in BUILD.glob("kmod-*-amd64/fastecho.ko")} - {fastecho.KO.parent}
+    other = min({ko.parent for ko in BUILD.glob("kmod-*-amd64/fastecho.ko")} - {fastecho.KO.parent})
     with mounted(other, fastecho.KO.parent):
         line = up_fails(3)
     assert "built for another kernel" in line and "make kmod" in line

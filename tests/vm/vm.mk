@@ -23,6 +23,7 @@ bench-instructions: vm-build ## print instructions a round trip, every backend a
 
 # What make check runs: the tests of behaviour on both kernels, with fewer rounds of load; on 6.1 also those of kecho-ctl's
 # mode module, and the main ones of those that count instructions. A machine keeps about one CPU busy: two run at a time.
+VM_CLOCK = (round_trip and (bare or msg)) or unload_under_traffic or unload_with_idle
 VM_SHORT = tests/vm/run -m "not instructions" -k
 vm-short: vm-build
 	@echo "make check: the tests in virtual machines; each reports when it is done"
@@ -37,7 +38,7 @@ vm-short-mode:
 
 vm-short-clock:
 	@scripts/vm --kver 6.1 --append slab_nomerge --timeout $(VM_TIMEOUT) --icount \
-		'KECHO_VM_ICOUNT=1 tests/vm/run -s -k "(round_trip and (bare or msg)) or unload_under_traffic or unload_with_idle"'
+		'KECHO_VM_ICOUNT=1 tests/vm/run -s -m "instructions or unload" -k "$(VM_CLOCK)"'
 
 # For every kernel: one test wants a module that is built for another.
 vm-build: $(VM_TOOLS) native

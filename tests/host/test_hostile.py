@@ -146,7 +146,8 @@ def p99_ns(client: socket.socket, count: int = 300) -> int:
 def test_clients_that_send_and_never_read(service: Up, path: str) -> None:
     """Memory is bounded, a well-behaved client does not notice, and nothing is lost.
 
-    Of each p99 the best of several rounds counts: what else runs on the machine comes and goes, they stay.
+    Of each p99 the best of several rounds counts, of the quiet ones that before or that after, whichever is worse: what
+    else runs on the machine comes and goes, they stay.
     """
     served = service(path=path, backlog=4096)
     with served.client() as polite:
@@ -163,15 +164,16 @@ def test_clients_that_send_and_never_read(service: Up, path: str) -> None:
             sent = int(process.stdout.readline())
             rounds += [p99_ns(polite) for _ in range(5)]
             most = max(most, tcp_bytes() - before)
-            measured(
-                f"path {path}, {GREEDY} clients that send and do not read, {GREEDY_S:.0f} s: {sent >> 20} MB sent, "
-                f"{most / GREEDY / 1e6:.2f} MB of TCP memory a connection; "
-                f"p99 {quiet / 1e3:.1f} µs -> {min(rounds) / 1e3:.1f} µs"
-            )
             assert sent > GREEDY << 16, "they were held back at once"
             process.stdin.write("\n")
             process.stdin.flush()
             assert process.stdout.readline() == "all there\n", process.stderr.read()
+        quiet = max(quiet, min(p99_ns(polite) for _ in range(5)))
+        measured(
+            f"path {path}, {GREEDY} clients that send and do not read, {GREEDY_S:.0f} s: {sent >> 20} MB sent, "
+            f"{most / GREEDY / 1e6:.2f} MB of TCP memory a connection; "
+            f"p99 {quiet / 1e3:.1f} µs -> {min(rounds) / 1e3:.1f} µs"
+        )
         assert most / GREEDY <= MOST_BYTES_A_CONNECTION
         assert min(rounds) <= MOST_P99_RATIO * quiet
     assert_nothing_left(served)

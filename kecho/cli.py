@@ -233,6 +233,7 @@ def _status(args: argparse.Namespace) -> int:
         print(json.dumps(found))
     else:
         print(report.status_text(found["services"]), end="")
+        print(report.listen_text(found["services"]), end="")
         print(report.sockets_text(found["services"], None if args.name else 10), end="")
     return 0
 

@@ -54,7 +54,9 @@ class Acceptor:
         """Listens on all sockets."""
         for listener in self._listeners:
             listener.setblocking(False)
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what it accepts
+            # Inherited by what it accepts. Without keepalive a client that vanished would be kept for good.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             listener.listen(backlog)
             self._loop.add_reader(listener, self._accept, listener)
 

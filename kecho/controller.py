@@ -18,7 +18,7 @@ from kecho import kernel, privileges
 from kecho.backends import backend, check
 from kecho.config import Config, endpoint
 from kecho.control import ControlServer
-from kecho.diag import port_taken
+from kecho.diag import listen_counters, port_taken
 from kecho.errors import KechoError, Unavailable, UsageError, one_line
 from kecho.keeper import Keeper
 from kecho.rundir import RunDir
@@ -38,6 +38,7 @@ class Service:
         self._started = time.monotonic()
         self._base: Snapshot | None = None  # what was counted before the last reset
         self._since_ns = time.monotonic_ns()
+        self._listen_base: dict[str, int] = {}
         self._stop = asyncio.Event()
         self._failure = ""
 
@@ -51,6 +52,7 @@ class Service:
         for number in _ENDING:
             loop.add_signal_handler(number, self._stop.set)
         try:
+            self._listen_base = listen_counters()
             await self._start_backend()
             self._started = time.monotonic()
             self._rundir.write_state({**self._description(), "config": self._config.to_json()})
@@ -105,6 +107,7 @@ class Service:
             **self._description(),
             "uptime_s": round(time.monotonic() - self._started, 3),
             "connections": vars(self._backend.connections()),
+            "listen": {name: count - self._listen_base[name] for name, count in listen_counters().items()},
         }
 
     def _snapshot(self) -> Snapshot:

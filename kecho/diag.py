@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sockets as the kernel's socket diagnosis (inet_diag) sees them: who listens, and a service's connections."""
+"""Sockets as the kernel sees them: who listens, a service's connections (inet_diag), what found no room (SNMP)."""
 
 from __future__ import annotations
 
@@ -31,6 +31,21 @@ STATES = {
 }
 _LISTEN, _TIME_WAIT = 10, 6
 _SERVED = sum(1 << state for state in STATES if state not in (_LISTEN, _TIME_WAIT))
+
+
+# Counters of the network namespace, include/uapi/linux/snmp.h; the names that `status` has for them.
+_LISTEN_COUNTERS = {"ListenOverflows": "overflows", "ListenDrops": "drops", "SyncookiesSent": "syncookies"}
+
+
+def listen_counters() -> dict[str, int]:
+    """What became of connections that no listener of this network namespace had room for, since the namespace exists.
+
+    overflows (the accept queue was full), drops (for whatever reason, overflows among them) and syncookies (sent).
+    """
+    rows = Path("/proc/thread-self/net/netstat").read_text(encoding="ascii").splitlines()
+    names, values = (row.split() for row in rows if row.startswith("TcpExt:"))
+    found = dict(zip(names, values, strict=True))
+    return {ours: int(found[theirs]) for theirs, ours in _LISTEN_COUNTERS.items()}
 
 
 def _sockets(states: int) -> Iterator[Any]:

@@ -323,6 +323,17 @@ def _count_cells(stats: PathStats) -> tuple[str, ...]:
     return f"{stats.echoes:,}", f"{stats.bytes:,}", f"{stats.fallbacks:,}"
 
 
+def listen_text(services: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each service in whose network namespace connections found no room while it was up; "" if none."""
+    lines = []
+    for service in services:
+        listen = service.get("listen") or {}
+        if any(listen.values()):
+            told = ", ".join(f"{count:,} {name}" for name, count in listen.items() if count)
+            lines += ["", f"{service['name']}: no room to listen in its network namespace: {told}"]
+    return "".join(line + "\n" for line in lines)
+
+
 def sockets_text(services: Sequence[Mapping[str, Any]], most: int | None) -> str:
     """Each service's connections with TCP state and queues (bytes), at most `most` a service; "" if there are none."""
     lines: list[str] = []

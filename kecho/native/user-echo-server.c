@@ -159,6 +159,9 @@ static int listen_on(const struct address *address, int backlog)
 		goto err_close;
 	if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)))
 		goto err_close;
+	/* Or a client that vanished would be kept for good. */
+	if (setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on)))
+		goto err_close;
 	if (address->sa.ss_family == AF_INET6 &&
 	    setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on)))
 		goto err_close;

@@ -25,7 +25,8 @@ def namespace() -> Iterator[str]:
             there.link("set", index=there.link_lookup(ifname="lo")[0], state="up")
         yield name
     finally:
-        netns.remove(name)
+        with contextlib.suppress(FileNotFoundError):
+            netns.remove(name)
 
 
 class Veth:
@@ -51,6 +52,15 @@ class Veth:
             except BaseException:
                 here.link("del", index=index)
                 raise
+
+    def down(self) -> None:
+        """Our end of the pair carries nothing any more."""
+        with IPRoute() as here:
+            here.link("set", index=here.link_lookup(ifname=self.device)[0], state="down")
+
+    def remove_namespace(self) -> None:
+        """As `ip netns del`: it goes for good with the last process that is in it."""
+        netns.remove(self.namespace)
 
     def close(self) -> None:
         """Takes the pair away, if its namespace has not done so. Idempotent."""

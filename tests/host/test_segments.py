@@ -70,11 +70,11 @@ class RawClient:
         deadline = time.monotonic() + 20
         while not condition():
             assert time.monotonic() < deadline, f"not within 20 s: {what}; {len(self.got)} bytes so far"
-            self._receive(0.5)
+            self._receive(0.5, condition)
 
-    def _receive(self, seconds: float) -> None:
-        """Takes in order what is for us; what is lost comes again."""
-        while select.select([self._tun], [], [], seconds)[0]:
+    def _receive(self, silence_s: float, enough: Callable[[], object] = lambda: False) -> None:
+        """Takes in order what is for us, until it is silent for so long or enough; what is lost comes again."""
+        while not enough() and select.select([self._tun], [], [], silence_s)[0]:
             packet = os.read(self._tun, 1 << 16)
             if packet[0] != 0x45 or packet[9] != socket.IPPROTO_TCP:
                 continue
@@ -93,7 +93,7 @@ class RawClient:
                 self._segment(self.base + 1 + self.acked, b"", ACK)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tun() -> Iterator[int]:
     """A network of two addresses: HERE is the kernel's, THERE is whoever has the descriptor."""
     name = f"kt{random.randrange(1 << 32):x}"
@@ -109,11 +109,15 @@ def tun() -> Iterator[int]:
         os.close(fd)
 
 
-@pytest.fixture(params=["auto", "msg", "user"])
-def served(request: pytest.FixtureRequest, service: Callable[..., support.Service]) -> support.Service:
-    """A remote client's paths: skb, user by the controller, user by the server."""
-    path = str(request.param)
-    return service(bind=HERE) if path == "auto" else service(bind=HERE, path=path)
+@pytest.fixture(scope="module", params=["auto", "msg", "user"])
+def served(request: pytest.FixtureRequest, tun: int) -> Iterator[support.Service]:
+    """A remote client's paths: skb, user by the controller, user by the server. One service for all segments."""
+    options = {} if request.param == "auto" else {"path": request.param}
+    found = support.up(bind=HERE, **options)
+    try:
+        yield found
+    finally:
+        found.down()
 
 
 # Each segment: where it begins in the stream and how long it is.

@@ -296,8 +296,8 @@ def test_the_soft_descriptor_limit_is_raised() -> None:
         assert echo.stats()["rejected"] == 0
 
 
-def test_accepted_sockets_have_nodelay(echo: Server) -> None:
-    """TCP_NODELAY is set on the listener only; accepted sockets must have inherited it."""
+def test_accepted_sockets_have_nodelay_and_keepalive(echo: Server) -> None:
+    """They are set on the listener only; accepted sockets must have inherited them."""
     with echo.connect() as sock:
         exchange(sock, b"x")
         directory = f"/proc/{echo.process.pid}/fd"
@@ -308,6 +308,7 @@ def test_accepted_sockets_have_nodelay(echo: Server) -> None:
             with socket.socket(fileno=pidfd_getfd(echo.process.pid, int(name))) as copy, contextlib.suppress(OSError):
                 if copy.getpeername() == sock.getsockname():
                     assert copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+                    assert copy.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
                     found += 1
         assert found == 1
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kecho import units
 from kecho.histogram import SLOTS, Histogram, bounds, slot
-from kecho.report import MAX_ROWS, histogram_rows, stats_text, status_text
+from kecho.report import MAX_ROWS, histogram_rows, listen_text, stats_text, status_text
 from kecho.snapshot import Connections, PathStats, Snapshot
 
 COUNTS = st.dictionaries(st.integers(0, SLOTS - 1), st.integers(1, 10**6), min_size=1)
@@ -205,6 +205,15 @@ def test_status_lines_up() -> None:
 def test_status_cuts_nothing_off_for_a_long_name() -> None:
     text = status_text([{**STATUS[0], "name": "a" * 64}])
     assert "a" * 64 in text and text.rstrip().endswith("100,000")
+
+
+def test_status_tells_of_connections_without_room() -> None:
+    quiet = {"name": "a", "listen": {"overflows": 0, "drops": 0, "syncookies": 0}}
+    loud = {"name": "b", "listen": {"overflows": 1200, "drops": 1300, "syncookies": 0}}
+    assert listen_text([quiet, {"name": "c", "state": "died"}]) == ""
+    assert listen_text([quiet, loud]) == (
+        "\nb: no room to listen in its network namespace: 1,200 overflows, 1,300 drops\n"
+    )
 
 
 def test_status_of_nothing() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,11 @@ def listen_counters() -> dict[str, int]:
 
     overflows (the accept queue was full), drops (for whatever reason, overflows among them) and syncookies (sent).
     """
-    rows = Path("/proc/thread-self/net/netstat").read_text(encoding="ascii").splitlines()
+    return parse_netstat(Path("/proc/thread-self/net/netstat").read_text(encoding="ascii").splitlines())
+
+
+def parse_netstat(rows: Iterable[str]) -> dict[str, int]:
+    """The counters of `listen_counters`, from /proc/net/netstat: a row of names and one of values for each group."""
     names, values = (row.split() for row in rows if row.startswith("TcpExt:"))
     found = dict(zip(names, values, strict=True))
     return {ours: int(found[theirs]) for theirs, ours in _LISTEN_COUNTERS.items()}

@@ -7,11 +7,12 @@ All but the descriptors belong to a network namespace; what is read here is that
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kecho.diag import listen_counters
 from kecho.snapshot import SCHEMA
 from kecho.units import plural
 
@@ -180,15 +181,9 @@ class ListenCounts:
 
     @classmethod
     def now(cls) -> ListenCounts:
-        """From /proc/net/netstat (LINUX_MIB_LISTENOVERFLOWS and LINUX_MIB_LISTENDROPS)."""
-        return cls.parse(Path("/proc/net/netstat").read_text().splitlines())
-
-    @classmethod
-    def parse(cls, lines: Iterable[str]) -> ListenCounts:
-        """A line of names and one of values, for each group. Raises KeyError if they are not there."""
-        names, values = (line.split() for line in lines if line.startswith("TcpExt:"))
-        counts = dict(zip(names, values, strict=True))
-        return cls(int(counts["ListenOverflows"]), int(counts["ListenDrops"]))
+        """Since the namespace exists."""
+        counters = listen_counters()
+        return cls(counters["overflows"], counters["drops"])
 
     def note(self) -> str:
         """What a reader of a run's figures must know; empty if nothing overflowed."""

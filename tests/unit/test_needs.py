@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kecho.diag import parse_netstat
 from kecho.limits import (
     CONNECTS_AT_ONCE,
     FIRST_PORT,
@@ -123,5 +124,5 @@ def test_no_overflow_is_no_note() -> None:
 
 
 def test_the_counters_are_found_wherever_they_stand() -> None:
-    lines = ["TcpExt: A ListenDrops ListenOverflows", "TcpExt: 1 7 5", "IpExt: A", "IpExt: 9"]
-    assert ListenCounts.parse(lines) == ListenCounts(5, 7)
+    lines = ["TcpExt: SyncookiesSent ListenDrops A ListenOverflows", "TcpExt: 3 7 1 5", "IpExt: A", "IpExt: 9"]
+    assert parse_netstat(lines) == {"overflows": 5, "drops": 7, "syncookies": 3}

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from typing import Protocol
 
@@ -40,6 +42,26 @@ class Backend(Protocol):
 
     def describe(self) -> str:
         """The paths in use, for the line that `up` prints."""
+
+
+class AllOrNothing(ABC):
+    """Start and stop of a backend: what `_start` has put on the stack is undone in reverse, should it fail too."""
+
+    def __init__(self) -> None:
+        self._undo = contextlib.ExitStack()
+
+    async def start(self, config: Config, on_failure: OnFailure) -> None:
+        try:
+            await self._start(config, on_failure)
+        except BaseException:
+            self.stop()
+            raise
+
+    @abstractmethod
+    async def _start(self, config: Config, on_failure: OnFailure) -> None: ...
+
+    def stop(self) -> None:
+        self._undo.close()
 
 
 def backend(mode: str) -> type[Backend]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 
 from kecho import kernel, rundir
-from kecho.backends import OnFailure
+from kecho.backends import AllOrNothing, OnFailure
 from kecho.bpf import Module, PathArray
 from kecho.config import Config, endpoint
 from kecho.diag import port_taken
@@ -61,13 +61,14 @@ def _installed_module() -> Path | None:
     return Path(found.stdout.strip()) if found.returncode == 0 else None
 
 
-class ModuleBackend:
+class ModuleBackend(AllOrNothing):
     """The one fastecho of this kernel."""
 
     def __init__(self) -> None:
-        self._undo: list[Callable[[], object]] = []
+        super().__init__()
         self._array: PathArray | None = None
         self._inline = True
+        self._is_loaded = False  # by this process
         self._note = ""
 
     @staticmethod
@@ -80,23 +81,17 @@ class ModuleBackend:
             Feature("headers", kernel.probe_headers),
         )
 
-    async def start(self, config: Config, on_failure: OnFailure) -> None:
-        try:
-            self._start(config)
-        except BaseException:
-            self.stop()
-            raise
-
-    def _start(self, config: Config) -> None:
+    async def _start(self, config: Config, on_failure: OnFailure) -> None:
         if not config.latency:
             raise UsageError("--no-latency: mode module has no counters without its tracepoint; insmod it by hand")
         if _LOADED.exists():
             self._replace(config.name)
         self._inline = config.inline
+        self._undo.callback(self._unload)  # last: the programs hold on to the module
         programs = Module("fastecho.c", {})  # takes long; the module must not serve uncounted meanwhile
-        self._undo.append(programs.close)
+        self._undo.callback(programs.close)
         self._load(config)
-        self._undo.insert(0, unload)
+        self._is_loaded = True
         programs.attach_raw_tracepoint("fastecho_echo", "count_echo")
         self._array = PathArray(programs.map_fd("paths"), PATHS)
 
@@ -136,10 +131,13 @@ class ModuleBackend:
             raise KechoError(f"cannot listen on {where}: not an address of this machine")
         raise KechoError(f"fastecho does not load: {said} (dmesg says more)")
 
+    def _unload(self) -> None:
+        if self._is_loaded:
+            unload()
+        self._is_loaded = False
+
     def stop(self) -> None:
-        """The programs first: they hold on to the module."""
-        while self._undo:
-            self._undo.pop()()
+        super().stop()
         self._array = None
 
     def keeps(self) -> Collection[int]:

@@ -10,10 +10,10 @@ import contextlib
 import os
 import resource
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from kecho import bpfsys, kernel
-from kecho.backends import OnFailure
+from kecho.backends import AllOrNothing, OnFailure
 from kecho.bpf import Module, PathArray, log, possible_cpus
 from kecho.btf import Btf, BtfError
 from kecho.config import Config, family_of, parse_address
@@ -36,11 +36,11 @@ _NO_HOOK, _TRACEPOINT, _FEXIT = range(3)
 _MIN_CONNECTIONS, _MAX_CONNECTIONS = 1024, 1 << 20
 
 
-class SockmapBackend:
+class SockmapBackend(AllOrNothing):
     """One service. Everything it makes ends with the process, whatever ends that."""
 
     def __init__(self) -> None:
-        self._undo: list[Callable[[], object]] = []
+        super().__init__()
         self._acceptor: Acceptor | None = None
         self._array: PathArray | None = None
         self._path = "auto"
@@ -61,15 +61,8 @@ class SockmapBackend:
             Feature("path msg", kernel.probe_msg, required=False),
         )
 
-    async def start(self, config: Config, on_failure: OnFailure) -> None:
+    async def _start(self, config: Config, on_failure: OnFailure) -> None:
         """Programs first, then registration, and only then the listeners: no connection slips through."""
-        try:
-            self._start(config)
-        except BaseException:
-            self.stop()
-            raise
-
-    def _start(self, config: Config) -> None:
         self._path = config.path
         local, remote = _ROUTES[config.path]
         if local == "msg":
@@ -84,26 +77,26 @@ class SockmapBackend:
         listeners = [self._bind(address, config.port) for address in config.binds]
         btf = _read_btf()
         module = self._compile(self._defines(config, btf, listeners[0], local, remote), btf, local)
-        self._undo.append(module.close)
+        self._undo.callback(module.close)
         self._attach_verdicts(module, config.latency)
         for address in config.binds:
             bpfsys.map_update(module.map_fd("listeners"), _mapped(address), b"\x01")
-        self._undo.append(lambda: _release_sockets(module))
+        self._undo.callback(lambda: _release_sockets(module))
         cgroup = os.open(kernel.cgroup2_mount(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             prog = module.load("sockops_register", bpfsys.PROG_TYPE_SOCK_OPS)
             link = bpfsys.link_create(prog, cgroup, bpfsys.ATTACH_CGROUP_SOCK_OPS)
         finally:
             os.close(cgroup)
-        self._undo.append(lambda: os.close(link))
+        self._undo.callback(lambda: os.close(link))
         self._array = PathArray(module.map_fd("paths"), _KERNEL_PATHS)
         self._acceptor = Acceptor(listeners)
-        self._undo.append(self._acceptor.stop)
+        self._undo.callback(self._acceptor.stop)
         self._acceptor.start(config.backlog)
 
     def _bind(self, address: str, port: int) -> socket.socket:
         sock = socket.socket(family_of(address), socket.SOCK_STREAM)
-        self._undo.append(sock.close)
+        self._undo.callback(sock.close)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -154,11 +147,6 @@ class SockmapBackend:
             self._why_no_latency = dict.fromkeys(_KERNEL_PATHS, "switched off with --no-latency")
             return
         attach("skb_sent", bpfsys.PROG_TYPE_SK_MSG, "servers", bpfsys.ATTACH_SK_MSG_VERDICT)
-
-    def stop(self) -> None:
-        """The mirror of start: listeners and connections, registration, programs and maps."""
-        while self._undo:
-            self._undo.pop()()
 
     def keeps(self) -> Collection[int]:
         return self._array.needs() if self._array else ()

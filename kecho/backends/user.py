@@ -11,10 +11,10 @@ import os
 import signal
 import struct
 import subprocess
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 
 from kecho import privileges, programs
-from kecho.backends import OnFailure
+from kecho.backends import AllOrNothing, OnFailure
 from kecho.config import Config
 from kecho.diag import port_taken
 from kecho.errors import KechoError, Unavailable, UsageError
@@ -36,11 +36,11 @@ def probe_server() -> str:
     return str(programs.find("user-echo-server"))
 
 
-class UserBackend:
+class UserBackend(AllOrNothing):
     """One user-echo-server, which dies with this process."""
 
     def __init__(self) -> None:
-        self._undo: list[Callable[[], object]] = []
+        super().__init__()
         self._stats: mmap.mmap | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._engine = ""
@@ -49,15 +49,7 @@ class UserBackend:
     def features() -> tuple[Feature, ...]:
         return (Feature("user-echo-server", probe_server),)
 
-    async def start(self, config: Config, on_failure: OnFailure) -> None:
-        try:
-            await self._start(config)
-            self._watch(on_failure)
-        except BaseException:
-            self.stop()
-            raise
-
-    async def _start(self, config: Config) -> None:
+    async def _start(self, config: Config, on_failure: OnFailure) -> None:
         self._engine = config.engine
         with contextlib.ExitStack() as stack:
             stats_fd = os.memfd_create("kecho-stats")
@@ -68,11 +60,12 @@ class UserBackend:
                 self._process = self._run(config, ready_child, stats_fd)
             finally:
                 os.close(ready_child)
-            self._undo.append(self._end_process)
+            self._undo.callback(self._end_process)
             if await _first_line(ready) != b"ready\n":
                 raise self._explain(config)
             self._stats = mmap.mmap(stats_fd, 0, prot=mmap.PROT_READ)
-            self._undo.append(self._stats.close)
+            self._undo.callback(self._stats.close)
+        self._watch(on_failure)
 
     @staticmethod
     def _run(config: Config, ready_fd: int, stats_fd: int) -> subprocess.Popen[bytes]:
@@ -118,7 +111,7 @@ class UserBackend:
             os.close(pidfd)
 
         loop.add_reader(pidfd, ended)
-        self._undo.append(unwatch)
+        self._undo.callback(unwatch)
 
     def _end_process(self) -> None:
         assert self._process is not None
@@ -133,8 +126,7 @@ class UserBackend:
             self._process.stderr.close()
 
     def stop(self) -> None:
-        while self._undo:
-            self._undo.pop()()
+        super().stop()
         self._stats = None
 
     def _counters(self) -> tuple[int, int, int, int, int, int]:

@@ -46,8 +46,11 @@ class Service:
 
 
 def kecho_ctl(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs kecho-ctl to its end. The environment tells it nothing about Python or BCC."""
-    env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
+    """Runs kecho-ctl to its end. The environment tells it nothing about Python or BCC.
+
+    With root's home, where matplotlib may find the list of fonts that it takes minutes to make in here.
+    """
+    env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": "/root"}
     command = [str(KECHO_CTL), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL, timeout=300)
 

@@ -32,11 +32,12 @@ def _controlled(*options: str) -> Server:
 
     @contextmanager
     def serve() -> Iterator[None]:
-        kecho_ctl("up", f"--port={fastecho.PORT}", *options).check_returncode()
+        # Without a limit of time: while the guest waits for its host, the clock of --icount runs on by minutes.
+        kecho_ctl("up", f"--port={fastecho.PORT}", *options, timeout_s=None).check_returncode()
         try:
             yield
         finally:
-            kecho_ctl("down").check_returncode()
+            kecho_ctl("down", timeout_s=None).check_returncode()
 
     return serve
 

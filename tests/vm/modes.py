@@ -45,14 +45,14 @@ class Service:
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def kecho_ctl(*arguments: object) -> subprocess.CompletedProcess[str]:
+def kecho_ctl(*arguments: object, timeout_s: float | None = 300) -> subprocess.CompletedProcess[str]:
     """Runs kecho-ctl to its end. The environment tells it nothing about Python or BCC.
 
     With root's home, where matplotlib may find the list of fonts that it takes minutes to make in here.
     """
     env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": "/root"}
     command = [str(KECHO_CTL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL, timeout=timeout_s)
 
 
 def bpf_objects() -> set[tuple[str, int]]:

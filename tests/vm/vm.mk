@@ -22,8 +22,8 @@ bench-instructions: vm-build ## print instructions a round trip, every backend a
 	@scripts/vm --kver $(VM_KVER) --icount --timeout 3600 '.venv/bin/python tests/vm/instructions.py'
 
 # What make check runs: the tests of behaviour on both kernels, with fewer rounds of load; on 6.1 also those of kecho-ctl's
-# mode module, and the main ones of those that count instructions. A machine keeps about one CPU busy: two run at a time.
-VM_CLOCK = (round_trip and (bare or msg)) or unload_under_traffic or unload_with_idle
+# mode module, and the quick ones of those that count instructions. A machine keeps about one CPU busy: two run at a time.
+VM_CLOCK = (round_trip and bare) or unload_under_traffic or unload_with_idle
 VM_SHORT = tests/vm/run -m "not instructions" -k
 vm-short: vm-build
 	@echo "make check: the tests in virtual machines; each reports when it is done"

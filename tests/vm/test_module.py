@@ -297,10 +297,9 @@ def test_load_traffic_unload_leaks_nothing() -> None:
     for _ in range(LOAD_ROUNDS):
         one_round()
     fastecho.wait_for(lambda: fastecho.slab("TCP")[0] <= tcp_before + 64, "sockets to be freed")
-    # A socket leaked in each connection would be 14 MB here, a struct conn 1.2 MB.
-    time.sleep(1)
-    lost_kb = before_kb - mem_available_kb()
-    assert lost_kb < 12_000, f"{lost_kb} kB lost in {LOAD_ROUNDS} rounds"
+    # A socket leaked in each connection would be 14 MB here, a struct conn 1.2 MB. Some of what is freed comes back
+    # late: after 60 rounds 22 MB were missing, after 180 none.
+    fastecho.wait_for(lambda: before_kb - mem_available_kb() < 12_000, "memory to come back", 120)
 
 
 def kworkers() -> int:

@@ -144,7 +144,7 @@ void options_parse(struct options *o, int argc, char **argv)
 		ARG_NUMBER("--port", o->port, 1, 65535),
 		ARG_NUMBER("--connections", o->connections, 1, MAX_CONNECTIONS),
 		ARG_NUMBER("--threads", o->threads, 1, MAX_THREADS),
-		ARG_OWN("--cpus", parse_cpus, *o),
+		{.name = "--cpus", .parse = parse_cpus, .to = o},
 		ARG_SIZE("--size", o->size_bytes, 1, MAX_SIZE),
 		ARG_NUMBER("--seed", o->seed, 0, INT64_MAX),
 		ARG_NUMBER("--count", o->count, 1, 1ull << 40),

@@ -15,7 +15,7 @@ AT_ROOT := $(filter 0,$(shell id -u))
 NATIVE_DEFINES := -D_GNU_SOURCE -DHAVE_LIBURING -DHAVE_ZLIB
 
 C_FILES     := $(wildcard bpf/*.[ch] kecho/native/*.[ch] kmod/*.[ch] tests/*/*.[ch])
-SHELL_FILES := $(shell grep -lsE '^\#!/bin/(ba)?sh' .ci/run scripts/* tests/*/run)
+SHELL_FILES := $(shell grep -lsE '^\#!/bin/(ba)?sh' .ci/run scripts/* tests/vm/run tests/uml/*)
 
 .DEFAULT_GOAL := build
 .PHONY: build kmod setup setup-vm demo check soak lint fmt plot install uninstall clean help

@@ -48,17 +48,8 @@ def in_own_run(script: str, *args: object, **kwargs: Any) -> subprocess.Complete
         kecho=$0
         shift
     """
-    command = ["unshare", "--mount", "--propagation=private", "sh", "-ec", preamble + script, support.KECHO_CTL]
-    return subprocess.run(
-        [*command, str(support.free_port()), *map(str, args)],
-        env=support.clean_env(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=support.TIMEOUT_S,
-        check=False,
-        **kwargs,
-    )
+    prefix = ("unshare", "--mount", "--propagation=private", "sh", "-ec", preamble + script)
+    return support.run_kecho(support.free_port(), *args, prefix=prefix, **kwargs)
 
 
 def assert_one_line(stderr: str, *words: str) -> None:

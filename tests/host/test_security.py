@@ -198,15 +198,8 @@ def test_up_in_a_user_namespace() -> None:
     if subprocess.run(["unshare", "--user", "true"], capture_output=True, check=False).returncode:
         pytest.skip("user namespaces are switched off")
     name, port = f"pytest-{os.getpid()}-{random.randrange(1 << 32):08x}", support.free_port()
-    done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "bash", "-ec", script, support.KECHO_CTL, name, str(port)],
-        env=support.clean_env(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=support.TIMEOUT_S,
-        check=False,
-    )
+    prefix = ("unshare", "--user", "--map-root-user", "--mount", "bash", "-ec", script)
+    done = support.run_kecho(name, port, prefix=prefix)
     assert done.returncode == 0, done
     assert done.stdout.split() == ["kecho", "CapPrm:", "0" * 16, "CapEff:", "0" * 16, "NoNewPrivs:", "1"]
 

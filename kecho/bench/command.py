@@ -8,6 +8,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import os
 import shlex
 import shutil
@@ -207,34 +208,27 @@ def _size(text: str) -> int:
     return _whole(text[:-1] if factor > 1 else text) * factor
 
 
-def _rate(text: str) -> float:
+def _number(text: str, fits: Callable[[float], bool], what: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = 0.0
-    if not 0 < value <= 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of requests a second")
+        value = math.nan  # which fits nowhere
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of {what}")
     return value
+
+
+def _rate(text: str) -> float:
+    return _number(text, lambda value: 0 < value <= 1e9, "requests a second")
 
 
 def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 86400")
-    return value
+    return _number(text, lambda value: 0 <= value <= 86400, "seconds from 0 to 86400")
 
 
 def _milliseconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= topology.MOST_DELAY_MS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of ms above 0, up to {topology.MOST_DELAY_MS:g}")
-    return value
+    most = topology.MOST_DELAY_MS
+    return _number(text, lambda value: 0 < value <= most, f"ms above 0, up to {most:g}")
 
 
 def sweep_of(args: argparse.Namespace) -> tuple[Options, ...]:

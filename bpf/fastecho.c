@@ -9,7 +9,7 @@
 BPF_PERCPU_ARRAY(paths, struct path_stats, PATHS);
 
 /* kmod/trace.h: path, bytes, ns. */
-int count_echo(struct bpf_raw_tracepoint_args *ctx)
+int kecho_count(struct bpf_raw_tracepoint_args *ctx)
 {
 	int path = ctx->args[0];
 	struct path_stats *stats = paths.lookup(&path);

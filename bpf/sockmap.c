@@ -2,11 +2,11 @@
 /*
  * The sockmap echo: three hooks and what they share. ../docs/design.md, section 3, explains the rules.
  *
- *   sockops_register   cgroup sock_ops: puts both ends of our connections where the verdicts find them
- *   msg_echo           sk_msg on `clients`: path msg, from a local client's send to its own receive queue
- *   skb_echo           sk_skb on `servers`: path skb, from the wire back to the wire
- *   skb_sent           sk_msg on `servers`: ends the latency of path skb
- *   send_returned      tracing: ends the latency of path msg
+ *   kecho_register  cgroup sock_ops: puts both ends of our connections where the verdicts find them
+ *   kecho_msg_echo  sk_msg on `clients`: path msg, from a local client's send to its own receive queue
+ *   kecho_skb_echo  sk_skb on `servers`: path skb, from the wire back to the wire
+ *   kecho_skb_sent  sk_msg on `servers`: ends the latency of path skb
+ *   kecho_msg_sent  tracing: ends the latency of path msg
  *
  * Settings arrive as -D from kecho/bpf.py: KECHO_PORT, KECHO_NETNS (cookie), KECHO_LIMIT (bytes),
  * KECHO_MAX_CONNS, KECHO_CPUS, KECHO_LATENCY (0, 1), KECHO_SEND_HOOK, KECHO_PATH_LOCAL and KECHO_PATH_REMOTE (a PATH_*),
@@ -307,7 +307,7 @@ static __always_inline void unregister(struct bpf_sock_ops *ops, struct bpf_sock
 	conns.delete(&key);
 }
 
-int sockops_register(struct bpf_sock_ops *ops)
+int kecho_register(struct bpf_sock_ops *ops)
 {
 	struct bpf_sock *sk = ops->sk;
 
@@ -332,7 +332,7 @@ int sockops_register(struct bpf_sock_ops *ops)
 
 /* ---- path msg ---- */
 
-int msg_echo(struct sk_msg_md *msg)
+int kecho_msg_echo(struct sk_msg_md *msg)
 {
 	struct bpf_sock *sk = msg->sk;
 	struct path_stats *stats;
@@ -401,7 +401,7 @@ static __always_inline int end_send(__u64 sk)
 }
 
 #if KECHO_SEND_HOOK == SEND_HOOK_TRACEPOINT
-int send_returned(struct bpf_raw_tracepoint_args *ctx)
+int kecho_msg_sent(struct bpf_raw_tracepoint_args *ctx)
 {
 	return end_send(ctx->args[0]);
 }
@@ -438,7 +438,7 @@ static __always_inline bool trim(struct __sk_buff *skb, __u32 size)
 	return !size;
 }
 
-int skb_echo(struct __sk_buff *skb)
+int kecho_skb_echo(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk;
 	struct path_stats *stats;
@@ -501,7 +501,7 @@ pass:
 }
 
 #if KECHO_LATENCY
-int skb_sent(struct sk_msg_md *msg)
+int kecho_skb_sent(struct sk_msg_md *msg)
 {
 	struct bpf_sock *sk = msg->sk;
 	int i, path = PATH_SKB;

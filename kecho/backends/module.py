@@ -92,7 +92,7 @@ class ModuleBackend(AllOrNothing):
         self._undo.callback(programs.close)
         self._load(config)
         self._is_loaded = True
-        programs.attach_raw_tracepoint("fastecho_echo", "count_echo")
+        programs.attach_raw_tracepoint("fastecho_echo", "kecho_count")
         self._array = PathArray(programs.map_fd("paths"), PATHS)
 
     def _replace(self, name: str) -> None:

@@ -84,7 +84,7 @@ class SockmapBackend(AllOrNothing):
         self._undo.callback(lambda: _release_sockets(module))
         cgroup = os.open(kernel.cgroup2_mount(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            prog = module.load("sockops_register", bpfsys.PROG_TYPE_SOCK_OPS)
+            prog = module.load("kecho_register", bpfsys.PROG_TYPE_SOCK_OPS)
             link = bpfsys.link_create(prog, cgroup, bpfsys.ATTACH_CGROUP_SOCK_OPS)
         finally:
             os.close(cgroup)
@@ -116,7 +116,7 @@ class SockmapBackend(AllOrNothing):
             self._why_no_latency["msg"] = f"no tracepoint sock_send_length, and no fexit: {e}"
             return Module("sockmap.c", {**defines, "KECHO_SEND_HOOK": _NO_HOOK})
         if hook == _TRACEPOINT:
-            module.attach_raw_tracepoint("sock_send_length", "send_returned")
+            module.attach_raw_tracepoint("sock_send_length", "kecho_msg_sent")
         return module
 
     def _defines(
@@ -141,12 +141,12 @@ class SockmapBackend(AllOrNothing):
         def attach(function: str, prog_type: int, sockhash: str, attach_type: int) -> None:
             bpfsys.prog_attach(module.load(function, prog_type), module.map_fd(sockhash), attach_type)
 
-        attach("msg_echo", bpfsys.PROG_TYPE_SK_MSG, "clients", bpfsys.ATTACH_SK_MSG_VERDICT)
-        attach("skb_echo", bpfsys.PROG_TYPE_SK_SKB, "servers", bpfsys.ATTACH_SK_SKB_STREAM_VERDICT)
+        attach("kecho_msg_echo", bpfsys.PROG_TYPE_SK_MSG, "clients", bpfsys.ATTACH_SK_MSG_VERDICT)
+        attach("kecho_skb_echo", bpfsys.PROG_TYPE_SK_SKB, "servers", bpfsys.ATTACH_SK_SKB_STREAM_VERDICT)
         if not latency:
             self._why_no_latency = dict.fromkeys(_KERNEL_PATHS, "switched off with --no-latency")
             return
-        attach("skb_sent", bpfsys.PROG_TYPE_SK_MSG, "servers", bpfsys.ATTACH_SK_MSG_VERDICT)
+        attach("kecho_skb_sent", bpfsys.PROG_TYPE_SK_MSG, "servers", bpfsys.ATTACH_SK_MSG_VERDICT)
 
     def keeps(self) -> Collection[int]:
         return self._array.needs() if self._array else ()

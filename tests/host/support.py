@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KECHO_CTL = ROOT / ".venv/bin/kecho-ctl"
 RUN = Path("/run/kecho")
 TIMEOUT_S = 60.0
-PROGRAMS = {"msg_echo", "skb_echo", "skb_sent", "send_returned", "sockops_register"}
+PROGRAMS = {"kecho_msg_echo", "kecho_skb_echo", "kecho_skb_sent", "kecho_msg_sent", "kecho_register"}
 MAPS = ("clients", "servers", "conns", "unconfirmed")
 PATHS = ("msg", "skb", "user")
 
@@ -124,8 +124,8 @@ class Belongings:
         self.programs, self.maps = fdinfo(pid, "prog_id"), fdinfo(pid, "map_id")
         self.links = fdinfo(pid, "link_id")
         if sockmap:  # or looking for them would mean nothing
-            ours = [found for found in bpftool("prog", "show") if found["id"] in self.programs]
-            assert {"sockops_register", "msg_echo", "skb_echo"} <= {found["name"] for found in ours} <= PROGRAMS
+            names = {found["name"] for found in bpftool("prog", "show") if found["id"] in self.programs}
+            assert {"kecho_register", "kecho_msg_echo", "kecho_skb_echo"} <= names <= PROGRAMS
             assert self.links and self.programs & cgroup_programs()
             assert {self._map_name(number) for number in self.maps} >= set(MAPS)
 

@@ -512,7 +512,7 @@ def test_every_program_has_a_name_of_ours(service: Up) -> None:
     before = programs()
     one = service(mode="sockmap")
     loaded = {number: name for number, name in programs().items() if number in one.belongings.programs}
-    assert {"sockops_register", "msg_echo", "skb_echo"} <= set(loaded.values()) <= support.PROGRAMS
+    assert {"kecho_register", "kecho_msg_echo", "kecho_skb_echo"} <= set(loaded.values()) <= support.PROGRAMS
     assert not loaded.keys() & before.keys()
     one.down()
     support.wait_for(lambda: not loaded.keys() & programs().keys(), "the kernel has freed them")

@@ -296,7 +296,7 @@ def _sweep_figure(found: Mapping[str, Result]) -> Figure:
         axes.set_xlabel(_SWEPT[along])
     handles, names = grid[0][0].get_legend_handles_labels()
     handles.append(Patch(color=canvas.GREY, alpha=0.2, linewidth=0))
-    names.append("from the lowest to the highest round")
+    names.append("lowest to highest round, line: their median")
     if frame["inside_p50_ns"].notna().any():
         handles.append(Line2D([], [], color=canvas.GREY, linestyle=_INSIDE_DASHES, marker=".", linewidth=1.2))
         names.append("the same, measured inside the kernel")

@@ -163,7 +163,8 @@ def _draw_dots(axes: Axes, series: Sequence[_Series]) -> None:
         color=canvas.GREY,
     )
     axes.set_xscale("log")
-    canvas.latency_ticks(axes, "x", low / 2, high * 2)
+    room = max(2.0, (high / low) ** 0.15)  # for the figures at the outermost marks
+    canvas.latency_ticks(axes, "x", low / room, high * room)
     axes.set_yticks(range(len(series)), [one.label.replace(" (", "\n(", 1) for one in series])
     axes.set_ylim(len(series) - 0.45, -0.55)
     axes.tick_params(axis="y", length=0)

@@ -52,13 +52,21 @@ def parse_netstat(rows: Iterable[str]) -> dict[str, int]:
     return {ours: int(found[theirs]) for theirs, ours in _LISTEN_COUNTERS.items()}
 
 
-def _sockets(states: int) -> Iterator[Any]:
+def _sockets(port: int, states: int) -> Iterator[Any]:
+    """TCP sockets of that local port. The kernel leaves out the others, which may be tens of thousands."""
     from pyroute2 import DiagSocket  # takes a while
+    from pyroute2.netlink import NLM_F_MATCH, NLM_F_REQUEST, NLM_F_ROOT
+    from pyroute2.netlink.diag import SOCK_DIAG_BY_FAMILY, inet_diag_req
 
     with DiagSocket() as diag:
         diag.bind()
         for family in (socket.AF_INET, socket.AF_INET6):
-            yield from diag.get_sock_stats(family=family, states=states)
+            request = inet_diag_req()
+            request["sdiag_family"] = family
+            request["sdiag_protocol"] = socket.IPPROTO_TCP
+            request["idiag_states"] = states
+            request["idiag_sport"] = port
+            yield from diag.nlm_request(request, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH)
 
 
 def connections(port: int) -> list[dict[str, Any]]:
@@ -74,8 +82,7 @@ def connections(port: int) -> list[dict[str, Any]]:
             "recv_queue": found["idiag_rqueue"],
             "send_queue": found["idiag_wqueue"],
         }
-        for found in _sockets(_SERVED)
-        if found["idiag_sport"] == port
+        for found in _sockets(port, _SERVED)
     ]
 
 
@@ -98,8 +105,7 @@ def listeners(port: int) -> list[Listener]:
     """Who listens on `port` in this network namespace. Needs no privilege."""
     return [
         Listener(found["idiag_src"], found["idiag_wqueue"], bool(found.get_attr("INET_DIAG_SKV6ONLY")))
-        for found in _sockets(1 << _LISTEN)
-        if found["idiag_sport"] == port
+        for found in _sockets(port, 1 << _LISTEN)
     ]
 
 
@@ -108,8 +114,8 @@ def listener_on(port: int) -> str:
     with contextlib.suppress(Exception):  # it is for an error message that must come out anyhow
         # In a thread of its own: pyroute2 runs an event loop, of which a thread can have only one.
         with ThreadPoolExecutor(1) as thread:
-            listeners = thread.submit(lambda: list(_sockets(1 << _LISTEN))).result()
-        inodes = {f"socket:[{s['idiag_inode']}]" for s in listeners if s["idiag_sport"] == port}
+            listeners = thread.submit(lambda: list(_sockets(port, 1 << _LISTEN))).result()
+        inodes = {f"socket:[{s['idiag_inode']}]" for s in listeners}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if any(os.readlink(fd) in inodes for fd in (process / "fd").iterdir()):

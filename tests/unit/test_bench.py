@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ import pytest
 import result_samples as samples
 from hypothesis import given
 from hypothesis import strategies as st
+from native_support import ScriptedServer
 
 from kecho import programs
 from kecho.bench import command, compare, progress, runner, targets
@@ -692,26 +694,35 @@ def test_a_service_that_was_reset_meanwhile_is_noted(echo_server: int) -> None:
     assert "reset or started anew" in done.why
 
 
-def test_ctrl_c_keeps_what_was_measured(echo_server: int, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_was_measured(native: None, tmp_path: Path) -> None:
     script = (
         "import sys, argparse; from kecho.bench import command\n"
         "p = argparse.ArgumentParser(); s = p.add_subparsers(); command.add_parser(s)\n"
-        "args = p.parse_args(sys.argv[1:]); print('ready', file=sys.stderr, flush=True); sys.exit(args.run(args))"
+        "args = p.parse_args(sys.argv[1:]); sys.exit(args.run(args))"
     )
-    words = [sys.executable, "-c", script, "bench", f"127.0.0.1:{echo_server}", "--duration", "600", "--json"]
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    # Tells when it has begun, so that the signal is not sent too early.
-    real = programs.find("bench")
-    begun = tmp_path / "begun"
-    (folder / "bench").write_text(f'#!/bin/sh\n(sleep 0.5; : > {begun}) &\nexec {real} "$@"\n')
-    (folder / "bench").chmod(0o755)
-    environment = {**os.environ, "KECHO_LIBEXEC": str(folder), "PYTHONPATH": str(CHECKOUT)}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=tmp_path, env=environment, text=True) as process:
-        while not begun.exists() and process.poll() is None:
-            threading.Event().wait(0.02)
-        process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=30)
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    measuring = threading.Event()
+
+    def serve(sock: socket.socket) -> None:
+        """Without a warm-up, what comes after an answer was received is measured."""
+        for number in itertools.count():
+            if not (data := sock.recv(1 << 16)):
+                return
+            sock.sendall(data)
+            if number == 100:
+                measuring.set()
+
+    with ScriptedServer(serve) as target:
+        words = [sys.executable, "-c", script, "bench", f"127.0.0.1:{target.port}", "--warmup=0", "--duration=600"]
+        with subprocess.Popen(
+            [*words, "--json"], stdout=subprocess.PIPE, cwd=tmp_path, env=environment, text=True
+        ) as process:
+            try:
+                assert measuring.wait(60)
+                process.send_signal(signal.SIGINT)
+                out, _ = process.communicate(timeout=60)
+            finally:
+                process.kill()
     assert process.returncode == command.INTERRUPTED
     result = Result.from_json(json.loads(out))
     assert result.interrupted

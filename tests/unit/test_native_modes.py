@@ -59,7 +59,7 @@ def test_sizes(target: Server, mode: str, size: str) -> None:
 def test_warmup_and_duration(target: Server, mode: str) -> None:
     """What the server echoed and was not measured was warm-up, to the request."""
     before = target.stats()
-    result = bench_json(target.port, *MODES[mode], "--warmup", 0.1, "--duration", 0.1)
+    result = bench_json(target.port, *MODES[mode], "--warmup", 0.5, "--duration", 0.5)
     assert result["requests"] > 0
     assert result["warmup_requests"] > 0
     answered = result["requests"] + result["warmup_requests"]
@@ -110,13 +110,14 @@ def test_hold_is_exact_on_one_connection(target: Server, warmup: float) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_time_held_is_no_latency(target: Server, mode: str) -> None:
-    """A second of it; the requests are a hundred, so that half of them are far quicker, wherever this runs."""
+    """No request took longer than all of them together, once they were let go."""
     process = held(target, *MODES[mode], "--warmup", 0.05, "--count", 100)
     time.sleep(1)
+    let_go_ns = time.monotonic_ns()
     out, _ = process.communicate("\n", timeout=TIMEOUT_S)
     result = json.loads(out)
     assert result["requests"] == 100
-    assert result["latency_ns"]["p50"] < 1e9
+    assert result["latency_ns"]["max"] <= time.monotonic_ns() - let_go_ns
 
 
 def test_interrupted_while_held(target: Server) -> None:

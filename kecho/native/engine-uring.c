@@ -19,7 +19,7 @@ static void submit_accept(struct uring_engine *engine, struct listener *listener
 {
 	struct io_uring_sqe *sqe = sqe_get(engine);
 
-	io_uring_prep_multishot_accept(sqe, listener->fd, NULL, NULL, SOCK_CLOEXEC);
+	io_uring_prep_accept(sqe, listener->fd, NULL, NULL, SOCK_CLOEXEC);
 	sqe_tag(sqe, listener, ACCEPT);
 }
 
@@ -66,7 +66,7 @@ static void listener_refuse(struct uring_engine *engine, struct listener *listen
 	}
 }
 
-/* Without a descriptor a new multishot accept would fail at once, whether anybody waits or not. */
+/* Without a descriptor a new accept would fail at once, whether anybody waits or not. */
 static void listener_failed(struct uring_engine *engine, struct listener *listener, int error)
 {
 	if (error == EMFILE || error == ENFILE)
@@ -81,14 +81,12 @@ static void on_accept(struct uring_engine *engine, void *object, const struct io
 {
 	struct listener *listener = object;
 
-	if (cqe->res >= 0)
+	if (cqe->res >= 0) {
 		uring_conn_open(engine, cqe->res);
-	if (cqe->flags & IORING_CQE_F_MORE)
-		return;
-	if (cqe->res >= 0)
 		submit_accept(engine, listener);
-	else
+	} else {
 		listener_failed(engine, listener, -cqe->res);
+	}
 }
 
 static void on_room(struct uring_engine *engine, void *object, const struct io_uring_cqe *cqe)
@@ -213,7 +211,7 @@ static struct io_uring_buf_ring *buffer_ring_open(struct io_uring *ring, unsigne
 	return buffers;
 }
 
-/* Tried, not derived from the version; the flags are as new as the multishot receive. */
+/* Tried, not derived from the version. */
 static const char *uring_unavailable(void)
 {
 	struct io_uring_buf_ring *buffers;

@@ -8,11 +8,13 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-static void submit_recv(struct uring_engine *engine, struct conn *conn)
+/* With IORING_RECVSEND_POLL_FIRST it does not ask for a buffer before there is data. */
+static void submit_recv(struct uring_engine *engine, struct conn *conn, uint16_t flags)
 {
 	struct io_uring_sqe *sqe = sqe_get(engine);
 
-	io_uring_prep_recv_multishot(sqe, conn->fd, NULL, 0, 0);
+	io_uring_prep_recv(sqe, conn->fd, NULL, 0, 0);
+	sqe->ioprio = flags;
 	sqe->flags |= IOSQE_BUFFER_SELECT;
 	sqe->buf_group = BUFFER_GROUP;
 	sqe_tag(sqe, conn, RECV);
@@ -117,8 +119,6 @@ static void conn_finish(struct uring_engine *engine, struct conn *conn)
 
 static void conn_starve(struct uring_engine *engine, struct conn *conn)
 {
-	if (conn->starved)
-		return;
 	conn->starved = true;
 	conn->next_starved = engine->starved;
 	engine->starved = conn;
@@ -134,9 +134,9 @@ static void conn_settle(struct uring_engine *engine, struct conn *conn)
 			submit_send(engine, conn);
 		else if (conn->ended && !conn->ops)
 			conn_finish(engine, conn);
-		else if (!conn->ended && !conn->receiving)
-			conn_starve(engine, conn); /* for as long as this round lasts */
 	}
+	if (!conn->closing && !conn->receiving && !conn->starved && !conn->ended && !conn->chunks)
+		submit_recv(engine, conn, IORING_RECVSEND_POLL_FIRST);
 	if (conn->closing && !conn->ops && !conn->starved)
 		uring_conn_free(engine, conn);
 }
@@ -149,10 +149,10 @@ void uring_feed_starved(struct uring_engine *engine)
 	while ((conn = engine->starved) && buffers) {
 		engine->starved = conn->next_starved;
 		conn->starved = false;
-		if (conn->closing) {
+		if (conn->closing || conn->chunks) {
 			conn_settle(engine, conn);
 		} else {
-			submit_recv(engine, conn);
+			submit_recv(engine, conn, 0);
 			buffers--;
 		}
 	}
@@ -179,7 +179,7 @@ void uring_conn_open(struct uring_engine *engine, int fd)
 	if (conn->next)
 		conn->next->link = &conn->next;
 	engine->conns = conn;
-	submit_recv(engine, conn);
+	submit_recv(engine, conn, IORING_RECVSEND_POLL_FIRST);
 	stats_add(&engine->stats->active, 1);
 	stats_add(&engine->stats->total, 1);
 }
@@ -188,10 +188,8 @@ void uring_on_recv(struct uring_engine *engine, void *object, const struct io_ur
 {
 	struct conn *conn = object;
 
-	if (!(cqe->flags & IORING_CQE_F_MORE)) {
-		conn->receiving = false;
-		conn->ops--;
-	}
+	conn->receiving = false;
+	conn->ops--;
 	if (cqe->flags & IORING_CQE_F_BUFFER) {
 		uint16_t id = (uint16_t)(cqe->flags >> IORING_CQE_BUFFER_SHIFT);
 
@@ -208,7 +206,9 @@ void uring_on_recv(struct uring_engine *engine, void *object, const struct io_ur
 	}
 	if (cqe->res == 0)
 		conn->ended = true;
-	else if (cqe->res < 0 && cqe->res != -ENOBUFS && cqe->res != -ECANCELED)
+	else if (cqe->res == -ENOBUFS)
+		conn_starve(engine, conn);
+	else if (cqe->res < 0)
 		conn_abort(engine, conn);
 	conn_settle(engine, conn);
 }
@@ -249,8 +249,6 @@ void uring_on_send(struct uring_engine *engine, void *object, const struct io_ur
 	stats_add(&engine->stats->echoes, (uint64_t)-1);
 	if ((cqe->res < 0 && !is_passing(-cqe->res)) || !uring_queue_to_chunks(engine, conn, sent))
 		conn_abort(engine, conn);
-	else if (conn->receiving)
-		submit_cancel(engine, conn, RECV);
 }
 
 /* All completions of this round have been handled. */
@@ -262,7 +260,9 @@ void uring_settle_sends(struct uring_engine *engine)
 		engine->submitted = conn->next_send;
 		conn->ops--;
 		conn->sending = false;
-		if (!conn->send_failed)
+		if (conn->closing)
+			uring_queue_clear(engine, conn);
+		else if (!conn->send_failed)
 			uring_queue_drop(engine, conn);
 		conn->send_failed = false;
 		conn_settle(engine, conn);

@@ -9,11 +9,16 @@
 #include <stdbool.h>
 
 /*
- * A multishot receive per connection takes a buffer from a ring shared by the thread's connections
- * when data is there, so idle ones own none. Each buffer is sent back with MSG_DONTWAIT, which is
- * over within the submission, so buffers never stay out for long, whatever clients do. What the
- * send buffer has no room for is copied, the receive is cancelled, and it is armed again once the
- * copy is gone: that is the flow control.
+ * A receive takes a buffer from a ring shared by the thread's connections when data is there, so
+ * idle ones own none. Each buffer is sent back with MSG_DONTWAIT, which is over within the
+ * submission, so buffers never stay out for long, whatever clients do. What the send buffer has no
+ * room for is copied, and nothing more is received until the copy is gone: that is the flow
+ * control.
+ *
+ * Nothing that data or connections wake is multishot, although that would spare submissions: Linux
+ * loses a wake-up that comes while a multishot request's handler is about to return, if 128 have
+ * come since the one before (io_poll_check_events() keeps no IO_POLL_RETRY_FLAG; seen on 6.18).
+ * A client waits forever then. A request that is submitted looks for itself.
  *
  * Such a send completes only if it failed or was short (MSG_WAITALL makes short a failure): one
  * that succeeds would end the wait of the very system call that submits it, and there would be two
@@ -130,7 +135,7 @@ void uring_on_linger(struct uring_engine *engine, void *object, const struct io_
 bool uring_close_round(struct uring_engine *engine);
 /* After all completions of a round have been handled. */
 void uring_settle_sends(struct uring_engine *engine);
-/* After the buffers have been given back: arms the receives that had found none. */
+/* After the buffers have been given back: receives what had found none. */
 void uring_feed_starved(struct uring_engine *engine);
 
 #endif

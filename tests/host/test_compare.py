@@ -27,9 +27,10 @@ LONG = ("--duration=600", "--warmup=0", "--repeat=1")
 @pytest.fixture(autouse=True)
 def nothing_is_left(tmp_path: Path) -> Iterator[None]:
     """No process of a bench or of its services, all of which have `tmp_path` in their command line, and no folder."""
+    before = set(support.RUN.glob("bench-*"))
     yield
     support.wait_for(lambda: not processes_with(str(tmp_path)), "the end of all processes", 20)
-    folders = [entry.name for entry in support.RUN.glob("bench-*")]
+    folders = [entry.name for entry in set(support.RUN.glob("bench-*")) - before]
     assert not [name for name in folders if not Path(f"/proc/{name.split('-')[1]}").exists()]
 
 

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,31 @@ def answer_to(one: support.Service, line: bytes) -> dict[str, Any]:
 
 def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def echoes(one: support.Service) -> int:
+    """On all paths."""
+    return sum(stats["echoes"] for stats in one.stats()["paths"].values())
+
+
+@pytest.fixture(scope="module")
+def asked() -> Iterator[support.Service]:
+    """One service for all tests that only talk to its control socket."""
+    one = support.up(mode="user")
+    try:
+        yield one
+    finally:
+        one.down()
+
+
+@pytest.fixture(scope="module", params=support.PATHS)
+def busy(request: pytest.FixtureRequest) -> Iterator[support.Service]:
+    """One service a path for those that also echo meanwhile."""
+    one = support.up(path=request.param)
+    try:
+        yield one
+    finally:
+        one.down()
 
 
 # ---- up and down ----
@@ -220,9 +246,10 @@ def test_down_clears_away_a_dead_one(service: Up, kecho: Kecho, mode: str) -> No
 
 def test_a_controller_that_hangs(service: Up, kecho: Kecho) -> None:
     one = service(mode="sockmap")
-    with support.stopped(one.pid):
+    with support.stopped(one.pid), ThreadPoolExecutor() as threads:  # each waits for it
+        down = threads.submit(kecho, "down", one.name)
         assert one.status()["state"] == "silent"
-        done = kecho("down", one.name)
+        done = down.result()
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
         assert "does not answer" in done.stderr and f"kill -9 {one.pid}" in done.stderr
 
@@ -293,13 +320,13 @@ def test_an_unprivileged_user_reads_and_changes_nothing(service: Up, kecho: Kech
     bench = kecho("bench", one.name, "--count=7", "--warmup=0", "--repeat=1", "--json", cwd="/", **NOBODY)
     assert bench.returncode == 0, bench.stderr
     assert json.loads(bench.stdout)["runs"][0]["latency_ns"]["count"] == 7
-    before = sum(path["echoes"] for path in one.stats()["paths"].values())
+    before = echoes(one)
     assert before >= 7
     for args in (("down", one.name), ("reset", one.name), ("up", f"--mode={mode}", f"--name={one.name}")):
         done = kecho(*args, **NOBODY)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1), done
         assert done.stderr.startswith("kecho-ctl: ") and "sudo" in done.stderr
-    assert sum(path["echoes"] for path in one.stats()["paths"].values()) == before
+    assert echoes(one) == before
 
 
 # ---- the control socket ----
@@ -323,25 +350,22 @@ def test_an_unprivileged_user_reads_and_changes_nothing(service: Up, kecho: Kech
     ],
     ids=["word", "empty", "list", "string", "number", "null", "no-op", "half", "no-utf8", "deep", "long", "endless"],
 )
-def test_nonsense_is_answered_and_dropped(service: Up, line: bytes) -> None:
-    one = service(mode="user")
-    answer = answer_to(one, line)
+def test_nonsense_is_answered_and_dropped(asked: support.Service, line: bytes) -> None:
+    answer = answer_to(asked, line)
     assert list(answer) == ["error"] and isinstance(answer["error"], str)
-    assert one.status()["state"] == "up"
+    assert asked.status()["state"] == "up"
 
 
 @pytest.mark.parametrize("op", ['"frobnicate"', '"__class__"', "3", "null", '["status"]', "{}"])
-def test_an_unknown_op(service: Up, op: str) -> None:
-    one = service(mode="user")
-    with control(one) as sock, sock.makefile("rb") as lines:
+def test_an_unknown_op(asked: support.Service, op: str) -> None:
+    with control(asked) as sock, sock.makefile("rb") as lines:
         sock.sendall(b'{"op": %s}\n' % op.encode())
         assert "unknown op" in json.loads(lines.readline())["error"]
         sock.sendall(b'{"op": "status"}\n')
-        assert json.loads(lines.readline())["name"] == one.name
+        assert json.loads(lines.readline())["name"] == asked.name
 
 
-def test_down_is_for_root_by_the_peers_credentials(service: Up) -> None:
-    one = service(mode="user")
+def test_down_is_for_root_by_the_peers_credentials(asked: support.Service) -> None:
     code = """if True:
         import socket, sys
         for op in "down", "reset":
@@ -351,7 +375,7 @@ def test_down_is_for_root_by_the_peers_credentials(service: Up) -> None:
                 print(sock.makefile().readline(), end="")
     """
     done = subprocess.run(
-        ["/usr/bin/python3", "-c", code, support.RUN / one.name / "control.sock"],
+        ["/usr/bin/python3", "-c", code, support.RUN / asked.name / "control.sock"],
         capture_output=True,
         text=True,
         check=True,
@@ -360,18 +384,8 @@ def test_down_is_for_root_by_the_peers_credentials(service: Up) -> None:
     )
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["error"].split()[0] for answer in answers] == ["down", "reset"]
-    with one.client() as client:
+    with asked.client() as client:
         support.echo(client, b"still up")
-
-
-def test_a_silent_client_is_dropped(service: Up) -> None:
-    """One that says nothing, and one that begins a line and does not end it."""
-    one = service(mode="user")
-    with control(one) as silent, control(one) as slow:
-        slow.sendall(b'{"op"')
-        assert silent.recv(1) == b""  # the 30 s of the socket would raise
-        with contextlib.suppress(ConnectionResetError):
-            assert slow.recv(1) == b""
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -393,45 +407,58 @@ def crowd(one: support.Service, size: int) -> Iterator[None]:
         yield
 
 
-def test_a_thousand_silent_clients(service: Up, path: str) -> None:
-    one = service(path=path)
-    with one.client() as client:
-        support.wait_for(lambda: one.stats()["connections"]["active"] == 1, "the client is accepted")
-        before = descriptors(one.pid)
-        with crowd(one, 1000):
+def test_a_thousand_silent_clients(busy: support.Service) -> None:
+    support.wait_for(lambda: busy.active() == 0, "the end of earlier clients")
+    before = echoes(busy)
+    with busy.client() as client:
+        support.wait_for(lambda: busy.active() == 1, "the client is accepted")
+        held = descriptors(busy.pid)
+        with crowd(busy, 1000):
             for _ in range(100):
                 support.echo(client, b"kecho")
-            with one.client() as late:
+            with busy.client() as late:
                 support.echo(late, b"kecho")
-            assert sum(stats["echoes"] for stats in one.stats()["paths"].values()) == 101
-            assert descriptors(one.pid) < before + 200
-        support.wait_for(lambda: descriptors(one.pid) <= before, "their descriptors are closed")
+            assert echoes(busy) == before + 101
+            assert descriptors(busy.pid) < held + 200
+        support.wait_for(lambda: descriptors(busy.pid) <= held, "their descriptors are closed")
 
 
-def test_a_client_that_asks_and_never_reads(service: Up, path: str) -> None:
-    one = service(path=path)
-    before = descriptors(one.pid)
-    with control(one) as greedy:
-        greedy.setblocking(False)
-        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
-            for _ in range(10_000):
-                greedy.send(b'{"op": "stats"}\n')
-        with one.client() as client:
-            for _ in range(100):
-                support.echo(client, b"kecho")
-            assert sum(stats["echoes"] for stats in one.stats()["paths"].values()) == 100
-        support.wait_for(lambda: descriptors(one.pid) <= before, "it is dropped", 30)
-
-
-def test_a_client_that_leaves_before_its_answer(service: Up, path: str) -> None:
+def test_a_client_that_leaves_before_its_answer(busy: support.Service) -> None:
     """The service writes to nobody then, which must not end it."""
-    one = service(path=path)
     for _ in range(50):
-        with control(one) as hasty:
+        with control(busy) as hasty:
             hasty.sendall(b'{"op": "status"}\n' * 50)
-    assert one.status()["pid"] == one.pid
-    with one.client() as client:
+    assert busy.status()["pid"] == busy.pid
+    with busy.client() as client:
         support.echo(client, b"kecho")
+
+
+def test_clients_that_take_their_time_are_dropped(service: Up) -> None:
+    """One that asks and never reads, one that says nothing, and one that begins a line and does not end it.
+
+    On every path at once, because the service takes its time, too.
+    """
+    services = [service(path=path) for path in support.PATHS]
+    before = [descriptors(one.pid) for one in services]
+    with contextlib.ExitStack() as stack:
+        silent, slow, greedy = ([stack.enter_context(control(one)) for one in services] for _ in range(3))
+        for one in slow:
+            one.sendall(b'{"op"')
+        for one in greedy:
+            one.setblocking(False)
+            with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+                for _ in range(10_000):
+                    one.send(b'{"op": "stats"}\n')
+        for one in services:
+            with one.client() as client:
+                for _ in range(100):
+                    support.echo(client, b"kecho")
+            assert echoes(one) == 100
+        for sock in [*silent, *slow]:
+            with contextlib.suppress(ConnectionResetError):
+                assert sock.recv(1) == b""  # the 30 s of the socket would raise
+        for one, held in zip(services, before, strict=True):
+            support.wait_for(lambda one=one, held=held: descriptors(one.pid) <= held, "all are dropped", 30)
 
 
 # ---- counts ----

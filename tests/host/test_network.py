@@ -57,10 +57,21 @@ def shouts(sock: socket.socket) -> None:
         assert support.receive(sock, 5) == b"KECHO"
 
 
-def untouched(one: support.Service) -> bool:
-    """The service has seen nothing."""
+def seen(one: support.Service) -> tuple[int, int]:
+    """Connections and echoes of the service so far."""
     stats = one.stats()
-    return stats["connections"]["total"] == 0 and not any(path["echoes"] for path in stats["paths"].values())
+    return stats["connections"]["total"], sum(path["echoes"] for path in stats["paths"].values())
+
+
+@pytest.fixture(scope="module", params=support.PATHS)
+def served(request: pytest.FixtureRequest) -> Iterator[support.Service]:
+    """One service a path, on both loopback addresses, for all tests that need no other."""
+    one = support.up(path=request.param)
+    one.expected = request.param
+    try:
+        yield one
+    finally:
+        one.down()
 
 
 @pytest.mark.parametrize(("here", "family"), [(HERE, socket.AF_INET), (HERE6, socket.AF_INET6)], ids=["v4", "v6"])
@@ -107,36 +118,36 @@ def test_remote_client_that_does_not_read(service: Up, veth: str) -> None:
             support.assert_same(support.receive_all(client), data)
 
 
-def test_same_address_in_another_namespace(service: Up, namespace: str, family: int, path: str) -> None:
+def test_same_address_in_another_namespace(served: support.Service, namespace: str, family: int) -> None:
     """Same addresses, same ports: not ours."""
-    one = service(path=path)
-    address = one.address(family)
+    before = seen(served)
+    address = served.address(family)
     listener = support.socket_in(namespace, family)
-    listener.bind((address, one.port))
-    with shouting(listener), support.connect(address, one.port, support.socket_in(namespace, family)) as client:
+    listener.bind((address, served.port))
+    with shouting(listener), support.connect(address, served.port, support.socket_in(namespace, family)) as client:
         shouts(client)
-        assert untouched(one)
-        with one.client(family) as ours:
+        assert seen(served) == before
+        with served.client(family) as ours:
             support.echo(ours, b"kecho")
 
 
-def test_a_client_from_our_port(service: Up, path: str) -> None:
+def test_a_client_from_our_port(served: support.Service) -> None:
     """The port is the service's only at the listening end."""
-    one = service(path=path, bind="127.0.0.1")
+    before = seen(served)
     listener = socket.create_server(("127.0.0.2", 0))
     client = socket.socket()
-    client.bind(("127.0.0.2", one.port))
+    client.bind(("127.0.0.2", served.port))
     with shouting(listener), support.connect(*listener.getsockname(), client) as sock:
         shouts(sock)
-        assert untouched(one)
+        assert seen(served) == before
 
 
-def test_a_neighbour_on_our_port(service: Up, path: str) -> None:
+def test_a_neighbour_on_our_port(served: support.Service) -> None:
     """Another server, another address of this machine, the same port."""
-    one = service(path=path, bind="127.0.0.1")
-    with shouting(socket.create_server(("127.0.0.2", one.port))), support.connect("127.0.0.2", one.port) as sock:
+    before = seen(served)
+    with shouting(socket.create_server(("127.0.0.3", served.port))), support.connect("127.0.0.3", served.port) as sock:
         shouts(sock)
-        assert untouched(one)
+        assert seen(served) == before
 
 
 def test_a_remote_server_on_our_port(service: Up, veth: str, path: str) -> None:
@@ -146,7 +157,7 @@ def test_a_remote_server_on_our_port(service: Up, veth: str, path: str) -> None:
     listener.bind((THERE, one.port))
     with shouting(listener), support.connect(THERE, one.port) as sock:
         shouts(sock)
-        assert untouched(one)
+        assert seen(one) == (0, 0)
 
 
 @pytest.mark.parametrize(("wildcard", "addresses"), [("0.0.0.0", ["127.0.0.1", "127.9.8.7"]), ("::", ["::1"])])
@@ -171,34 +182,32 @@ def test_several_addresses(service: Up, path: str) -> None:
         support.connect("127.0.0.2", one.port)
 
 
-def test_ipv4_mapped_client(service: Up, path: str) -> None:
+def test_ipv4_mapped_client(served: support.Service) -> None:
     """An IPv6 socket that speaks IPv4 takes the same path as any."""
-    one = service(path=path)
-    with support.connect("::ffff:127.0.0.1", one.port, socket.socket(socket.AF_INET6)) as client:
+    before = served.path(served.expected)["echoes"]
+    with support.connect("::ffff:127.0.0.1", served.port, socket.socket(socket.AF_INET6)) as client:
         for _ in range(7):
             support.echo(client, b"kecho")
-    assert one.path(path)["echoes"] == 7
+    assert served.path(served.expected)["echoes"] == before + 7
 
 
-def test_same_connection_in_another_namespace(service: Up, namespace: str, family: int, path: str) -> None:
+def test_same_connection_in_another_namespace(served: support.Service, namespace: str, family: int) -> None:
     """Both ends the same to the last bit, at the same time: only the namespace tells them apart."""
-    one = service(path=path)
-    address = one.address(family)
+    connections, echoes = seen(served)
+    address = served.address(family)
     listener = support.socket_in(namespace, family)
-    listener.bind((address, one.port))
-    with one.client(family) as ours, shouting(listener):
+    listener.bind((address, served.port))
+    with served.client(family) as ours, shouting(listener):
         theirs = support.socket_in(namespace, family)
         theirs.bind(ours.getsockname())
-        with support.connect(address, one.port, theirs):
+        with support.connect(address, served.port, theirs):
             assert (theirs.getsockname(), theirs.getpeername()) == (ours.getsockname(), ours.getpeername())
             for _ in range(20):
                 shouts(theirs)
                 support.echo(ours, b"kecho")
         for _ in range(20):  # the end of theirs is not the end of ours
             support.echo(ours, b"kecho")
-    stats = one.stats()
-    assert stats["connections"]["total"] == 1
-    assert sum(found["echoes"] for found in stats["paths"].values()) == 40
+    assert seen(served) == (connections + 1, echoes + 40)
 
 
 @pytest.mark.parametrize(
@@ -223,20 +232,20 @@ def test_a_client_from_another_services_port(service: Up, path: str, others: str
             support.echo(client, b"kecho")
         with other.client() as another:
             support.echo(another, b"kecho")
-    assert one.stats()["connections"]["total"] == other.stats()["connections"]["total"] == 1
-    assert [sum(found["echoes"] for found in both.stats()["paths"].values()) for both in (one, other)] == [101, 1]
+    assert (seen(one), seen(other)) == ((1, 101), (1, 1))
 
 
-def test_a_client_from_the_port_that_it_connects_to(service: Up, path: str) -> None:
+def test_a_client_from_the_port_that_it_connects_to(served: support.Service) -> None:
     """The same port at both ends: a client like any other, counted once."""
-    one = service(path=path, bind="127.0.0.1")
+    connections, echoes = seen(served)
+    carried = served.path(served.expected)["echoes"]
     client = socket.socket()
-    client.bind(("127.0.0.2", one.port))
-    with support.connect("127.0.0.1", one.port, client):
+    client.bind(("127.0.0.4", served.port))
+    with support.connect("127.0.0.1", served.port, client):
         for _ in range(101):
             support.echo(client, b"kecho")
-    assert one.path(path)["echoes"] == 101
-    assert one.stats()["connections"]["total"] == 1
+    assert served.path(served.expected)["echoes"] == carried + 101
+    assert seen(served) == (connections + 1, echoes + 101)
 
 
 def test_two_services_on_one_port(service: Up, veth: str) -> None:

@@ -7,6 +7,7 @@ The load generator by itself, in every mode, is held to the same in test_native_
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from native_support import TIMEOUT_S, ScriptedServer, bench_json, echo
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 100
+STALL_S = 1.0 if os.environ.get("KECHO_TEST_FULL") == "1" else 0.4
 
 
 def kecho_bench(port: int, *options: object) -> subprocess.CompletedProcess[str]:
@@ -66,25 +68,24 @@ class Stalling:
             sock.sendall(data)
 
 
-def test_a_stall_of_one_second_in_ten() -> None:
+def test_a_stall_of_a_tenth_of_the_time() -> None:
     """The open loop's p99 is most of the stall; in the closed loop it is one sample among thousands.
 
     A tenth of the requests are due while the server stands still, evenly, so that the slowest hundredth waits nine
     tenths of the stall. Coordinated omission would hide this, as the closed loop does.
     """
-    stall_s = 1.0
-    with ScriptedServer(Stalling(stall_s, 10 * stall_s).serve) as server:
-        open_loop = measured(server.port, "--rate=100", "--duration=10", "--connections=2")
-    with ScriptedServer(Stalling(stall_s, 10 * stall_s).serve) as server:
-        closed = measured(server.port, "--duration=10.5")
+    with ScriptedServer(Stalling(STALL_S, 10 * STALL_S).serve) as server:
+        open_loop = measured(server.port, f"--rate={100 / STALL_S}", f"--duration={10 * STALL_S}", "--connections=2")
+    with ScriptedServer(Stalling(STALL_S, 10 * STALL_S).serve) as server:
+        closed = measured(server.port, f"--duration={10.5 * STALL_S}")
     assert open_loop["latency_ns"]["count"] == 1000
-    assert open_loop["latency_ns"]["p99"] >= 0.8 * stall_s * 1e9
+    assert open_loop["latency_ns"]["p99"] >= 0.8 * STALL_S * 1e9
     slow, closed_slow = (
-        sum(n for low, _, n in run["latency_ns"]["buckets"] if low >= 0.5e9 * stall_s) for run in (open_loop, closed)
+        sum(n for low, _, n in run["latency_ns"]["buckets"] if low >= 0.5e9 * STALL_S) for run in (open_loop, closed)
     )
     assert slow >= 0.04 * open_loop["latency_ns"]["count"]
     assert 1 <= closed_slow < 0.01 * closed["latency_ns"]["count"], "one a stall; a busy machine stalls, too"
-    assert closed["latency_ns"]["p99"] < 0.5e9 * stall_s
+    assert closed["latency_ns"]["p99"] < 0.5e9 * STALL_S
 
 
 def test_a_known_delay(tmp_path: Path) -> None:

@@ -53,9 +53,9 @@ def test_the_queue_of_the_server_that_is_measured() -> None:
 
 def test_bench_warns_before_it_starts() -> None:
     with ScriptedServer(echo, backlog=5) as server:
-        command = [sys.executable, "-m", "kecho.cli", "bench", f"127.0.0.1:{server.port}", "--connections=50"]
+        command = [sys.executable, "-m", "kecho.cli", "bench", f"127.0.0.1:{server.port}", "--connections=7"]
         done = subprocess.run(
-            [*command, "--count=50", "--repeat=1", "--json"], capture_output=True, text=True, timeout=60, check=False
+            [*command, "--count=7", "--repeat=1", "--json"], capture_output=True, text=True, timeout=60, check=False
         )
     assert done.returncode == 0
     assert f"kecho-ctl: 127.0.0.1:{server.port} lets 5 connections wait" in done.stderr

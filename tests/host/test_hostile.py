@@ -35,7 +35,7 @@ GREEDY, GREEDY_S = (200, 10.0) if FULL else (50, 2.0)
 MOST_BYTES_A_CONNECTION = 16 << 20
 MOST_P99_RATIO = 5
 CHURN_THREADS, CHURN_ROUNDS = (64, 300) if FULL else (16, 40)
-KILLS = 50 if FULL else 5
+KILLS = 50 if FULL else 3
 
 
 def measured(text: str) -> None:

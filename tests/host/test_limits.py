@@ -19,7 +19,7 @@ import pytest
 import support
 from support import assert_same, echo, receive
 
-CONNECTIONS = int(os.environ.get("KECHO_TEST_CONNECTIONS", "10000"))
+CONNECTIONS = int(os.environ.get("KECHO_TEST_CONNECTIONS", "3000"))
 AT_ONCE = 15_000
 KERNEL_PATHS = pytest.mark.parametrize("path", ["msg", "skb"])
 

@@ -152,13 +152,19 @@ def run_foreground(config: Config, ready: Callable[[str], None], keep: Collectio
     check(config.mode)
     # The command line has it end the process; here it is anybody who hangs up before he has his answer.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    rundir = RunDir(config.name)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # between the folder and who removes it none may come
     try:
-        keeper = Keeper(rundir.remove)
-    except OSError:  # no process is to be had
-        rundir.close()
+        rundir = RunDir(config.name)
+        try:
+            keeper = Keeper(rundir.remove)
+        except OSError:  # no process is to be had
+            rundir.close()
+            raise
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         raise
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.environ["KECHO_LOG"] = str(rundir.log)
         asyncio.run(_run(config, rundir, ready))
     finally:

@@ -85,6 +85,9 @@ BPF_PERCPU_ARRAY(paths, struct path_stats, PATHS);
 /* A field of a kernel structure: a load that the verifier checks against BTF, not a call of bpf_probe_read_kernel. */
 #define FIELD(ptr, name) (*(__u32 *)((void *)(ptr) + KECHO_OFF_##name))
 
+/* One that is a pointer, to follow. What is read through NULL is 0. */
+#define POINTER_FIELD(ptr, name) (*(void **)((void *)(ptr) + KECHO_OFF_##name))
+
 static __always_inline void count_latency(struct path_stats *stats, __u64 from_ns)
 {
 	__u64 slot = hist_slot(bpf_ktime_get_ns() - from_ns);
@@ -184,13 +187,10 @@ static __always_inline struct tuple client_tuple(struct bpf_sock_ops *ops)
 /* Does the way out of @tp lead back to this host? */
 static __always_inline bool goes_to_loopback(struct tcp_sock *tp)
 {
-	__u64 dst = 0, dev = 0;
-	__u32 ifindex = 0;
+	void *dst = POINTER_FIELD(tp, DST);
+	void *dev = POINTER_FIELD(dst, DST_DEV);
 
-	bpf_probe_read_kernel(&dst, sizeof(dst), (void *)tp + KECHO_OFF_DST);
-	bpf_probe_read_kernel(&dev, sizeof(dev), (void *)(dst + KECHO_OFF_DST_DEV));
-	bpf_probe_read_kernel(&ifindex, sizeof(ifindex), (void *)(dev + KECHO_OFF_DEV_IFINDEX));
-	return ifindex == LOOPBACK_IFINDEX;
+	return FIELD(dev, DEV_IFINDEX) == LOOPBACK_IFINDEX;
 }
 
 static __always_inline bool is_mapped(const struct addr *addr)

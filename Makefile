@@ -42,7 +42,7 @@ demo: setup ## measure a user-space server against sockmap; needs root
 # The programs are built by a make of their own, because it looks for libraries that `setup` may just have installed.
 # The virtual machines are left out where PYTEST_ARGS chooses among the tests.
 check: $(if $(AT_ROOT),setup-vm,setup) ## run the tests; without root only those that need none [PYTEST_ARGS=]
-	@scripts/keep-owner $(MAKE) -s build
+	@scripts/keep-owner $(MAKE) -s build build/stream
 	$(if $(AT_ROOT),,@echo "make check: no root, so only tests/unit; all of it: sudo make check")
 	@scripts/keep-owner timeout --foreground -k 10 $(CHECK_TIMEOUT) \
 		$(VENV)/python -m pytest $(PYTEST_ARGS) tests/unit $(if $(AT_ROOT),$(wildcard tests/host))

@@ -12,6 +12,10 @@ import pytest
 import support
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "paths(*names): only for these of the paths that there are")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.geteuid() == 0:
         return

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -18,15 +19,33 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from kecho.client import Client
+
 ROOT = Path(__file__).resolve().parents[2]
 KECHO_CTL = ROOT / ".venv/bin/kecho-ctl"
 RUN = Path("/run/kecho")
-TIMEOUT_S = 60.0
-PROGRAMS = {"kecho_msg_echo", "kecho_skb_echo", "kecho_skb_sent", "kecho_msg_sent", "kecho_register"}
+TIMEOUT_S = float(os.environ.get("KECHO_TEST_TIMEOUT_S", "60"))
+PROGRAMS = {
+    *("kecho_msg_echo", "kecho_skb_echo", "kecho_skb_sent", "kecho_msg_sent", "kecho_register"),
+    "kretfunc__tcp_bpf_sendmsg",  # in the place of kecho_msg_sent where there is no tracepoint for that
+}
 MAPS = ("clients", "servers", "conns", "unconfirmed")
-PATHS = ("msg", "skb", "user")
+KERNEL_PATHS = ("msg", "skb")
+MODULE_PATHS = {"softirq": (), "workqueue": ("inline=0",), "workqueue-percpu": ("inline=0", "bench=1")}
+_FLAGS = {"inline=0": "--no-inline", "bench=1": "--bench=1"}
 
-_FREEING_S = 3.0  # the kernel frees programs and maps some time after their last descriptor
+
+def _mode(path: str | None) -> str:
+    """The mode of kecho-ctl that a path belongs to."""
+    return "user" if path == "user" else "module" if path in MODULE_PATHS else "sockmap"
+
+
+PATHS = tuple(os.environ.get("KECHO_TEST_PATHS", "msg skb user").split())
+MODES = tuple(dict.fromkeys(_mode(path) for path in PATHS))
+OWN_MACHINE = os.environ.get("KECHO_TEST_OWN_MACHINE") == "1"  # nobody minds what is done to all of it
+SHRINK = int(os.environ.get("KECHO_TEST_SHRINK", "1"))
+
+_FREEING_S = TIMEOUT_S / 20  # the kernel frees programs and maps some time after their last descriptor
 _LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 
@@ -34,6 +53,11 @@ def clean_env() -> dict[str, str]:
     """An environment without settings of Python, BCC or kecho."""
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     return {"PATH": path, "LC_ALL": "C.UTF-8", "HOME": "/root"}
+
+
+def few(count: int) -> int:
+    """So many, or on a slow machine the part that KECHO_TEST_SHRINK says."""
+    return max(1, count // SHRINK)
 
 
 def run_kecho(*args: object, prefix: Sequence[str] = (), **kwargs: Any) -> subprocess.CompletedProcess[str]:
@@ -125,7 +149,7 @@ class Belongings:
         self.links = fdinfo(pid, "link_id")
         if sockmap:  # or looking for them would mean nothing
             names = {found["name"] for found in bpftool("prog", "show") if found["id"] in self.programs}
-            assert {"kecho_register", "kecho_msg_echo", "kecho_skb_echo"} <= names <= PROGRAMS
+            assert {"kecho_register", "kecho_msg_echo", "kecho_skb_echo"} <= names <= PROGRAMS, names
             assert self.links and self.programs & cgroup_programs()
             assert {self._map_name(number) for number in self.maps} >= set(MAPS)
 
@@ -155,13 +179,11 @@ class Belongings:
 # ---- services ----
 
 
-class Service:
-    """A service that `kecho-ctl up` brought up."""
+class Server:
+    """An echo service, whoever has started it."""
 
-    def __init__(self, name: str, port: int, addresses: Sequence[str], mode: str) -> None:
-        self.name, self.port, self.addresses, self.mode = name, port, list(addresses), mode
-        self.pid = int(self.status()["pid"])
-        self.belongings = Belongings(name, self.pid, mode == "sockmap")
+    def __init__(self, port: int, addresses: Sequence[str] = tuple(_LOOPBACK.values())) -> None:
+        self.port, self.addresses = port, list(addresses)
 
     def address(self, family: int = socket.AF_INET) -> str:
         """The address of that family that it is bound to; loopback if that is a wildcard."""
@@ -172,6 +194,29 @@ class Service:
         """A connected client."""
         return connect(self.address(family), self.port)
 
+    def stream(self, connections: int, size: int, prefix: Sequence[str] = ()) -> None:
+        """Sends and compares so many bytes on each connection, by tests/host/stream.c; waits as long as bytes come."""
+        command = [*prefix, ROOT / "build/stream", self.address(), self.port, connections, size, 1]
+        subprocess.run([str(word) for word in command], check=True)
+
+    def connections(self) -> dict[str, int]:
+        """What it has counted of its connections: active, total, rejected, aborted."""
+        raise NotImplementedError
+
+    def active(self) -> int:
+        """The connections it has now."""
+        return self.connections()["active"]
+
+
+class Service(Server):
+    """A service that `kecho-ctl up` brought up."""
+
+    def __init__(self, name: str, port: int, addresses: Sequence[str], mode: str) -> None:
+        super().__init__(port, addresses)
+        self.name, self.mode = name, mode
+        self.pid = int(self.status()["pid"])
+        self.belongings = Belongings(name, self.pid, mode == "sockmap")
+
     def status(self) -> dict[str, Any]:
         """Its entry of `status --json`."""
         done = run_kecho("status", "--json", self.name)
@@ -180,18 +225,15 @@ class Service:
         return dict(found)
 
     def stats(self) -> dict[str, Any]:
-        """`stats --json`."""
-        done = run_kecho("stats", "--json", "--name", self.name)
-        assert done.returncode == 0, done.stderr
-        return dict(json.loads(done.stdout))
+        """What `stats --json` prints, without kecho-ctl: it is asked often, and may be slow to start."""
+        return Client(self.name).snapshot().to_json()
 
     def path(self, name: str) -> dict[str, Any]:
         """The counters of one path."""
         return dict(self.stats()["paths"][name])
 
-    def active(self) -> int:
-        """The connections it has now."""
-        return int(self.stats()["connections"]["active"])
+    def connections(self) -> dict[str, int]:
+        return dict(self.stats()["connections"])
 
     def down(self) -> None:
         """Take it down through kecho-ctl, if it is up, and see that nothing is left."""
@@ -202,17 +244,18 @@ class Service:
 
 
 def up(**options: Any) -> Service:
-    """Bring a service up. path "user" means --mode user; run={…} are keywords of subprocess.run."""
+    """Bring a service up, in the mode that `path` is of if none is given; run={…} are keywords of subprocess.run."""
     run = options.pop("run", {})
     path = options.pop("path", None)
-    mode = options.pop("mode", "user" if path == "user" else "sockmap")
+    mode = options.pop("mode", _mode(path))
     name = options.pop("name", f"pytest-{os.getpid()}-{random.randrange(1 << 32):08x}")
     port = options.pop("port", None) or free_port()
     binds = options.pop("bind", None) or []
     binds = [binds] if isinstance(binds, str) else list(binds)
     args = ["up", f"--mode={mode}", f"--name={name}", f"--port={port}", *(f"--bind={bind}" for bind in binds)]
-    if path not in (None, "user"):
+    if path in KERNEL_PATHS:
         args.append(f"--path={path}")
+    args += [_FLAGS[parameter] for parameter in MODULE_PATHS.get(path, ())]
     for key, value in options.items():
         flag = f"--{key.replace('_', '-')}"
         args += [flag] if value is True else [f"{flag}={value}"]
@@ -291,6 +334,21 @@ def echo(sock: socket.socket, data: bytes) -> None:
     """Send and receive at the same time, and compare."""
     with sending(sock, data):
         assert_same(receive(sock, len(data)), data)
+
+
+def fill(sock: socket.socket, seed: int) -> bytes:
+    """Send without reading until nothing more goes out for a while; returns what was sent."""
+    rng, sent = random.Random(seed), bytearray()
+    sock.setblocking(False)
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    while poll.poll(500) and len(sent) < 64 << 20:
+        chunk = rng.randbytes(rng.randrange(1, 100_000))
+        with contextlib.suppress(BlockingIOError):
+            sent += chunk[: sock.send(chunk)]
+    sock.settimeout(TIMEOUT_S)
+    assert len(sent) < 64 << 20, "nothing ever held the sender back"
+    return bytes(sent)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import support
-from support import assert_same, echo, receive
+from support import assert_same, echo, fill, payload, receive
 
 CONNECTIONS = int(os.environ.get("KECHO_TEST_CONNECTIONS", "3000"))
 AT_ONCE = 15_000
@@ -69,6 +69,24 @@ def test_a_client_that_does_not_read(service: Callable[..., support.Service], pa
         echo(client, b"and on")
     assert sent <= most, "what was taken and not sent back is held somewhere"
     assert charged <= most
+
+
+@KERNEL_PATHS
+def test_smallest_limit(service: Callable[..., support.Service], path: str, family: int) -> None:
+    served = service(path=path, limit=4096)
+    with served.client(family) as client:
+        echo(client, payload(4096))
+        stats = served.stats()["paths"]
+        assert (stats[path]["bytes"], stats["user"]["bytes"]) == (4096, 0)
+        echo(client, payload(4097))
+        stats = served.stats()["paths"]
+        assert (stats[path]["bytes"], stats["user"]["bytes"], stats[path]["fallbacks"]) == (4096, 4097, 1)
+        echo(client, b"x")
+        assert served.path(path)["bytes"] == 4097
+        echo(client, payload(4 << 20))
+        sent = fill(client, 3)
+        assert_same(receive(client, len(sent)), sent)
+        echo(client, payload(1000))
 
 
 def _entries(served: support.Service) -> dict[str, int]:

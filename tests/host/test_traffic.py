@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Every byte comes back, once, in order, whatever the client does, on every path."""
+"""Every byte comes back, once, in order, whatever the client does, on every path.
+
+KECHO_TEST_PATHS says which those are: those of sockmap, and mode user on this machine, the module in a virtual one.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,37 @@ import contextlib
 import hashlib
 import os
 import random
+import re
 import select
+import selectors
 import socket
 import struct
+import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import support
-from support import assert_same, echo, payload, receive, receive_all, sending
+from support import assert_same, echo, few, fill, payload, receive, receive_all, sending
 
 STREAM_MB = int(os.environ.get("KECHO_TEST_STREAM_MB", "64"))
+STREAM_BYTES = STREAM_MB << 20
 LIMIT = 128 << 10
-SIZES = [1, 2, 63, 64, 65, 1448, 4095, 4096, 4097, 65535, 65536, 65537, LIMIT - 1, LIMIT, LIMIT + 1, 1 << 20, 8 << 20]
-KERNEL_PATHS = ("msg", "skb")
+SIZES = [1, 2, 63, 64, 65, 1448, 4095, 4096, 4097, 65535, 65536, 65537, LIMIT - 1, LIMIT, LIMIT + 1, 1 << 20]
+BIG = few(8 << 20)
+
+controlled = pytest.mark.paths("msg", "skb", "user")
+in_kernel = pytest.mark.paths(*support.KERNEL_PATHS)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kept" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("paths")
+        paths = [path for path in support.PATHS if not marker or path in marker.args]
+        metafunc.parametrize("kept", paths, indirect=True, scope="module")
 
 
 class _Kept:
@@ -32,13 +50,16 @@ class _Kept:
         self.path = path
         self.service: support.Service | None = None
 
-    def idle(self) -> support.Service:
+    def idle(self) -> support.Server:
         """A test that left a connection behind has failed; it does not take the next one along."""
+        if self.path in support.MODULE_PATHS:  # quickly loaded; tests/vm/guest.py unloads it after each test
+            import fastecho
+
+            return fastecho.Server("backlog=1024", *support.MODULE_PATHS[self.path])
         if self.service and not _settles(lambda: self.service.active() == 0):
             self.close()
         if not self.service:
-            self.service = support.up(path=self.path)
-            self.service.expected = self.path
+            self.service = support.up(path=self.path, backlog=1024)
         return self.service
 
     def close(self) -> None:
@@ -55,7 +76,7 @@ def _settles(condition: Callable[[], bool]) -> bool:
     return True
 
 
-@pytest.fixture(scope="module", params=support.PATHS)
+@pytest.fixture(scope="module")
 def kept(request: pytest.FixtureRequest) -> Iterator[_Kept]:
     found = _Kept(request.param)
     try:
@@ -65,16 +86,15 @@ def kept(request: pytest.FixtureRequest) -> Iterator[_Kept]:
 
 
 @pytest.fixture
-def served(kept: _Kept) -> support.Service:
-    """One service a path for all tests that need no options: what one leaves behind, the next one meets."""
-    return kept.idle()
+def path(kept: _Kept) -> str:
+    """The path that `served` is of."""
+    return kept.path
 
 
 @pytest.fixture
-def kernel_served(served: support.Service) -> support.Service:
-    if served.expected not in KERNEL_PATHS:
-        pytest.skip("about the paths in the kernel")
-    return served
+def served(kept: _Kept) -> support.Server:
+    """One service a path for all tests that need no options: what one leaves behind, the next one meets."""
+    return kept.idle()
 
 
 @contextlib.contextmanager
@@ -86,7 +106,7 @@ def all_stopped(service: support.Service) -> Iterator[None]:
         yield
 
 
-def assert_idle(service: support.Service) -> None:
+def assert_idle(service: support.Server) -> None:
     """No connection is left, and a new one is served."""
     support.wait_for(lambda: service.active() == 0, "the end of all connections", timeout_s=15)
     with service.client() as client:
@@ -96,31 +116,55 @@ def assert_idle(service: support.Service) -> None:
 # ---- contents ----
 
 
-def test_every_byte_value(served: support.Service, family: int) -> None:
-    before = served.path(served.expected)
+def test_every_byte_value(served: support.Server, family: int) -> None:
     with served.client(family) as client:
         for value in range(256):
             client.sendall(bytes([value]))
             assert receive(client, 1) == bytes([value])
         echo(client, bytes(range(256)))
-    after = served.path(served.expected)
-    assert after["bytes"] - before["bytes"] == 512
-    assert after["echoes"] - before["echoes"] == 257
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_sizes(served: support.Service, family: int, size: int) -> None:
-    with served.client(family) as client:
-        for seed in range(2):
-            echo(client, payload(size, seed))
-        echo(client, b"and what comes next")
+@controlled
+def test_counts_are_exact(served: support.Service, path: str) -> None:
+    before = served.stats()
+    with served.client() as client:
+        for i in range(257):
+            echo(client, payload(61, i))
+    support.wait_for(lambda: served.active() == 0, "the end of the connection")
+    after = served.stats()
+    assert after["connections"]["total"] - before["connections"]["total"] == 1
+    for name, found in after["paths"].items():
+        echoes = 257 if name == path else 0
+        assert found["echoes"] - before["paths"][name]["echoes"] == echoes
+        assert found["bytes"] - before["paths"][name]["bytes"] == 61 * echoes
+        if path != "user":  # mode user has no latency
+            assert found["latency_ns"]["count"] - before["paths"][name]["latency_ns"]["count"] == echoes
 
 
-def test_random_writes(served: support.Service, family: int) -> None:
-    """KECHO_TEST_STREAM_MB says how much."""
+@controlled
+def test_bytes_of_streams_add_up(served: support.Service) -> None:
+    def echoed() -> int:
+        return sum(found["bytes"] for found in served.stats()["paths"].values())
+
+    before = echoed()
+    served.stream(7, 100_003)
+    support.wait_for(lambda: served.active() == 0, "the end of all connections")
+    assert echoed() - before == 7 * 100_003
+
+
+def test_sizes(served: support.Server, family: int) -> None:
+    for size in [*SIZES, BIG]:
+        with served.client(family) as client:
+            for seed in range(2):
+                echo(client, payload(size, seed))
+            echo(client, b"and what comes next")
+
+
+def test_random_writes(served: support.Server, family: int) -> None:
+    """One thread sends, another reads; KECHO_TEST_STREAM_MB says how much."""
     rng = random.Random(STREAM_MB)
     source = payload(4 << 20)
-    total = STREAM_MB << 20
+    total = few(STREAM_MB << 20)
     sent, got = hashlib.sha256(), hashlib.sha256()
     errors: list[BaseException] = []
 
@@ -152,20 +196,36 @@ def test_random_writes(served: support.Service, family: int) -> None:
     assert (received, got.hexdigest()) == (total, sent.hexdigest())
 
 
-def test_two_streams_do_not_mix(served: support.Service) -> None:
-    first, second = payload(4 << 20, 1), payload(4 << 20, 2)
+def test_stream(served: support.Server) -> None:
+    """One thread sends what does not block, and reads; KECHO_TEST_STREAM_MB says how much."""
+    served.stream(1, STREAM_MB << 20)
+
+
+def test_many_streams(served: support.Server) -> None:
+    before = served.connections()
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(served.stream, 32, 300_000) for _ in range(2)]:
+            done.result()
+    support.wait_for(lambda: served.active() == 0, "the end of all connections")
+    after = served.connections()
+    assert (after["total"] - before["total"], after["aborted"] - before["aborted"]) == (64, 0)
+
+
+def test_two_streams_do_not_mix(served: support.Server) -> None:
+    first, second = payload(BIG // 2, 1), payload(BIG // 2, 2)
     with served.client() as one, served.client(socket.AF_INET6) as two, sending(one, first), sending(two, second):
         for start in range(0, len(first), 1 << 16):
             assert_same(receive(one, 1 << 16), first[start : start + (1 << 16)])
             assert_same(receive(two, 1 << 16), second[start : start + (1 << 16)])
 
 
-def test_many_connections(served: support.Service) -> None:
-    """300 at once, none ever gets a byte of another's."""
+def test_many_connections(served: support.Server) -> None:
+    """300 stay while 300 more work: none ever gets a byte of another's, and none takes a worker for itself."""
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(served.client((socket.AF_INET, socket.AF_INET6)[i % 2])) for i in range(300)]
         support.wait_for(lambda: served.active() == 300, "300 connections at once")
-        for turn in range(10):
+        served.stream(300, 10_000)
+        for turn in range(few(10)):
             tokens = [f"{turn}.{i}.".encode() + payload(i % 50, i) for i in range(300)]
             for client, token in zip(clients, tokens, strict=True):
                 client.sendall(token)
@@ -177,14 +237,14 @@ def test_many_connections(served: support.Service) -> None:
     assert_idle(served)
 
 
-def test_many_threads(served: support.Service) -> None:
+def test_many_threads(served: support.Server) -> None:
     """32 clients that do not wait for each other."""
     errors: list[BaseException] = []
 
     def work(number: int) -> None:
         try:
             with served.client((socket.AF_INET, socket.AF_INET6)[number % 2]) as client:
-                for turn in range(200):
+                for turn in range(few(200)):
                     token = payload(1 + (number * 37 + turn * 101) % 3000, number * 1000 + turn)
                     client.sendall(token)
                     assert_same(receive(client, len(token)), token)
@@ -200,9 +260,37 @@ def test_many_threads(served: support.Service) -> None:
     assert not errors, errors[0]
 
 
-def test_pipelining(served: support.Service, family: int) -> None:
+def test_burst(served: support.Server) -> None:
+    """1,000 connect at once; each sends one message, reads it back and closes."""
+    before = served.connections()
+    left = 1000
+    with selectors.DefaultSelector() as selector:
+        for number in range(left):
+            client = socket.socket()
+            client.setblocking(False)
+            client.connect_ex((served.address(), served.port))
+            selector.register(client, selectors.EVENT_WRITE, b"message %d" % number)
+        while left:
+            events = selector.select(support.TIMEOUT_S)
+            assert events, f"{left} got no answer"
+            for key, mask in events:
+                client = key.fileobj
+                if mask & selectors.EVENT_WRITE:
+                    client.send(key.data)
+                    selector.modify(client, selectors.EVENT_READ, key.data)
+                else:
+                    assert client.recv(100) == key.data
+                    selector.unregister(client)
+                    client.close()
+                    left -= 1
+    support.wait_for(lambda: served.active() == 0, "the end of all connections")
+    after = served.connections()
+    assert (after["total"] - before["total"], after["aborted"] - before["aborted"]) == (1000, 0)
+
+
+def test_pipelining(served: support.Server, family: int) -> None:
     """Many small sends before the first read."""
-    messages = [f"{i:06d},".encode() for i in range(3000)]
+    messages = [payload(1 + i % 7, i) for i in range(3000)]
     with served.client(family) as client:
         for message in messages:
             client.sendall(message)
@@ -210,7 +298,7 @@ def test_pipelining(served: support.Service, family: int) -> None:
         echo(client, b"next")
 
 
-def test_scattered_writes(served: support.Service) -> None:
+def test_scattered_writes(served: support.Server) -> None:
     """One sendmsg of many buffers."""
     parts = [payload(n, n) for n in (1, 5000, 0, 17, 70_000, 3)]
     with served.client() as client:
@@ -219,7 +307,7 @@ def test_scattered_writes(served: support.Service) -> None:
         assert_same(receive(client, len(whole)), whole)
 
 
-def test_sendfile(served: support.Service) -> None:
+def test_sendfile(served: support.Server) -> None:
     data = payload(1 << 20, 9)
     with served.client() as client, tempfile.TemporaryFile() as file:
         file.write(data)
@@ -231,6 +319,21 @@ def test_sendfile(served: support.Service) -> None:
 # ---- before accept, and without the controller ----
 
 
+def test_data_and_end_at_once(served: support.Server) -> None:
+    """What a client sends in the moment that it connects, and even its FIN, may be there before accept() is."""
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for number in range(100):
+            client = stack.enter_context(served.client())
+            client.sendall(b"early %d" % number)
+            client.shutdown(socket.SHUT_WR)
+            clients.append(client)
+        for number, client in enumerate(clients):
+            assert receive_all(client) == b"early %d" % number
+    assert_idle(served)
+
+
+@controlled
 @pytest.mark.parametrize("segments", [[1], [5, 300, 7], [64] * 20, [200 << 10], [1, 200 << 10, 1]])
 def test_data_before_accept(served: support.Service, family: int, segments: list[int]) -> None:
     parts = [payload(size, i) for i, size in enumerate(segments)]
@@ -247,6 +350,7 @@ def test_data_before_accept(served: support.Service, family: int, segments: list
         echo(client, b"and after")
 
 
+@controlled
 def test_data_and_end_before_accept(served: support.Service, family: int) -> None:
     data = payload(50_000)
     with contextlib.ExitStack() as stack:
@@ -258,6 +362,7 @@ def test_data_and_end_before_accept(served: support.Service, family: int) -> Non
         assert_same(receive_all(client), data)
 
 
+@controlled
 def test_gone_before_accept(served: support.Service) -> None:
     with all_stopped(served):
         for linger in (0, 1):
@@ -268,10 +373,11 @@ def test_gone_before_accept(served: support.Service) -> None:
     assert_idle(served)
 
 
-def test_kernel_paths_need_no_controller(kernel_served: support.Service, family: int) -> None:
-    with kernel_served.client(family) as client:
+@in_kernel
+def test_kernel_paths_need_no_controller(served: support.Service, family: int) -> None:
+    with served.client(family) as client:
         echo(client, b"accepted")
-        with all_stopped(kernel_served):
+        with all_stopped(served):
             for i in range(100):
                 echo(client, payload(100, i))
 
@@ -279,40 +385,44 @@ def test_kernel_paths_need_no_controller(kernel_served: support.Service, family:
 # ---- the end of a stream ----
 
 
-@pytest.mark.parametrize("size", [0, 1, 1000, 100_000, 300_000])
-def test_half_close(served: support.Service, family: int, size: int) -> None:
+def test_half_close(served: support.Server, family: int) -> None:
     """Write, shut down, and only then read to the end."""
-    data = payload(size)
-    with served.client(family) as client:
-        client.sendall(data)
-        client.shutdown(socket.SHUT_WR)
-        assert_same(receive_all(client), data)
+    before = served.connections()
+    for size in (0, 1, 1000, 100_000, 300_000):
+        data = payload(size)
+        with served.client(family) as client:
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+            assert_same(receive_all(client), data)
+    assert_idle(served)
+    assert served.connections()["aborted"] == before["aborted"]
 
 
-def test_half_close_big(served: support.Service, family: int) -> None:
-    data = payload(8 << 20)
+def test_half_close_big(served: support.Server, family: int) -> None:
+    data = payload(BIG)
     with served.client(family) as client, sending(client, data, lambda: client.shutdown(socket.SHUT_WR)):
         assert_same(receive_all(client), data)
 
 
-def test_half_close_after_fallback(kernel_served: support.Service) -> None:
+@in_kernel
+def test_half_close_after_fallback(served: support.Service) -> None:
     """The end comes while the controller still has data to send."""
     data = payload(3 << 20)
-    with kernel_served.client() as client, sending(client, data, lambda: client.shutdown(socket.SHUT_WR)):
+    with served.client() as client, sending(client, data, lambda: client.shutdown(socket.SHUT_WR)):
         time.sleep(0.5)  # all buffers fill
         assert_same(receive_all(client), data)
-    assert_idle(kernel_served)
+    assert_idle(served)
 
 
-def test_write_then_close(served: support.Service) -> None:
-    for i in range(200):
+def test_write_then_close(served: support.Server) -> None:
+    for i in range(few(200)):
         with served.client() as client:
             client.sendall(payload(1 + i * 97 % 5000, i))
     assert_idle(served)
 
 
-def test_write_much_then_close(served: support.Service) -> None:
-    for i in range(20):
+def test_write_much_then_close(served: support.Server) -> None:
+    for i in range(few(20)):
         with served.client() as client:
             client.setblocking(False)
             with contextlib.suppress(BlockingIOError):
@@ -321,24 +431,27 @@ def test_write_much_then_close(served: support.Service) -> None:
     assert_idle(served)
 
 
-def test_reset_in_mid_stream(served: support.Service, family: int) -> None:
-    before = served.stats()["connections"]
-    for i in range(20):
-        with served.client(family) as client:
-            echo(client, payload(1000, i))
-            client.sendall(payload(70_000 + i))
-            receive(client, 10_000)
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+def test_reset_in_mid_stream(served: support.Server, family: int) -> None:
+    before = served.connections()
+    with served.client(family) as neighbour:
+        for i in range(20):
+            with served.client(family) as client:
+                echo(client, payload(1000, i))
+                client.sendall(payload(70_000 + i))
+                receive(client, 10_000)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        support.wait_for(lambda: served.active() == 1, "the end of those that were reset")
+        echo(neighbour, b"unharmed")
     assert_idle(served)
-    after = served.stats()["connections"]
+    after = served.connections()
     assert after["aborted"] - before["aborted"] == 20
-    assert after["total"] - before["total"] == 21
+    assert after["total"] - before["total"] == 22
 
 
-def test_reset_with_full_buffers(served: support.Service) -> None:
+def test_reset_with_full_buffers(served: support.Server) -> None:
     for i in range(5):
         with served.client() as client:
-            _fill(client, i)
+            fill(client, i)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     assert_idle(served)
 
@@ -346,24 +459,13 @@ def test_reset_with_full_buffers(served: support.Service) -> None:
 # ---- backpressure ----
 
 
-def _fill(client: socket.socket, seed: int) -> bytes:
-    """Send without reading until nothing more goes out for a while; returns what was sent."""
-    rng, sent = random.Random(seed), bytearray()
-    client.setblocking(False)
-    poll = select.poll()
-    poll.register(client, select.POLLOUT)
-    while poll.poll(500) and len(sent) < 64 << 20:
-        chunk = rng.randbytes(rng.randrange(1, 100_000))
-        with contextlib.suppress(BlockingIOError):
-            sent += chunk[: client.send(chunk)]
-    client.settimeout(support.TIMEOUT_S)
-    assert len(sent) < 64 << 20, "nothing ever held the sender back"
-    return bytes(sent)
-
-
-def test_never_reads_then_reads_all(served: support.Service, family: int) -> None:
-    with served.client(family) as client:
-        sent = _fill(client, 1)
+@pytest.mark.parametrize("receive_buffer", [None, 4096])
+def test_never_reads_then_reads_all(served: support.Server, family: int, receive_buffer: int | None) -> None:
+    with socket.socket(family) as client:
+        if receive_buffer:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        support.connect(served.address(family), served.port, client)
+        sent = fill(client, 1)
         assert len(sent) > 2 * LIMIT
         assert_same(receive(client, len(sent)), sent)
         echo(client, payload(100_000))
@@ -371,41 +473,41 @@ def test_never_reads_then_reads_all(served: support.Service, family: int) -> Non
         assert receive_all(client) == b""
 
 
-def test_others_are_served_beside_one_that_does_not_read(served: support.Service) -> None:
+def test_others_are_served_beside_one_that_does_not_read(served: support.Server) -> None:
     with served.client() as stuck:
-        sent = _fill(stuck, 2)
+        sent = fill(stuck, 2)
         with served.client() as client:
             echo(client, payload(1 << 20))
         assert_same(receive(stuck, len(sent)), sent)
 
 
-def test_back_to_the_kernel_after_fallback(kernel_served: support.Service, family: int) -> None:
+@in_kernel
+def test_back_to_the_kernel_after_fallback(served: support.Service, path: str, family: int) -> None:
     """Above the limit the controller takes over; once all has been read, the kernel's path has the connection again."""
-    with kernel_served.client(family) as client:
-        for turn in range(6):
-            before = kernel_served.stats()["paths"]
-            data = _fill(client, turn)
+    with served.client(family) as client:
+        for turn in range(few(6)):
+            before = served.stats()["paths"]
+            data = fill(client, turn)
             assert_same(receive(client, len(data)), data)
-            between = kernel_served.stats()["paths"]
-            expected = kernel_served.expected
-            assert between[expected]["fallbacks"] > before[expected]["fallbacks"]
+            between = served.stats()["paths"]
+            assert between[path]["fallbacks"] > before[path]["fallbacks"]
             assert between["user"]["bytes"] > before["user"]["bytes"]
             total = sum(between[p]["bytes"] - before[p]["bytes"] for p in between)
             assert total == len(data)
             for i in range(50):
                 echo(client, payload(64, i))
-            after = kernel_served.stats()["paths"]
-            assert after[expected]["echoes"] - between[expected]["echoes"] == 50
-            assert after[expected]["bytes"] - between[expected]["bytes"] == 50 * 64
+            after = served.stats()["paths"]
+            assert after[path]["echoes"] - between[path]["echoes"] == 50
+            assert after[path]["bytes"] - between[path]["bytes"] == 50 * 64
             assert after["user"] == between["user"]
 
 
-def test_back_to_the_kernel_after_sends_cut_short(kernel_served: support.Service, family: int) -> None:
+@in_kernel
+def test_back_to_the_kernel_after_sends_cut_short(served: support.Service, path: str, family: int) -> None:
     """Of what does not block the kernel takes back what finds no room, after the verdict has seen it."""
     rng = random.Random(1)
-    expected = kernel_served.expected
-    for _ in range(5):
-        with kernel_served.client(family) as client:
+    for _ in range(few(5)):
+        with served.client(family) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
             client.setblocking(False)
             sent, cut = bytearray(), 0
@@ -422,34 +524,16 @@ def test_back_to_the_kernel_after_sends_cut_short(kernel_served: support.Service
             client.settimeout(support.TIMEOUT_S)
             assert_same(receive(client, len(sent)), bytes(sent))
             echo(client, b"x")  # the last verdict may still hold for this one
-            before = kernel_served.path(expected)["echoes"]
+            before = served.path(path)["echoes"]
             for i in range(10):
                 echo(client, payload(64, i))
-            assert kernel_served.path(expected)["echoes"] - before == 10
-
-
-@pytest.mark.parametrize("path", KERNEL_PATHS)
-def test_smallest_limit(service: object, path: str, family: int) -> None:
-    served = service(path=path, limit=4096)  # type: ignore[operator]
-    with served.client(family) as client:
-        echo(client, payload(4096))
-        stats = served.stats()["paths"]
-        assert (stats[path]["bytes"], stats["user"]["bytes"]) == (4096, 0)
-        echo(client, payload(4097))
-        stats = served.stats()["paths"]
-        assert (stats[path]["bytes"], stats["user"]["bytes"], stats[path]["fallbacks"]) == (4096, 4097, 1)
-        echo(client, b"x")
-        assert served.path(path)["bytes"] == 4097
-        echo(client, payload(4 << 20))
-        sent = _fill(client, 3)
-        assert_same(receive(client, len(sent)), sent)
-        echo(client, payload(1000))
+            assert served.path(path)["echoes"] - before == 10
 
 
 # ---- what else programs do with a socket ----
 
 
-def test_peek(served: support.Service, family: int) -> None:
+def test_peek(served: support.Server, family: int) -> None:
     data = payload(3000)
     with served.client(family) as client:
         client.sendall(data)
@@ -461,7 +545,7 @@ def test_peek(served: support.Service, family: int) -> None:
         assert client.recv(3000) == data[1000:]
 
 
-def test_waitall(served: support.Service) -> None:
+def test_waitall(served: support.Server) -> None:
     data = payload(100_000)
     with served.client() as client:
         client.setblocking(True)  # with a timeout Python makes it non-blocking, and MSG_WAITALL means nothing
@@ -469,7 +553,7 @@ def test_waitall(served: support.Service) -> None:
             assert_same(client.recv(len(data), socket.MSG_WAITALL), data)
 
 
-def test_poll(served: support.Service, family: int) -> None:
+def test_poll(served: support.Server, family: int) -> None:
     with served.client(family) as client:
         poll = select.poll()
         poll.register(client, select.POLLIN)
@@ -484,7 +568,7 @@ def test_poll(served: support.Service, family: int) -> None:
         assert client.recv(1) == b""
 
 
-def test_epoll_edge_triggered(served: support.Service, family: int) -> None:
+def test_epoll_edge_triggered(served: support.Server, family: int) -> None:
     with served.client(family) as client, select.epoll() as epoll:
         client.setblocking(False)
         epoll.register(client, select.EPOLLIN | select.EPOLLET | select.EPOLLRDHUP)
@@ -506,3 +590,41 @@ def test_epoll_edge_triggered(served: support.Service, family: int) -> None:
             seen |= sum(events for _, events in epoll.poll(30))
         assert seen & select.EPOLLRDHUP
         assert client.recv(1) == b""
+
+
+@pytest.mark.paths(*support.KERNEL_PATHS, *support.MODULE_PATHS)
+def test_urgent_byte_is_a_byte(served: support.Server) -> None:
+    with served.client() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        client.sendall(b"before ")
+        client.send(b"!", socket.MSG_OOB)
+        client.sendall(b" after")
+        assert receive(client, 14) == b"before ! after"
+
+
+def test_telnet(served: support.Server) -> None:
+    telnet = subprocess.Popen(
+        ["telnet", served.address(), str(served.port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert telnet.stdin and telnet.stdout
+    telnet.stdin.write("hello from telnet\n")
+    telnet.stdin.flush()
+    assert any(re.fullmatch(r"hello from telnet\r?\n", line) for line in telnet.stdout)
+    telnet.communicate(timeout=support.TIMEOUT_S)
+
+
+def test_inspection_by_ss(served: support.Server) -> None:
+    """ss -i takes the lock of each socket: echoes that meet it have to wait, not to be lost."""
+    stop = threading.Event()
+
+    def inspect() -> None:
+        while not stop.is_set():
+            subprocess.run(["ss", "-tine", "sport", "=", str(served.port)], stdout=subprocess.DEVNULL, check=True)
+
+    inspector = threading.Thread(target=inspect)
+    inspector.start()
+    try:
+        served.stream(8, 1_000_000)
+    finally:
+        stop.set()
+        inspector.join()

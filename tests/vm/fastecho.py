@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""Loads and unloads fastecho.ko, and reads what it shows."""
+"""Loads and unloads fastecho.ko, reads what it shows, and measures what listens where it would."""
 
 import ctypes
 import os
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-TOP = Path(__file__).resolve().parents[2]
+import support
+from support import wait_for
+
+TOP = support.ROOT
 KO = Path(os.environ.get("KECHO_KO", TOP / "build" / f"kmod-{os.uname().release}" / "fastecho.ko"))
 SYSFS = Path("/sys/module/fastecho")
 PORT = 12345
@@ -53,17 +58,42 @@ def counter(name: str) -> int:
     return int((SYSFS / "connections" / name).read_text())
 
 
-def wait_for(condition, what: str, timeout_s: float = 60) -> None:
-    """Waits until condition() holds; fails after a time that only a broken module takes."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
-        time.sleep(0.01)
+class Server(support.Server):
+    """The module, loaded with these parameters."""
+
+    def __init__(self, *parameters: str) -> None:
+        load(*parameters)
+        super().__init__(PORT)
+
+    def connections(self) -> dict[str, int]:
+        return {name: counter(name) for name in ("active", "total", "rejected", "aborted")}
+
+
+def pingpong(size: int, count: int, address: str = "127.0.0.1", port: int = PORT) -> int:
+    """The median round trip of so many messages, in nanoseconds, by tests/vm/pingpong.c."""
+    command = [TOP / "build/pingpong", address, port, size, count]
+    return int(subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout)
 
 
 def wait_idle() -> None:
     """Waits until the service has no connections."""
     wait_for(lambda: counter("active") == 0, "connections to end")
+
+
+@contextmanager
+def workers_starve() -> Iterator[None]:
+    """While the block runs and does not sleep, no kworker can: theirs is the CPU that it has for itself."""
+    allowed = Path("/sys/devices/virtual/workqueue/cpumask")
+    mask, cpus = allowed.read_text(), os.sched_getaffinity(0)
+    allowed.write_text("1")
+    os.sched_setaffinity(0, {0})
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setaffinity(0, cpus)
+        allowed.write_text(mask)
 
 
 def slab(name: str) -> tuple[int, int]:

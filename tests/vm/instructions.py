@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 import fastecho
-from modes import Service, kecho_ctl
+from support import run_kecho
 
 TOP = fastecho.TOP
 SIZES_BYTES = (64, 1024, 16384)
@@ -33,11 +33,11 @@ def _controlled(*options: str) -> Server:
     @contextmanager
     def serve() -> Iterator[None]:
         # Without a limit of time: while the guest waits for its host, the clock of --icount runs on by minutes.
-        kecho_ctl("up", f"--port={fastecho.PORT}", *options, timeout_s=None).check_returncode()
+        run_kecho("up", f"--port={fastecho.PORT}", *options, timeout=None).check_returncode()
         try:
             yield
         finally:
-            kecho_ctl("down", timeout_s=None).check_returncode()
+            run_kecho("down", timeout=None).check_returncode()
 
     return serve
 
@@ -87,7 +87,7 @@ SERVERS: Mapping[str, Server] = {
 
 def round_trip(size_bytes: int) -> int:
     """The median over ROUND_TRIPS to whatever serves fastecho.PORT."""
-    return Service("").pingpong(size_bytes, ROUND_TRIPS)
+    return fastecho.pingpong(size_bytes, ROUND_TRIPS)
 
 
 def floors(size_bytes: int) -> dict[str, int]:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import fastecho
 import pytest
+import support
 from kernel_log import KernelLog
-from modes import Service
 
 LOAD_ROUNDS = int(os.environ.get("KECHO_VM_LOAD_ROUNDS", 100))
 IDLE_CONNECTIONS = 10_000
@@ -286,8 +286,7 @@ def mem_available_kb() -> int:
 
 def test_load_traffic_unload_leaks_nothing() -> None:
     def one_round() -> None:
-        fastecho.load()
-        Service("softirq").stream(64, 2000)
+        fastecho.Server().stream(64, 2000)
         fastecho.unload()
 
     for _ in range(5):
@@ -346,7 +345,7 @@ def test_lives_in_the_namespace_of_insmod() -> None:
         subprocess.run(["ip", "netns", "exec", "kecho-test", "insmod", str(fastecho.KO)], check=True)
         with pytest.raises(ConnectionRefusedError):
             echo()
-        Service("inside").stream(2, 1000, prefix=("ip", "netns", "exec", "kecho-test"))
+        support.Server(fastecho.PORT).stream(2, 1000, prefix=("ip", "netns", "exec", "kecho-test"))
         assert fastecho.counter("total") == 2
         fastecho.unload()
     finally:

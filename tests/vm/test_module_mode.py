@@ -13,7 +13,7 @@ from pathlib import Path
 
 import fastecho
 import pytest
-from modes import BUILD, Service, kecho_ctl, leaving_no_bpf
+from support import live, run_kecho
 
 from kecho import rundir
 from kecho.client import Client
@@ -25,14 +25,14 @@ MESSAGES = 1009
 
 def up(*options: object) -> str:
     """Brings mode module up; returns the line that says so."""
-    done = kecho_ctl("up", "--mode", "module", *options)
+    done = run_kecho("up", "--mode", "module", *options)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 
 def up_fails(status: int, *options: object) -> str:
     """Mode module cannot be brought up; returns the one line that says why."""
-    done = kecho_ctl("up", "--mode", "module", *options)
+    done = run_kecho("up", "--mode", "module", *options)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (status, "", 1)
     assert not RUN.exists()
     return done.stderr
@@ -47,7 +47,7 @@ def down() -> None:
 
 def ctl_json(*arguments: str) -> dict:
     """What a command prints with --json."""
-    done = kecho_ctl(*arguments, "--json")
+    done = run_kecho(*arguments, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)
 
@@ -64,7 +64,19 @@ def nothing_up() -> Iterator[None]:
     """A test that failed does not take the next one along."""
     yield
     if RUN.exists():
-        kecho_ctl("down")
+        run_kecho("down")
+
+
+@contextmanager
+def leaving_no_bpf() -> Iterator[None]:
+    """Nothing that BPF got in the block may be there soon after it."""
+
+    def objects() -> set[tuple[str, int]]:
+        return {(kind, number) for kind in ("prog", "map", "link") for number in live(kind)}
+
+    before = objects()
+    yield
+    fastecho.wait_for(lambda: objects() <= before, "the kernel to free programs and maps")
 
 
 @contextmanager
@@ -80,8 +92,8 @@ def mounted(source: Path, target: Path) -> Iterator[None]:
 def test_up_counts_exactly_and_down(tmp_path: Path) -> None:
     with leaving_no_bpf():
         assert "is up: mode module, 127.0.0.1:12345, [::1]:12345, paths: softirq, then workqueue\n" in up()
-        Service("softirq").pingpong(61, MESSAGES)
-        Service("softirq", address="::1").pingpong(61, MESSAGES)
+        fastecho.pingpong(61, MESSAGES)
+        fastecho.pingpong(61, MESSAGES, "::1")
         fastecho.wait_idle()
         with socket.create_connection(("127.0.0.1", fastecho.PORT)) as sock:
             sock.sendall(b"still here")
@@ -98,10 +110,10 @@ def test_up_counts_exactly_and_down(tmp_path: Path) -> None:
         assert sum(path["bytes"] for path in paths.values()) == 2 * MESSAGES * 61 + 10
         for path in paths.values():
             assert path["latency_ns"]["count"] == path["echoes"]
-        done = kecho_ctl("stats", "--plot", tmp_path / "latency.png")
+        done = run_kecho("stats", "--plot", tmp_path / "latency.png")
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
-        assert kecho_ctl("down").returncode == 0
+        assert run_kecho("down").returncode == 0
         assert not fastecho.is_loaded() and not RUN.exists()
 
 
@@ -110,7 +122,7 @@ def test_options_reach_the_module() -> None:
     assert "127.0.0.2:12346, paths: workqueue\n" in line
     names = ["port", "bind", "backlog", "bench", "inline"]
     assert [fastecho.parameter(name) for name in names] == ["12346", "127.0.0.2", "300", "1", "0"]
-    Service("workqueue", "127.0.0.2", 12346).pingpong(64, MESSAGES)
+    fastecho.pingpong(64, MESSAGES, "127.0.0.2", 12346)
     paths = Client("kecho").snapshot().paths
     assert [paths[name].echoes for name in ("softirq", "workqueue")] == [0, MESSAGES]
     down()
@@ -125,7 +137,7 @@ def test_killed() -> None:
         (status,) = ctl_json("status")["services"]
         assert (status["mode"], status["state"]) == ("module", "died")
         assert "replaced the fastecho that a killed controller had left" in up()
-        Service("softirq").pingpong(64, MESSAGES)
+        fastecho.pingpong(64, MESSAGES)
         found = Client("kecho").snapshot()
         assert (found.connections.total, sum(path.echoes for path in found.paths.values())) == (1, MESSAGES)
         kill_controller()
@@ -141,14 +153,14 @@ def test_loaded_by_hand() -> None:
 def test_one_at_a_time() -> None:
     """A second service does not take the first one's module; nor does what a dead one left in the way."""
     up()
-    done = kecho_ctl("up", "--mode", "module", "--name", "second", "--port", 12346)
+    done = run_kecho("up", "--mode", "module", "--name", "second", "--port", 12346)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "kecho-ctl down kecho" in done.stderr
     dead = RUN.parent / "dead"
     dead.mkdir()
     (dead / "state.json").write_text(json.dumps({"mode": "module", "pid": 1 << 22}))
     Client("dead").down()
-    Service("softirq").pingpong(64, 3)
+    fastecho.pingpong(64, 3)
     down()
 
 
@@ -160,7 +172,7 @@ def test_port_taken() -> None:
 
 
 def test_built_for_another_kernel() -> None:
-    other = min({ko.parent for ko in BUILD.glob("kmod-*-amd64/fastecho.ko")} - {fastecho.KO.parent})
+    other = min({ko.parent for ko in (fastecho.TOP / "build").glob("kmod-*-amd64/fastecho.ko")} - {fastecho.KO.parent})
     with mounted(other, fastecho.KO.parent):
         line = up_fails(3)
     assert "built for another kernel" in line and "make kmod" in line
@@ -181,7 +193,7 @@ def test_installed_is_loaded_by_name(tmp_path: Path) -> None:
     with mounted(tmp_path, MODULES), mounted(tmp_path / "updates", fastecho.KO.parent):
         subprocess.run(["depmod"], check=True)
         up()
-        Service("softirq").pingpong(64, 3)
+        fastecho.pingpong(64, 3)
         down()
 
 

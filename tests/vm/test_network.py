@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import fastecho
 import pytest
-from modes import Service
+import support
 from test_module import ip
 
 NETEM = {
@@ -39,8 +39,7 @@ def test_remote_client(remote: tuple[str, ...], parameters: tuple[str, ...], net
         subprocess.run(["tc", "qdisc", "add", "dev", "kecho0", "root", "netem", *NETEM[netem]], check=True)
         subprocess.run([*remote, "tc", "qdisc", "add", "dev", "kecho1", "root", "netem", *NETEM[netem]], check=True)
     fastecho.load("bind=10.77.0.1", *parameters)
-    service = Service("remote", "10.77.0.1")
-    service.stream(3, 300_000 if NETEM[netem] else 3_000_000, prefix=remote)
+    support.Server(fastecho.PORT, ["10.77.0.1"]).stream(3, 300_000 if NETEM[netem] else 3_000_000, prefix=remote)
     fastecho.wait_idle()
     assert fastecho.counter("aborted") == 0
 

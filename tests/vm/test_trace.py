@@ -10,17 +10,20 @@ from pathlib import Path
 
 import fastecho
 import pytest
-from modes import MODULE_MODES, Service
+from support import MODULE_PATHS, Server
 
 TRACING = Path("/sys/kernel/tracing")
-PATHS = {"softirq": "softirq", "workqueue": "workqueue", "workqueue-percpu": "workqueue"}
 EVENT = re.compile(r"fastecho_echo: path=(\w+) bytes=(\d+) ns=(\d+)")
 
 
-@pytest.fixture(params=MODULE_MODES)
-def mode(request: pytest.FixtureRequest) -> str:
-    """Only the module has a tracepoint."""
+@pytest.fixture(params=MODULE_PATHS)
+def path(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture
+def service(path: str) -> Server:
+    return fastecho.Server("backlog=1024", *MODULE_PATHS[path])
 
 
 @dataclass(frozen=True)
@@ -46,20 +49,20 @@ def recorded() -> Iterator[list[Echo]]:
     echoes += [Echo(path, int(size), int(ns)) for path, size, ns in EVENT.findall(text)]
 
 
-def test_one_event_a_message(service: Service) -> None:
+def test_one_event_a_message(service: Server, path: str) -> None:
     count, size = 1009, 61
     with recorded() as echoes:
-        service.pingpong(size, count)
+        fastecho.pingpong(size, count)
         fastecho.wait_idle()
     assert len(echoes) == count
     assert {echo.bytes for echo in echoes} == {size}
     # The first may have been there before accept(), which is the workqueue's.
-    assert {echo.path for echo in echoes[1:]} == {PATHS[service.mode]}
+    assert {echo.path for echo in echoes[1:]} == {path.removesuffix("-percpu")}
     assert all(0 < echo.ns < 1_000_000_000 for echo in echoes)
     assert sorted(echo.ns for echo in echoes)[count // 2] < 10_000_000
 
 
-def test_bytes_of_streams_add_up(service: Service) -> None:
+def test_bytes_of_streams_add_up(service: Server) -> None:
     with recorded() as echoes:
         service.stream(7, 100_003)
         fastecho.wait_idle()
@@ -67,9 +70,9 @@ def test_bytes_of_streams_add_up(service: Service) -> None:
     assert all(0 < echo.ns < 10_000_000_000 for echo in echoes)
 
 
-def test_bytes_add_up_through_stalls(service: Service) -> None:
+def test_bytes_add_up_through_stalls(service: Server) -> None:
     with recorded() as echoes:
-        with socket.create_connection(service.endpoint) as sock:
+        with service.client() as sock:
             sock.setblocking(False)
             sent = 0
             try:
@@ -87,9 +90,9 @@ def test_bytes_add_up_through_stalls(service: Service) -> None:
     assert sum(echo.bytes for echo in echoes) == sent
 
 
-def test_switched_on_and_off_under_traffic(service: Service) -> None:
+def test_switched_on_and_off_under_traffic(service: Server) -> None:
     """What was there before it was switched on gets no time from before it."""
-    with socket.create_connection(service.endpoint) as sock:
+    with service.client() as sock:
         for _ in range(5):
             sock.sendall(b"untraced")
             assert sock.recv(8) == b"untraced"
@@ -104,5 +107,5 @@ def test_switched_on_and_off_under_traffic(service: Service) -> None:
 def test_softirq_hardly_needs_the_workqueue(size: int, inline_bound: int) -> None:
     fastecho.load()
     with recorded() as echoes:
-        Service("softirq").pingpong(size, 1009)
+        fastecho.pingpong(size, 1009)
     assert sum(echo.path == "workqueue" for echo in echoes) <= inline_bound

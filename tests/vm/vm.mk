@@ -3,6 +3,7 @@
 VM_KVER     = $(shell scripts/vm $(if $(KVER),--kver $(KVER)) --print-kver)
 VM_TIMEOUT ?= 2400
 VM_TOOLS   := build/pingpong build/floors build/stream
+vpath %.c tests/vm tests/host
 VM_ARGS    ?=
 
 # With slab_nomerge each cache has its own objects: a leak shows at the cache's end.
@@ -22,7 +23,10 @@ bench-instructions: vm-build ## print instructions a round trip, every backend a
 	@scripts/vm --kver $(VM_KVER) --icount --timeout 3600 '.venv/bin/python tests/vm/instructions.py'
 
 # What make check runs: the tests of behaviour on both kernels, with fewer rounds of load; on 6.1 also those of kecho-ctl's
-# mode module, and the quick ones of those that count instructions. A machine keeps about one CPU busy: two run at a time.
+# mode module, some of hostility, and the quick ones of those that count instructions. A machine keeps about one CPU busy:
+# two run at a time.
+VM_SHORT_ENV = KECHO_VM_LOAD_ROUNDS=10 KECHO_TEST_SHRINK=16 KECHO_TEST_STREAM_MB=16
+VM_MODE = test_module_mode or test_hostile and (softirq or module) and (never_read or slow or overflow or refused)
 VM_CLOCK = (round_trip and bare) or unload_under_traffic or unload_with_idle
 VM_SHORT = tests/vm/run -m "not instructions" -k
 vm-short: vm-build
@@ -31,10 +35,11 @@ vm-short: vm-build
 
 vm-short-6.1 vm-short-6.12: vm-short-%:
 	@scripts/vm --kver $* --append slab_nomerge --timeout $(VM_TIMEOUT) \
-		'KECHO_VM_LOAD_ROUNDS=10 KECHO_VM_STREAM_BYTES=20000000 $(VM_SHORT) "not test_module_mode"'
+		'$(VM_SHORT_ENV) $(VM_SHORT) "not test_module_mode and not test_hostile"'
 
 vm-short-mode:
-	@scripts/vm --kver 6.1 --append slab_nomerge --timeout $(VM_TIMEOUT) '$(VM_SHORT) test_module_mode'
+	@scripts/vm --kver 6.1 --append slab_nomerge --timeout $(VM_TIMEOUT) \
+		'$(VM_SHORT_ENV) $(VM_SHORT) "$(VM_MODE)"'
 
 vm-short-clock:
 	@scripts/vm --kver 6.1 --append slab_nomerge --timeout $(VM_TIMEOUT) --icount \
@@ -46,6 +51,6 @@ vm-build: $(VM_TOOLS) native
 		$(MAKE) --no-print-directory -C kmod KVER=$$(basename $$(dirname $$build)) || exit; \
 	done
 
-$(VM_TOOLS): build/%: tests/vm/%.c
+$(VM_TOOLS): build/%: %.c
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -Wextra -Werror -o $@ $<

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""What all tests in the virtual machine share: no skips, no bug reports in the kernel's log, a service to talk to."""
+"""Around every test in the virtual machine: no skip, no bug report in the kernel's log, no module left loaded."""
 
 import resource
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 
 import fastecho
 import pytest
 from kernel_log import KernelLog, bug_reports
-from modes import MODES, Service
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -63,31 +61,3 @@ def kernel_log(session_log: KernelLog) -> Iterator[KernelLog]:
         fastecho.unload()
     recorder.new_lines()
     assert not bug_reports(seen), "\n".join(seen)
-
-
-@pytest.fixture(scope="session")
-def keep() -> Iterator[Callable[[str], None]]:
-    """Brings a mode up on its first use; it stays up, because sockmap takes long to compile."""
-    kept: set[str] = set()
-    with ExitStack() as stack:
-
-        def once(mode: str) -> None:
-            if mode not in kept:
-                stack.enter_context(MODES[mode].kept())
-                kept.add(mode)
-
-        yield once
-
-
-@pytest.fixture(scope="module", params=MODES)
-def mode(request: pytest.FixtureRequest, keep: Callable[[str], None]) -> str:
-    """Each way of echoing, one after the other."""
-    keep(request.param)
-    return request.param
-
-
-@pytest.fixture
-def service(mode: str, kernel_log: KernelLog) -> Iterator[Service]:
-    """The service in each of its modes."""
-    with MODES[mode].serving() as service:
-        yield service

@@ -178,10 +178,30 @@ def test_built_for_another_kernel() -> None:
     assert "built for another kernel" in line and "make kmod" in line
 
 
+def doctors_module() -> dict:
+    """What `doctor` says of mode module, and that `auto` goes by it."""
+    found = ctl_json("doctor")
+    mode = found["modes"]["module"]
+    mode["features"] = {feature.pop("name"): feature for feature in mode["features"]}
+    assert mode["usable"] == all(feature["ok"] for feature in mode["features"].values())
+    assert found["auto"] == ("module" if mode["usable"] else "sockmap")
+    return mode
+
+
+def test_doctor() -> None:
+    mode = doctors_module()
+    assert mode["usable"]
+    assert mode["features"]["fastecho"]["detail"] == str(fastecho.KO)
+    assert {"privilege", "loadable modules", "bcc", "headers"} < set(mode["features"])
+
+
 def test_not_built(tmp_path: Path) -> None:
     with mounted(tmp_path, fastecho.KO.parent):
         line = up_fails(3)
+        mode = doctors_module()
     assert "no fastecho.ko for" in line and "make kmod" in line
+    assert [name for name, feature in mode["features"].items() if not feature["ok"]] == ["fastecho"]
+    assert mode["features"]["fastecho"]["detail"] in line and mode["features"]["fastecho"]["remedy"] in line
 
 
 def test_installed_is_loaded_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: MIT
+"""`make install`, DKMS with what it installs, and `make uninstall`; the machine itself is left as it is."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import support
+
+import kecho
+
+KERNELS = sorted(build.parent.name for build in Path("/lib/modules").glob("*/build") if build.exists())
+WRITTEN = ("/usr/src", "/lib/modules", "/var/lib/dkms")
+# What is written to these folders goes to a file system that ends with the shell; it ends with its input.
+_OVERLAYS = f"""
+mount -t tmpfs tmpfs "$1"
+for dir in {" ".join(WRITTEN)}; do
+    upper="$1/upper$dir" work="$1/work$dir"
+    mkdir -p "$upper" "$work"
+    mount -t overlay -o "lowerdir=$dir,upperdir=$upper,workdir=$work" overlay "$dir"
+done
+echo ready
+read -r _ || true
+"""
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    """Runs a command where what it writes to those folders, and to tmp_path, is seen by others like it alone."""
+    command = ["unshare", "--mount", "--propagation=private", "sh", "-ec", _OVERLAYS, "sh", str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdin and holder.stdout
+        assert holder.stdout.readline() == "ready\n"
+
+        def run(*command: object) -> str:
+            inside = ["nsenter", f"--mount=/proc/{holder.pid}/ns/mnt", f"--wd={support.ROOT}", *map(str, command)]
+            done = subprocess.run(inside, capture_output=True, text=True, check=False, timeout=300)
+            assert done.returncode == 0, done.stdout + done.stderr
+            return done.stdout
+
+        try:
+            yield run
+        finally:
+            holder.stdin.close()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not shutil.which("dkms"), reason="dkms is not installed")
+@pytest.mark.skipif(not KERNELS, reason="no kernel's headers are installed")
+def test_install_dkms_uninstall(run: Run, tmp_path: Path) -> None:
+    prefix, version, kver = tmp_path / "prefix", kecho.__version__, KERNELS[0]
+    source = f"/usr/src/fastecho-{version}"
+    before = set(Path("/usr/src").iterdir())
+
+    said = run("make", "-s", "install", f"PREFIX={prefix}")
+    assert f"installed {prefix}/bin/kecho-ctl\n" in said
+    assert f"installed {source}; for the module: dkms install fastecho/{version}\n" in said
+    assert run("env", "-C", "/", prefix / "bin/kecho-ctl", "--version") == f"kecho {version}\n"
+    run("grep", "-q", "complete .*kecho-ctl", prefix / "share/bash-completion/completions/kecho-ctl")
+    run("grep", "-q", "^.TH KECHO", prefix / "share/man/man1/kecho-ctl.1")
+
+    run("dkms", "install", f"fastecho/{version}", "-k", kver)
+    module = run("modinfo", "-k", kver, "-n", "fastecho").strip()
+    assert module == f"/lib/modules/{kver}/updates/dkms/fastecho.ko"
+    assert run("modinfo", "-k", kver, "-F", "version", "fastecho").strip() == version
+    assert run("modinfo", "-k", kver, "-F", "vermagic", "fastecho").split()[0] == kver
+
+    run("make", "-s", "uninstall", f"PREFIX={prefix}")
+    assert run("dkms", "status", "fastecho") == ""
+    assert run("find", prefix, "-not", "-type", "d") == ""
+    assert run("find", *WRITTEN, "-name", "fastecho*") == ""
+    assert set(Path("/usr/src").iterdir()) == before

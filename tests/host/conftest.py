@@ -25,6 +25,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_stays_up() -> Iterator[None]:
+    """What a test left up, interrupted or failed between `up` and its answer, goes down with the session."""
+    yield
+    left = sorted(sock.parent.name for sock in support.RUN.glob(f"pytest-{os.getpid()}-*/control.sock"))
+    for name in left:
+        support.run_kecho("down", name)
+    assert not left, f"tests left services up: {left}"
+
+
 @pytest.fixture
 def kecho() -> Callable[..., object]:
     """Runs kecho-ctl with some arguments; gives the CompletedProcess, with its output as text."""

@@ -45,7 +45,7 @@ MODES = tuple(dict.fromkeys(_mode(path) for path in PATHS))
 OWN_MACHINE = os.environ.get("KECHO_TEST_OWN_MACHINE") == "1"  # nobody minds what is done to all of it
 SHRINK = int(os.environ.get("KECHO_TEST_SHRINK", "1"))
 
-_FREEING_S = TIMEOUT_S / 20  # the kernel frees programs and maps some time after their last descriptor
+_FREEING_S = TIMEOUT_S / 4  # the kernel frees programs and maps some time after their last descriptor
 _LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 

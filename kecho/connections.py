@@ -54,9 +54,11 @@ class Acceptor:
         """Listens on all sockets."""
         for listener in self._listeners:
             listener.setblocking(False)
-            # Inherited by what it accepts. Without keepalive a client that vanished would be kept for good.
+            # Inherited by what it accepts. Without keepalive a client that vanished would be kept for good, and an
+            # urgent byte is a byte like any other.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
             listener.listen(backlog)
             self._loop.add_reader(listener, self._accept, listener)
 

@@ -162,6 +162,9 @@ static int listen_on(const struct address *address, int backlog)
 	/* Or a client that vanished would be kept for good. */
 	if (setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on)))
 		goto err_close;
+	/* An urgent byte is a byte like any other. */
+	if (setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on)))
+		goto err_close;
 	if (address->sa.ss_family == AF_INET6 &&
 	    setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on)))
 		goto err_close;

@@ -592,7 +592,6 @@ def test_epoll_edge_triggered(served: support.Server, family: int) -> None:
         assert client.recv(1) == b""
 
 
-@pytest.mark.paths(*support.KERNEL_PATHS, *support.MODULE_PATHS)
 def test_urgent_byte_is_a_byte(served: support.Server) -> None:
     with served.client() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
@@ -600,6 +599,18 @@ def test_urgent_byte_is_a_byte(served: support.Server) -> None:
         client.send(b"!", socket.MSG_OOB)
         client.sendall(b" after")
         assert receive(client, 14) == b"before ! after"
+
+
+@pytest.mark.paths(*support.KERNEL_PATHS)
+def test_urgent_byte_to_the_controller(served: support.Server) -> None:
+    """It has the connection of a client that has not read all."""
+    with served.client() as client:
+        sent = support.fill(client, 1)
+        half = len(sent) // 2
+        assert_same(receive(client, half), sent[:half])
+        assert client.send(b"!", socket.MSG_OOB) == 1
+        assert_same(receive(client, len(sent) - half + 1), sent[half:] + b"!")
+        echo(client, b"and on")
 
 
 def test_telnet(served: support.Server) -> None:

@@ -254,7 +254,7 @@ static void detach(struct conn *conn)
 	write_unlock(&sk->sk_callback_lock);
 }
 
-/* True once the peer has our FIN, after which TCP needs the socket no more. */
+/* True once the peer has our FIN. */
 static bool fin_acked(const struct sock *sk)
 {
 	return sk->sk_state == TCP_FIN_WAIT2;
@@ -282,14 +282,20 @@ static void step(struct conn *conn)
 		advance(conn, FASTECHO_PATH_WORKQUEUE);
 }
 
+/* True if TCP can wait for the peer's FIN without the socket, by what it keeps in TIME_WAIT. */
+static bool fin_wait_is_short(const struct sock *sk)
+{
+	return fin_acked(sk) && tcp_fin_time(sk) <= TCP_TIMEWAIT_LEN;
+}
+
 /*
- * Closes the socket, with an RST unless FINs have been exchanged: it holds no reference to its
- * namespace, so TCP would stop its timers, and an orphan that waits for an acknowledgement might
- * wait for ever.
+ * Closes the socket, with an RST unless TCP needs it no more: it holds no reference to its
+ * namespace, so TCP would stop its timers, and an orphan that waits for an acknowledgement, or for
+ * the peer's FIN, might wait for ever.
  */
 static void release(struct socket *sock)
 {
-	if (sock->sk->sk_state != TCP_CLOSE && !fin_acked(sock->sk))
+	if (sock->sk->sk_state != TCP_CLOSE && !fin_wait_is_short(sock->sk))
 		sock_no_linger(sock->sk);
 	sock_release(sock);
 }

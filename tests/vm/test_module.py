@@ -261,6 +261,24 @@ def test_connections_killed_by_the_administrator() -> None:
             sock.recv(1)
 
 
+def test_unload_leaves_no_orphans() -> None:
+    """However long TCP would wait for the FIN of a peer that keeps its end open: our socket would have no timer."""
+    limit = Path("/proc/sys/net/ipv4/tcp_fin_timeout")
+    usual = limit.read_text()
+    limit.write_text("120")
+    try:
+        fastecho.load()
+        socks = [socket.create_connection(("127.0.0.1", fastecho.PORT), timeout=60) for _ in range(20)]
+        fastecho.wait_for(lambda: fastecho.counter("active") == 20, "all to be accepted")
+        before = orphans()
+        fastecho.unload()
+        for sock in socks:
+            assert sock.recv(1) == b""
+        assert orphans() <= before
+    finally:
+        limit.write_text(usual)
+
+
 @pytest.mark.unload
 def test_unload_with_stuck_clients() -> None:
     """Clients that never read must not hold up the unloading."""
@@ -274,6 +292,12 @@ def test_unload_with_stuck_clients() -> None:
         except BlockingIOError:
             pass
     fastecho.unload()
+
+
+def orphans() -> int:
+    """How many TCP sockets there are that no file holds."""
+    fields = Path("/proc/net/sockstat").read_text().split()
+    return int(fields[fields.index("orphan") + 1])
 
 
 def give_back() -> None:

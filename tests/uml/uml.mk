@@ -1,17 +1,25 @@
 # The debug kernel, User-mode Linux; the top-level Makefile includes this.
 
-# Evaluated where it is used, after the kernel has been built.
+# Evaluated where it is used, after uml-kernel.
 UML_KVER     = $(shell cat $(UML_KDIR)/include/config/kernel.release)
 UML_KDIR     = $(shell scripts/uml --print-kdir)
 UML_TIMEOUT ?= 1800
+UML_TESTS   := run fail-init fail-conn fail-echo
 
-.PHONY: check-debug
+.PHONY: check-debug uml-kernel uml-module uml-detectors $(UML_TESTS:%=uml-%)
 
-# Builds the kernel first, once: 5 to 15 minutes.
-check-debug: native $(VM_TOOLS) ## run the tests under KASAN, lockdep and kmemleak, and with memory failing
+# The kernel has one CPU: two tests run at a time.
+check-debug: uml-module native $(VM_TOOLS) ## run the tests under KASAN, lockdep and kmemleak, and with memory failing
+	@$(MAKE) --no-print-directory -j2 -O -k $(UML_TESTS:%=uml-%) uml-detectors
+
+uml-kernel:
 	@scripts/uml --build-only
-	$(MAKE) --no-print-directory -C kmod ARCH=um KVER=$(UML_KVER) KDIR=$(UML_KDIR)
-	tests/uml/detectors
-	scripts/uml --timeout $(UML_TIMEOUT) tests/uml/run
-	scripts/uml --timeout $(UML_TIMEOUT) tests/uml/fail-init
-	scripts/uml --timeout $(UML_TIMEOUT) tests/uml/fail-conn
+
+uml-module: uml-kernel
+	@$(MAKE) --no-print-directory -C kmod ARCH=um KVER=$(UML_KVER) KDIR=$(UML_KDIR)
+
+$(UML_TESTS:%=uml-%): uml-%:
+	@echo tests/uml/$* && scripts/uml --timeout $(UML_TIMEOUT) tests/uml/$*
+
+uml-detectors:
+	@echo tests/uml/detectors && tests/uml/detectors

@@ -214,7 +214,7 @@ class Service(Server):
     def __init__(self, name: str, port: int, addresses: Sequence[str], mode: str) -> None:
         super().__init__(port, addresses)
         self.name, self.mode = name, mode
-        self.pid = int(self.status()["pid"])
+        self.pid = int(Client(name).status()["pid"])
         self.belongings = Belongings(name, self.pid, mode == "sockmap")
 
     def status(self) -> dict[str, Any]:

@@ -22,9 +22,11 @@ check-vm-instructions: vm-build ## only what is measured by counting instruction
 bench-instructions: vm-build ## print instructions a round trip, every backend and path [KVER=]
 	@scripts/vm --kver $(VM_KVER) --icount --timeout 3600 '.venv/bin/python tests/vm/instructions.py'
 
-# What make check runs: the tests of behaviour on both kernels, with fewer rounds of load; on 6.1 also those of kecho-ctl's
-# mode module, some of hostility, and the quick ones of those that count instructions. A machine keeps about one CPU busy:
-# two run at a time.
+# What make check runs: the tests of behaviour on both kernels, with fewer rounds of load, and the five paths between them;
+# on 6.1 also those of kecho-ctl's mode module, some of hostility, and the quick ones of those that count instructions. A
+# machine keeps about one CPU busy: two run at a time.
+VM_PATHS_6.1  = softirq workqueue msg
+VM_PATHS_6.12 = softirq workqueue-percpu skb
 VM_SHORT_ENV = KECHO_VM_LOAD_ROUNDS=10 KECHO_TEST_SHRINK=16 KECHO_TEST_STREAM_MB=16
 VM_MODE = test_module_mode or test_hostile and (softirq or module) and (never_read or slow or overflow or refused)
 VM_CLOCK = (round_trip and bare) or unload_under_traffic or unload_with_idle
@@ -35,7 +37,7 @@ vm-short: vm-build
 
 vm-short-6.1 vm-short-6.12: vm-short-%:
 	@scripts/vm --kver $* --append slab_nomerge --timeout $(VM_TIMEOUT) \
-		'$(VM_SHORT_ENV) $(VM_SHORT) "not test_module_mode and not test_hostile"'
+		'KECHO_TEST_PATHS="$(VM_PATHS_$*)" $(VM_SHORT_ENV) $(VM_SHORT) "not test_module_mode and not test_hostile"'
 
 vm-short-mode:
 	@scripts/vm --kver 6.1 --append slab_nomerge --timeout $(VM_TIMEOUT) \

@@ -319,7 +319,7 @@ int main(int argc, char **argv)
 	pid_t parent = getppid();
 	struct stats_header *stats;
 	struct server server = {0};
-	struct thread *threads;
+	static struct thread *threads; /* no leak where die() leaves it to the kernel */
 	struct options o;
 	const char *why;
 

@@ -23,11 +23,11 @@ static void submit_recv(struct uring_engine *engine, struct conn *conn, uint16_t
 }
 
 /* What is cancelled completes too, if it has not already. */
-static void submit_cancel(struct uring_engine *engine, struct conn *conn, enum kind kind)
+static void cancel_linger(struct uring_engine *engine, struct conn *conn)
 {
 	struct io_uring_sqe *sqe = sqe_get(engine);
 
-	io_uring_prep_cancel64(sqe, (uint64_t)(uintptr_t)conn | kind, 0);
+	io_uring_prep_cancel64(sqe, (uint64_t)(uintptr_t)conn | LINGER, 0);
 	sqe_tag(sqe, NULL, IGNORE);
 }
 
@@ -303,6 +303,6 @@ void uring_on_linger(struct uring_engine *engine, void *object, const struct io_
 		submit_linger(engine, conn);
 	}
 	if (conn->closing && !last)
-		submit_cancel(engine, conn, LINGER);
+		cancel_linger(engine, conn);
 	conn_settle(engine, conn);
 }

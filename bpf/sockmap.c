@@ -81,6 +81,8 @@ BPF_F_TABLE("hash", struct tuple, __u64, unconfirmed, KECHO_MAX_CONNS, BPF_F_NO_
 /* The addresses the service is bound to; the value is not used. Filled by the controller. */
 BPF_HASH(listeners, struct addr, __u8, 64);
 BPF_PERCPU_ARRAY(paths, struct path_stats, PATHS);
+/* The cookies of sockets whose stream cannot go on: the controller resets them, which a verdict may not. */
+BPF_RINGBUF_OUTPUT(broken, 1);
 
 /* A field of a kernel structure: a load that the verifier checks against BTF, not a call of bpf_probe_read_kernel. */
 #define FIELD(ptr, name) (*(__u32 *)((void *)(ptr) + KECHO_OFF_##name))
@@ -458,9 +460,11 @@ int kecho_skb_echo(struct __sk_buff *skb)
 	 * part, leaves it to the reader to skip that, and tcp_read_skb() does not.
 	 */
 	known = conn->rcv_base + conn->in_bytes - SKB_SEQ(skb);
+	if (known < 0) /* what came before this could not be trimmed */
+		goto broken;
 	if (known > 0) {
 		if (!trim(skb, (__u32)known < size ? known : size))
-			return SK_DROP; /* better a stream that stops than one that is wrong */
+			goto broken;
 		size = skb->len;
 		if (!size) /* only its FIN was news */
 			return SK_DROP;
@@ -498,6 +502,10 @@ int kecho_skb_echo(struct __sk_buff *skb)
 pass:
 	conn->in_bytes += size;
 	return SK_PASS;
+
+broken: /* better no stream than one that is wrong */
+	broken.ringbuf_output(&conn->cookie, sizeof(conn->cookie), 0);
+	return SK_DROP;
 }
 
 #if KECHO_LATENCY

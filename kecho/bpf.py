@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,16 @@ class Module:
         with _quiet_stderr(f"the kernel refuses the BPF program {function}"):
             fd: int = self._bpf.load_func(function.encode(), prog_type).fd
         return fd
+
+    def on_record(self, ringbuf: str, handle: Callable[[bytes], None]) -> tuple[int, Callable[[], None]]:
+        """What to wait on until there are records in a ring buffer, and what then calls `handle` with each of them."""
+
+        def received(_context: object, data: int, size: int) -> None:
+            handle(ctypes.string_at(data, size))
+
+        with _quiet_stderr(f"cannot read the ring buffer {ringbuf}"):
+            self._bpf[ringbuf.encode()].open_ring_buffer(received)
+        return self.map_fd(ringbuf), self._bpf.ring_buffer_consume
 
     def attach_raw_tracepoint(self, tracepoint: str, function: str) -> None:
         """Runs `function` at every hit, until `close`. Raises KechoError if the kernel has no such tracepoint."""

@@ -14,6 +14,7 @@ import os
 import resource
 import socket
 import struct
+import sys
 import termios
 import time
 from collections import Counter
@@ -28,6 +29,7 @@ _RESERVED_FDS = 160
 _PAUSE_S = 0.1  # after the kernel refused memory or a descriptor to accept()
 _CLOSE_POLL_S = (0.001, 0.25)  # first and longest wait for what is still on its way out
 
+_SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 _TCP_CLOSE = 7  # include/net/tcp_states.h
 _BYTES_ACKED = struct.Struct("=QQ")  # tcp_info: tcpi_bytes_acked, tcpi_bytes_received
 _BYTES_ACKED_OFFSET = 120
@@ -109,10 +111,15 @@ class Acceptor:
             self._connections.add(_Connection(self, self._loop, sock, self._buffer))
 
     def _refuse(self, sock: socket.socket) -> None:
-        """By a reset: the client learns at once, and nothing lingers."""
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        _reset_at_close(sock)
         sock.close()
         self.rejected += 1
+
+    def reset(self, cookie: int) -> None:
+        """Ends the connection with that SO_COOKIE, if it is there, by a reset. Looks at every connection."""
+        for connection in list(self._connections):
+            if connection.cookie() == cookie:
+                connection.reset()
 
     def _resume(self, listener: socket.socket) -> None:
         if listener in self._listeners:
@@ -259,6 +266,14 @@ class _Connection:
         self._timer = self._loop.call_later(self._poll_s, step)  # type: ignore[arg-type]
         self._poll_s = min(2 * self._poll_s, _CLOSE_POLL_S[1])
 
+    def cookie(self) -> int:
+        return int.from_bytes(self._sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), sys.byteorder)
+
+    def reset(self) -> None:
+        """Ends the connection now; the client learns that it is broken."""
+        _reset_at_close(self._sock)
+        self.close(aborted=True)
+
     def close(self, aborted: bool = False) -> None:
         """Ends the connection now."""
         self._loop.remove_reader(self._fd)
@@ -267,3 +282,8 @@ class _Connection:
             self._timer.cancel()
         self._sock.close()
         self._acceptor.forget(self, aborted)
+
+
+def _reset_at_close(sock: socket.socket) -> None:
+    """The client learns at once, and nothing lingers."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

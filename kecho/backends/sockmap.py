@@ -6,10 +6,12 @@ docs/design.md, section 3, explains the paths.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import resource
 import socket
+import sys
 from collections.abc import Collection
 
 from kecho import bpfsys, kernel
@@ -92,7 +94,15 @@ class SockmapBackend(AllOrNothing):
         self._array = PathArray(module.map_fd("paths"), _KERNEL_PATHS)
         self._acceptor = Acceptor(listeners)
         self._undo.callback(self._acceptor.stop)
+        self._reset_broken(module, self._acceptor)
         self._acceptor.start(config.backlog)
+
+    def _reset_broken(self, module: Module, acceptor: Acceptor) -> None:
+        """Sees to the streams that the verdict has given up."""
+        loop = asyncio.get_running_loop()
+        fd, consume = module.on_record("broken", lambda cookie: acceptor.reset(int.from_bytes(cookie, sys.byteorder)))
+        loop.add_reader(fd, consume)
+        self._undo.callback(lambda: loop.remove_reader(fd))
 
     def _bind(self, address: str, port: int) -> socket.socket:
         sock = socket.socket(family_of(address), socket.SOCK_STREAM)

@@ -264,6 +264,41 @@ def up(**options: Any) -> Service:
     return Service(name, port, binds or list(_LOOPBACK.values()), mode)
 
 
+class Kept:
+    """The service of a path that one test hands to the next; `options` as for `up`."""
+
+    def __init__(self, path: str, **options: Any) -> None:
+        self.path = path
+        self._options = options
+        self._service: Service | None = None
+
+    def idle(self) -> Server:
+        """A test that left a connection behind has failed; it does not take the next one along."""
+        if self.path in MODULE_PATHS:  # quickly loaded; tests/vm/guest.py unloads it after each test
+            import fastecho
+
+            parameters = (f"{name}={value}" for name, value in self._options.items())
+            return fastecho.Server(*parameters, *MODULE_PATHS[self.path])
+        if self._service and not self._becomes_idle(self._service):
+            self.close()
+        if not self._service:
+            self._service = up(path=self.path, **self._options)
+        return self._service
+
+    @staticmethod
+    def _becomes_idle(service: Service) -> bool:
+        try:
+            wait_for(lambda: service.active() == 0, "", timeout_s=5)
+        except AssertionError:
+            return False
+        return True
+
+    def close(self) -> None:
+        service, self._service = self._service, None
+        if service:
+            service.down()
+
+
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[None]:
     """The process does not run inside the block."""

@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -43,42 +43,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("kept", paths, indirect=True, scope="module")
 
 
-class _Kept:
-    """The service of a path that one test hands to the next."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.service: support.Service | None = None
-
-    def idle(self) -> support.Server:
-        """A test that left a connection behind has failed; it does not take the next one along."""
-        if self.path in support.MODULE_PATHS:  # quickly loaded; tests/vm/guest.py unloads it after each test
-            import fastecho
-
-            return fastecho.Server("backlog=1024", *support.MODULE_PATHS[self.path])
-        if self.service and not _settles(lambda: self.service.active() == 0):
-            self.close()
-        if not self.service:
-            self.service = support.up(path=self.path, backlog=1024)
-        return self.service
-
-    def close(self) -> None:
-        service, self.service = self.service, None
-        if service:
-            service.down()
-
-
-def _settles(condition: Callable[[], bool]) -> bool:
-    try:
-        support.wait_for(condition, "", timeout_s=5)
-    except AssertionError:
-        return False
-    return True
-
-
 @pytest.fixture(scope="module")
-def kept(request: pytest.FixtureRequest) -> Iterator[_Kept]:
-    found = _Kept(request.param)
+def kept(request: pytest.FixtureRequest) -> Iterator[support.Kept]:
+    found = support.Kept(request.param, backlog=1024)
     try:
         yield found
     finally:
@@ -86,13 +53,13 @@ def kept(request: pytest.FixtureRequest) -> Iterator[_Kept]:
 
 
 @pytest.fixture
-def path(kept: _Kept) -> str:
+def path(kept: support.Kept) -> str:
     """The path that `served` is of."""
     return kept.path
 
 
 @pytest.fixture
-def served(kept: _Kept) -> support.Server:
+def served(kept: support.Kept) -> support.Server:
     """One service a path for all tests that need no options: what one leaves behind, the next one meets."""
     return kept.idle()
 

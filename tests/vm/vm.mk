@@ -23,12 +23,13 @@ bench-instructions: vm-build ## print instructions a round trip, every backend a
 	@scripts/vm --kver $(VM_KVER) --icount --timeout 3600 '.venv/bin/python tests/vm/instructions.py'
 
 # What make check runs: the tests of behaviour on both kernels, with fewer rounds of load, and the five paths between them;
-# on 6.1 also those of kecho-ctl's mode module, some of hostility, and the quick ones of those that count instructions. A
+# on 6.1 also those of kecho-ctl's mode module, some of hostility and of odd segments, and the quick ones of those that count instructions. A
 # machine keeps about one CPU busy: two run at a time.
 VM_PATHS_6.1  = softirq workqueue msg
 VM_PATHS_6.12 = softirq workqueue-percpu skb
 VM_SHORT_ENV = KECHO_VM_LOAD_ROUNDS=10 KECHO_TEST_SHRINK=16 KECHO_TEST_STREAM_MB=16
-VM_MODE = test_module_mode or test_hostile and (softirq or module) and (never_read or slow or overflow or refused)
+VM_MODE = test_module_mode or test_segments and skb \
+	or test_hostile and (softirq or module) and (never_read or slow or overflow or refused)
 VM_CLOCK = (round_trip and bare) or unload_under_traffic or unload_with_idle
 VM_SHORT = tests/vm/run -m "not instructions" -k
 vm-short: vm-build

@@ -1,7 +1,7 @@
 # The tests in virtual machines; the top-level Makefile includes this. KVER= chooses the kernel, by version or series.
 
 VM_KVER     = $(shell scripts/vm $(if $(KVER),--kver $(KVER)) --print-kver)
-VM_TIMEOUT ?= 2400
+VM_TIMEOUT ?= 3600
 VM_TOOLS   := build/pingpong build/floors build/stream
 vpath %.c tests/vm tests/host
 VM_ARGS    ?=

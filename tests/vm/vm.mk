@@ -20,11 +20,12 @@ check-vm-instructions: vm-build ## only what is measured by counting instruction
 	$(VM_BOOT) --icount 'KECHO_VM_ICOUNT=1 tests/vm/run -m "instructions or unload" -s $(VM_ARGS)'
 
 bench-instructions: vm-build ## print instructions a round trip, every backend and path [KVER=]
-	@scripts/vm --kver $(VM_KVER) --icount --timeout 3600 '.venv/bin/python tests/vm/instructions.py'
+	@scripts/vm --kver $(VM_KVER) --icount --timeout 3600 \
+		'PYTHONPATH=tests/host .venv/bin/python tests/vm/instructions.py'
 
 # What make check runs: the tests of behaviour on both kernels, with fewer rounds of load, and the five paths between them;
-# on 6.1 also those of kecho-ctl's mode module, some of hostility and of odd segments, and the quick ones of those that count instructions. A
-# machine keeps about one CPU busy: two run at a time.
+# on 6.1 also those of kecho-ctl's mode module, some of hostility and of odd segments, and the quick ones of those that
+# count instructions. A machine keeps about one CPU busy: two run at a time.
 VM_PATHS_6.1  = softirq workqueue msg
 VM_PATHS_6.12 = softirq workqueue-percpu skb
 VM_SHORT_ENV = KECHO_VM_LOAD_ROUNDS=10 KECHO_TEST_SHRINK=16 KECHO_TEST_STREAM_MB=16

@@ -18,7 +18,7 @@ C_FILES     := $(wildcard bpf/*.[ch] kecho/native/*.[ch] kmod/*.[ch] tests/*/*.[
 SHELL_FILES := $(shell grep -lsE '^\#!/bin/(ba)?sh' .ci/run scripts/* tests/vm/run tests/uml/*)
 
 .DEFAULT_GOAL := build
-.PHONY: build kmod setup setup-vm demo check soak lint fmt plot install uninstall clean help
+.PHONY: build kmod setup setup-vm demo check check-here soak lint fmt plot install uninstall clean help
 
 include kecho/native/native.mk
 include tests/vm/vm.mk tests/uml/uml.mk
@@ -40,13 +40,18 @@ demo: setup ## measure a user-space server against sockmap; needs root
 	@scripts/keep-owner scripts/demo
 
 # The programs are built by a make of their own, because it looks for libraries that `setup` may just have installed.
-# The virtual machines are left out where PYTEST_ARGS chooses among the tests.
+# As root, unless PYTEST_ARGS chooses among the tests, virtual machines run beside those on this kernel, one after the
+# other: neither keeps two CPUs busy.
+CHECK_VM := $(if $(AT_ROOT),$(if $(PYTEST_ARGS),,yes))
 check: $(if $(AT_ROOT),setup-vm,setup) ## run the tests; without root only those that need none [PYTEST_ARGS=]
-	@scripts/keep-owner $(MAKE) -s build build/stream
+	@scripts/keep-owner $(MAKE) -s build build/stream $(if $(CHECK_VM),vm-build)
 	$(if $(AT_ROOT),,@echo "make check: no root, so only tests/unit; all of it: sudo make check")
-	@scripts/keep-owner timeout --foreground -k 10 $(CHECK_TIMEOUT) \
+	$(if $(CHECK_VM),@echo "make check: tests in virtual machines go on meanwhile; each machine reports when it is done")
+	@scripts/keep-owner $(MAKE) -s -k $(if $(CHECK_VM),-j2) check-here $(if $(CHECK_VM),$(VM_SHORT_JOBS))
+
+check-here: ## only the tests on this kernel, with what is installed and built [PYTEST_ARGS=]
+	@env -u MAKEFLAGS -u MAKELEVEL timeout --foreground -k 10 $(CHECK_TIMEOUT) \
 		$(VENV)/python -m pytest $(PYTEST_ARGS) tests/unit $(if $(AT_ROOT),$(wildcard tests/host))
-	$(if $(AT_ROOT),$(if $(PYTEST_ARGS),,@scripts/keep-owner $(MAKE) -s vm-short))
 
 soak: setup ## run the property test's engine for HOURS; needs root [HOURS=1 SOAK_ARGS=]
 	@scripts/keep-owner $(MAKE) -s build

@@ -189,7 +189,7 @@ def take_back(conns: int, in_bytes: int, instead: int) -> None:
 
 
 def test_a_stream_with_a_hole_is_reset(tun: int) -> None:
-    """Never echoed with bytes missing. tests/uml/fail-trim makes a hole by refusing memory; this one edits a map."""
+    """Never echoed with bytes missing. tests/uml/test_trim.py makes a hole by refusing memory; this one edits a map."""
     served = support.up(bind=HERE, path="skb")
     try:
         data = support.payload(4000)

@@ -23,7 +23,7 @@ if SERVER.exists():
         server = subprocess.Popen([str(SERVER), "--port", str(PORT)])
         try:
             fastecho.wait_for(is_listening, "the server to listen")
-            ratios = [fastecho.pingpong(64, 2001, port=PORT) / fastecho.pingpong(64, 2001) for _ in range(5)]
+            ratios = [fastecho.pingpong(64, 501, port=PORT) / fastecho.pingpong(64, 501) for _ in range(5)]
         finally:
             server.terminate()
             server.wait()

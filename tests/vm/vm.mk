@@ -9,7 +9,7 @@ VM_ARGS    ?=
 # With slab_nomerge each cache has its own objects: a leak shows at the cache's end.
 VM_BOOT = scripts/vm --kver $(VM_KVER) --append slab_nomerge --timeout $(VM_TIMEOUT)
 
-.PHONY: check-vm check-vm-behaviour check-vm-instructions bench-instructions vm-build vm-short vm-short-6.1 vm-short-6.12 vm-short-mode vm-short-clock
+.PHONY: check-vm check-vm-behaviour check-vm-instructions bench-instructions vm-build vm-short $(VM_SHORT_JOBS)
 
 check-vm: check-vm-behaviour check-vm-instructions ## run tests/vm on a stock kernel in a virtual machine [KVER=]
 
@@ -25,7 +25,8 @@ bench-instructions: vm-build ## print instructions a round trip, every backend a
 
 # What make check runs: the tests of behaviour on both kernels, with fewer rounds of load, and the five paths between them;
 # on 6.1 also those of kecho-ctl's mode module, some of hostility and of odd segments, and the quick ones of those that
-# count instructions. A machine keeps about one CPU busy: two run at a time.
+# count instructions. The longest come first, for two at a time.
+VM_SHORT_JOBS = vm-short-6.1 vm-short-6.12 vm-short-mode vm-short-clock
 VM_PATHS_6.1  = softirq workqueue msg
 VM_PATHS_6.12 = softirq workqueue-percpu skb
 VM_SHORT_ENV = KECHO_VM_LOAD_ROUNDS=10 KECHO_TEST_SHRINK=16 KECHO_TEST_STREAM_MB=16
@@ -34,20 +35,22 @@ VM_MODE = test_module_mode or test_segments and skb \
 VM_CLOCK = (round_trip and bare) or unload_under_traffic or unload_with_idle
 VM_SHORT = tests/vm/run -m "not instructions" -k
 vm-short: vm-build
-	@echo "make check: the tests in virtual machines; each reports when it is done"
-	@$(MAKE) --no-print-directory -j2 -O -k vm-short-6.1 vm-short-6.12 vm-short-mode vm-short-clock
+	@$(MAKE) --no-print-directory -j2 -k $(VM_SHORT_JOBS)
+
+# $(call report,COMMAND): its output in one piece when it is done, for others run beside it.
+report = out=$$($(1) 2>&1); status=$$?; printf '\nmake %s:\n%s\n' $@ "$$out"; exit $$status
 
 vm-short-6.1 vm-short-6.12: vm-short-%:
-	@scripts/vm --kver $* --append slab_nomerge --timeout $(VM_TIMEOUT) \
-		'KECHO_TEST_PATHS="$(VM_PATHS_$*)" $(VM_SHORT_ENV) $(VM_SHORT) "not test_module_mode and not test_hostile"'
+	@$(call report,scripts/vm --kver $* --append slab_nomerge --timeout $(VM_TIMEOUT) \
+		'KECHO_TEST_PATHS="$(VM_PATHS_$*)" $(VM_SHORT_ENV) $(VM_SHORT) "not test_module_mode and not test_hostile"')
 
 vm-short-mode:
-	@scripts/vm --kver 6.1 --append slab_nomerge --timeout $(VM_TIMEOUT) \
-		'$(VM_SHORT_ENV) $(VM_SHORT) "$(VM_MODE)"'
+	@$(call report,scripts/vm --kver 6.1 --append slab_nomerge --timeout $(VM_TIMEOUT) \
+		'$(VM_SHORT_ENV) $(VM_SHORT) "$(VM_MODE)"')
 
 vm-short-clock:
-	@scripts/vm --kver 6.1 --append slab_nomerge --timeout $(VM_TIMEOUT) --icount \
-		'KECHO_VM_ICOUNT=1 tests/vm/run -s -m "instructions or unload" -k "$(VM_CLOCK)"'
+	@$(call report,scripts/vm --kver 6.1 --append slab_nomerge --timeout $(VM_TIMEOUT) --icount \
+		'KECHO_VM_ICOUNT=1 tests/vm/run -s -m "instructions or unload" -k "$(VM_CLOCK)"')
 
 # For every kernel: one test wants a module that is built for another.
 vm-build: $(VM_TOOLS) native

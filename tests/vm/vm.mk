@@ -9,6 +9,9 @@ VM_ARGS    ?=
 # With slab_nomerge each cache has its own objects: a leak shows at the cache's end.
 VM_BOOT = scripts/vm --kver $(VM_KVER) --append slab_nomerge --timeout $(VM_TIMEOUT)
 
+# The longest first: two run at a time.
+VM_SHORT_JOBS = vm-short-6.1 vm-short-6.12 vm-short-mode vm-short-clock
+
 .PHONY: check-vm check-vm-behaviour check-vm-instructions bench-instructions vm-build vm-short $(VM_SHORT_JOBS)
 
 check-vm: check-vm-behaviour check-vm-instructions ## run tests/vm on a stock kernel in a virtual machine [KVER=]
@@ -25,8 +28,7 @@ bench-instructions: vm-build ## print instructions a round trip, every backend a
 
 # What make check runs: the tests of behaviour on both kernels, with fewer rounds of load, and the five paths between them;
 # on 6.1 also those of kecho-ctl's mode module, some of hostility and of odd segments, and the quick ones of those that
-# count instructions. The longest come first, for two at a time.
-VM_SHORT_JOBS = vm-short-6.1 vm-short-6.12 vm-short-mode vm-short-clock
+# count instructions.
 VM_PATHS_6.1  = softirq workqueue msg
 VM_PATHS_6.12 = softirq workqueue-percpu skb
 VM_SHORT_ENV = KECHO_VM_LOAD_ROUNDS=10 KECHO_TEST_SHRINK=16 KECHO_TEST_STREAM_MB=16

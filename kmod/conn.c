@@ -384,9 +384,9 @@ err_conn:
 	kmem_cache_free(cache, conn);
 err_active:
 	atomic_dec(&fastecho_counters.active);
-err_sock:
-	release(sock);
+err_sock: /* counted before the peer can see it */
 	atomic64_inc(&fastecho_counters.rejected);
+	release(sock);
 }
 
 void fastecho_conn_close_all(void)

@@ -248,7 +248,9 @@ def _draw_inside(axes: Axes, one: _Series, span: tuple[float, float]) -> None:
         )
     axes.set_xscale("log")
     canvas.latency_ticks(axes, "x", *span)
-    axes.set_ylim(0, 1.3 * max(max(of.values()) for of in shares.values()))
+    top = 1.45 * max(max(of.values()) for of in shares.values())  # the legend is above the bars
+    axes.set_ylim(0, top)
+    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= min(top, 100)])
     axes.set_xlabel("latency (log scale), up to the client's p99")
     axes.set_ylabel("samples (%)")
     axes.grid(visible=False, axis="x")

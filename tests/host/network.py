@@ -39,18 +39,11 @@ class Veth:
         self.here6, self.there6 = f"fd{83 + block}:{net}::1", f"fd{83 + block}:{net}::2"
         with IPRoute() as here, NetNS(namespace) as there:
             here.link("add", ifname=self.device, kind="veth", peer={"ifname": "peer", "net_ns_fd": namespace})
-            index = here.link_lookup(ifname=self.device)[0]
             try:
-                peer = there.link_lookup(ifname="peer")[0]
-                for stack, link, v4, v6 in (
-                    (here, index, self.here, self.here6),
-                    (there, peer, self.there, self.there6),
-                ):
-                    stack.link("set", index=link, state="up")
-                    stack.addr("add", index=link, address=v4, prefixlen=24)
-                    stack.addr("add", index=link, address=v6, prefixlen=64, flags=0x02)  # IFA_F_NODAD
+                _address(here, self.device, self.here, self.here6)
+                _address(there, "peer", self.there, self.there6)
             except BaseException:
-                here.link("del", index=index)
+                self.close()
                 raise
 
     def down(self) -> None:
@@ -58,15 +51,25 @@ class Veth:
         with IPRoute() as here:
             here.link("set", index=here.link_lookup(ifname=self.device)[0], state="down")
 
-    def remove_namespace(self) -> None:
-        """As `ip netns del`: it goes for good with the last process that is in it."""
-        netns.remove(self.namespace)
+    def move_here_to(self, namespace: str) -> None:
+        """Our end of the pair, with its addresses, is in another namespace from now on."""
+        with IPRoute() as here, NetNS(namespace) as there:
+            here.link("set", index=here.link_lookup(ifname=self.device)[0], net_ns_fd=namespace)
+            _address(there, self.device, self.here, self.here6)
 
     def close(self) -> None:
         """Takes the pair away, if its namespace has not done so. Idempotent."""
         with IPRoute() as here:
             for index in here.link_lookup(ifname=self.device):
                 here.link("del", index=index)
+
+
+def _address(stack: IPRoute, device: str, v4: str, v6: str) -> None:
+    """Brings the device up with these addresses."""
+    index = stack.link_lookup(ifname=device)[0]
+    stack.link("set", index=index, state="up")
+    stack.addr("add", index=index, address=v4, prefixlen=24)
+    stack.addr("add", index=index, address=v6, prefixlen=64, flags=0x02)  # IFA_F_NODAD
 
 
 @contextlib.contextmanager

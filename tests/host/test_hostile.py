@@ -25,6 +25,7 @@ from pathlib import Path
 import network
 import pytest
 import support
+from pyroute2 import netns
 from support import assert_same, echo, few, payload, receive
 
 Up = Callable[..., support.Service]
@@ -524,6 +525,7 @@ _STREAM = """
 import os, socket, sys, threading
 sys.path.insert(0, sys.argv[1])
 import support
+from pyroute2 import netns
 if sys.argv[4]:
     support.enter_netns(sys.argv[4])
 clients = [socket.create_connection((sys.argv[2], int(sys.argv[3])), 30) for _ in range(4)]
@@ -602,17 +604,23 @@ def test_interface_gone(service: Up, impatient: network.Veth, mode: str, how: st
             support.wait_for(lambda: not any(entries(served).values()), "empty maps")
 
 
-def test_namespace_deleted(service: Up, path: str, pair: network.Veth) -> None:
-    """A remote client's namespace is removed while it streams, and then the client."""
-    served = service(bind=pair.here) if path == "skb" else service(bind=pair.here, path=path)
-    with streaming(pair.here, served.port, pair.namespace) as process:
-        support.wait_for(lambda: served.active() == 4, "its connections")
-        pair.remove_namespace()
-        time.sleep(0.2)
-        process.kill()
-    support.wait_for(lambda: served.active() == 0, "the end of all connections")
-    if served.mode == "sockmap":
-        support.wait_for(lambda: not any(entries(served).values()), "empty maps")
+def test_namespace_deleted(service: Up, path: str, impatient: network.Veth) -> None:
+    """A remote client's namespace is removed while it streams, and then the client.
+
+    Its FIN may arrive, and then nobody be there to acknowledge the rest of the echo: here too, patience has an end.
+    """
+    pair = impatient
+    served = up_in(service, pair.namespace, bind=pair.there, **({} if path == "skb" else {"path": path}))
+    with network.namespace() as clients:
+        pair.move_here_to(clients)
+        with streaming(pair.there, served.port, clients) as process:
+            support.wait_for(lambda: served.active() == 4, "its connections")
+            netns.remove(clients)
+            time.sleep(0.2)
+            process.kill()
+        support.wait_for(lambda: served.active() == 0, "the end of all connections")
+        if served.mode == "sockmap":
+            support.wait_for(lambda: not any(entries(served).values()), "empty maps")
 
 
 # ---- the controller killed ----

@@ -84,6 +84,30 @@ def tcp_bytes() -> int:
     return int(pages) * resource.getpagesize()
 
 
+class _MachineMemory:
+    """What TCP may use on the whole machine, which has to be ours."""
+
+    def __init__(self) -> None:
+        self._sysctl = Path("/proc/sys/net/ipv4/tcp_mem")
+        self._before = self._sysctl.read_text()
+
+    def used(self) -> int:
+        return tcp_bytes()
+
+    def limit(self, more: int) -> None:
+        pages = (self.used() + more) // resource.getpagesize()
+        self._sysctl.write_text(f"{pages} {pages} {pages}")
+
+    def unlimit(self) -> None:
+        self._sysctl.write_text(self._before)
+
+    def enter(self) -> None:
+        """In the process that is to be limited."""
+
+    def close(self) -> None:
+        self.unlimit()
+
+
 def handled(served: support.Service) -> int:
     """Connections accepted or refused."""
     connections = served.stats()["connections"]
@@ -163,13 +187,14 @@ def p99_ns(client: socket.socket, count: int = 300) -> int:
 
 @pytest.fixture
 def enough_tcp_memory() -> Iterator[None]:
-    """The machine's limit of TCP memory is not reached: at it connections can stall (docs/known-limits.md)."""
-    tcp_mem = Path("/proc/sys/net/ipv4/tcp_mem")
-    before = tcp_mem.read_text()
-    pages = GREEDY * MOST_BYTES_A_CONNECTION // resource.getpagesize()
-    tcp_mem.write_text(" ".join(str(max(int(was), pages)) for was in before.split()))
+    """The machine's limit is not reached: at it connections can stall (docs/known-limits.md).
+
+    It is twice what the clients may take, or it would hide one that takes more.
+    """
+    memory = _MachineMemory()
+    memory.limit(2 * GREEDY * MOST_BYTES_A_CONNECTION)
     yield
-    tcp_mem.write_text(before)
+    memory.close()
 
 
 @pytest.mark.timeout(600)
@@ -404,30 +429,6 @@ def _removed(group: Path) -> bool:
     return True
 
 
-class _MachineMemory:
-    """What TCP may use on the whole machine, which has to be ours."""
-
-    def __init__(self) -> None:
-        self._sysctl = Path("/proc/sys/net/ipv4/tcp_mem")
-        self._before = self._sysctl.read_text()
-
-    def used(self) -> int:
-        return tcp_bytes()
-
-    def limit(self, more: int) -> None:
-        pages = (self.used() + more) // resource.getpagesize()
-        self._sysctl.write_text(f"{pages} {pages} {pages}")
-
-    def unlimit(self) -> None:
-        self._sysctl.write_text(self._before)
-
-    def enter(self) -> None:
-        """In the process that is to be limited."""
-
-    def close(self) -> None:
-        self.unlimit()
-
-
 class _GroupMemory:
     """A group of cgroup v1 whose TCP memory can be limited. (v2 has one limit for all, and ends the process at it.)"""
 
@@ -542,7 +543,6 @@ _STREAM = """
 import os, socket, sys, threading
 sys.path.insert(0, sys.argv[1])
 import support
-from pyroute2 import netns
 if sys.argv[4]:
     support.enter_netns(sys.argv[4])
 clients = [socket.create_connection((sys.argv[2], int(sys.argv[3])), 30) for _ in range(4)]
@@ -627,7 +627,7 @@ def test_namespace_deleted(service: Up, path: str, impatient: network.Veth) -> N
     Its FIN may arrive, and then nobody be there to acknowledge the rest of the echo: here too, patience has an end.
     """
     pair = impatient
-    served = up_in(service, pair.namespace, bind=pair.there, **({} if path == "skb" else {"path": path}))
+    served = up_in(service, pair.namespace, bind=pair.there, path=None if path == "skb" else path)
     with network.namespace() as clients:
         pair.move_here_to(clients)
         with streaming(pair.there, served.port, clients) as process:

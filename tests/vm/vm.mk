@@ -12,7 +12,7 @@ VM_BOOT = scripts/vm --kver $(VM_KVER) --append slab_nomerge --timeout $(VM_TIME
 # The longest first: two run at a time, and the tests on this kernel may be one of them.
 VM_SHORT_JOBS = vm-short-6.1 vm-short-6.12 vm-short-mode vm-short-hostile vm-short-clock
 
-.PHONY: check-vm check-vm-behaviour check-vm-instructions bench-instructions vm-build vm-short $(VM_SHORT_JOBS)
+.PHONY: check-vm check-vm-behaviour check-vm-instructions bench-instructions vm-build $(VM_SHORT_JOBS)
 
 check-vm: check-vm-behaviour check-vm-instructions ## run tests/vm on a stock kernel in a virtual machine [KVER=]
 
@@ -32,11 +32,8 @@ bench-instructions: vm-build ## print instructions a round trip, every backend a
 VM_PATHS_6.1  = softirq workqueue msg
 VM_PATHS_6.12 = softirq workqueue-percpu skb
 VM_SHORT_ENV = KECHO_VM_LOAD_ROUNDS=10 KECHO_TEST_SHRINK=16 KECHO_TEST_STREAM_MB=16
-VM_HOSTILE = test_segments and skb or test_hostile and (softirq or module) and (never_read or slow or overflow or refused)
 VM_CLOCK = (round_trip and bare) or unload_under_traffic or unload_with_idle
 VM_SHORT = tests/vm/run -m "not instructions" -k
-vm-short: vm-build
-	@$(MAKE) --no-print-directory -j2 -k $(VM_SHORT_JOBS)
 
 # $(call report,COMMAND): its output in one piece when it is done, for others run beside it.
 report = out=$$($(1) 2>&1); status=$$?; printf '\nmake %s:\n%s\n' $@ "$$out"; exit $$status
@@ -46,7 +43,8 @@ vm-short-6.1 vm-short-6.12: vm-short-%:
 		'KECHO_TEST_PATHS="$(VM_PATHS_$*)" $(VM_SHORT_ENV) $(VM_SHORT) "not test_module_mode and not test_hostile"')
 
 vm-short-mode: VM_CHOSEN = test_module_mode
-vm-short-hostile: VM_CHOSEN = $(VM_HOSTILE)
+vm-short-hostile: VM_CHOSEN = test_segments and skb \
+	or test_hostile and (softirq or module) and (never_read or slow or overflow or refused)
 vm-short-mode vm-short-hostile:
 	@$(call report,scripts/vm --kver 6.1 --append slab_nomerge --timeout $(VM_TIMEOUT) \
 		'$(VM_SHORT_ENV) $(VM_SHORT) "$(VM_CHOSEN)"')

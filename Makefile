@@ -14,7 +14,7 @@ AT_ROOT := $(filter 0,$(shell id -u))
 # All of the native programs, with every optional library.
 NATIVE_DEFINES := -D_GNU_SOURCE -DHAVE_LIBURING -DHAVE_ZLIB
 
-C_FILES     := $(wildcard bpf/*.[ch] kecho/native/*.[ch] kmod/*.[ch] tests/*/*.[ch])
+C_FILES     := $(wildcard bpf/*.[ch] kecho/native/*/*.[ch] kmod/*.[ch] tests/*/*.[ch] tests/*/*/*.[ch])
 SHELL_FILES := $(shell grep -lsE '^\#!/bin/(ba)?sh' .ci/run scripts/* tests/vm/run tests/uml/*)
 
 .DEFAULT_GOAL := build
@@ -63,8 +63,8 @@ lint: setup ## check style and types, look for mistakes in C
 	$(VENV)/mypy
 	clang-format --dry-run -Werror $(C_FILES)
 	cppcheck --quiet --std=c11 --enable=style,performance,portability --suppress=missingIncludeSystem \
-		--suppress=unusedStructMember --error-exitcode=1 $(NATIVE_DEFINES) kecho/native
-	printf '%s\n' kecho/native/*.c | xargs -P $$(nproc) -I{} clang-tidy --quiet {} -- -std=gnu11 $(NATIVE_DEFINES) 2>/dev/null
+		--suppress=unusedStructMember --error-exitcode=1 -Ikecho/native $(NATIVE_DEFINES) kecho/native
+	printf '%s\n' kecho/native/*/*.c | xargs -P $$(nproc) -I{} clang-tidy --quiet {} -- -std=gnu11 -Ikecho/native $(NATIVE_DEFINES) 2>/dev/null
 	shellcheck $(SHELL_FILES)
 	@for build in $(wildcard /lib/modules/*/build); do \
 		kver=$$(basename $$(dirname $$build)) && echo "sparse, and gcc W=1, for $$kver" && \

@@ -6,7 +6,7 @@
 /*
  * An octave [2^n, 2^(n+1)) is split into 2^HIST_SUB_BITS equal slots, so a value is known to within 1/8 of its
  * octave's base: reported as the middle of its slot it is off by 6.25 % at most. Values below 2^HIST_SUB_BITS
- * have a slot each. kecho/histogram.py is the twin of this file; tests/unit/test_histogram.py holds them together.
+ * have a slot each. kecho/model/histogram.py is the twin of this file; tests/unit/model/test_histogram.py holds them together.
  */
 #define HIST_SUB_BITS 3
 #define HIST_SUB      (1u << HIST_SUB_BITS)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* The types that the BPF programs share with each other and with kecho/bpf.py. No code. */
+/* The types that the BPF programs share with each other and with kecho/kernel/bpf.py. No code. */
 #ifndef KECHO_H
 #define KECHO_H
 

@@ -8,7 +8,7 @@
  *   kecho_skb_sent  sk_msg on `servers`: ends the latency of path skb
  *   kecho_msg_sent  tracing: ends the latency of path msg
  *
- * Settings arrive as -D from kecho/bpf.py: KECHO_PORT, KECHO_NETNS (cookie), KECHO_LIMIT (bytes),
+ * Settings arrive as -D from kecho/kernel/bpf.py: KECHO_PORT, KECHO_NETNS (cookie), KECHO_LIMIT (bytes),
  * KECHO_MAX_CONNS, KECHO_CPUS, KECHO_LATENCY (0, 1), KECHO_SEND_HOOK, KECHO_PATH_LOCAL and KECHO_PATH_REMOTE (a PATH_*),
  * and KECHO_OFF_*, the offsets of fields in the running kernel's structures, as its BTF gives them.
  *

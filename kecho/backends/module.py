@@ -8,19 +8,21 @@ import subprocess
 from collections.abc import Collection
 from pathlib import Path
 
-from kecho import kernel, rundir
-from kecho.backends import AllOrNothing, OnFailure
-from kecho.bpf import Module, PathArray
-from kecho.config import Config, endpoint
-from kecho.diag import port_taken
-from kecho.errors import KechoError, Unavailable, UsageError
-from kecho.kernel import Feature
-from kecho.privileges import CAP_SYS_MODULE
-from kecho.snapshot import Connections, PathStats
+from kecho.backends.base import AllOrNothing, OnFailure
+from kecho.kernel import features as kernel
+from kecho.kernel.bpf import Module, PathArray
+from kecho.kernel.features import Feature
+from kecho.kernel.privileges import CAP_SYS_MODULE
+from kecho.kernel.sockets import port_taken
+from kecho.model.config import Config, endpoint
+from kecho.model.errors import KechoError, Unavailable, UsageError
+from kecho.model.snapshot import Connections, PathStats
+from kecho.native import programs
+from kecho.service import rundir
 
 PATHS = ("softirq", "workqueue")  # enum fastecho_path of kmod/echo.h
 _LOADED = Path("/sys/module/fastecho")
-_BUILD = Path(__file__).parent.parent.parent / "build"
+_BUILD = programs.CHECKOUT / "build"
 
 # What insmod says, in the words of strerror, and what that means.
 _REFUSALS = {

@@ -14,15 +14,16 @@ import socket
 import sys
 from collections.abc import Collection
 
-from kecho import bpfsys, kernel
-from kecho.backends import AllOrNothing, OnFailure
-from kecho.bpf import Module, PathArray, log, possible_cpus
-from kecho.btf import Btf, BtfError
-from kecho.config import Config, family_of, parse_address
-from kecho.connections import Acceptor
-from kecho.errors import KechoError, Unavailable, one_line
-from kecho.kernel import Feature
-from kecho.snapshot import Connections, PathStats
+from kecho.backends.acceptor import Acceptor
+from kecho.backends.base import AllOrNothing, OnFailure
+from kecho.kernel import features as kernel
+from kecho.kernel import syscall as bpfsys
+from kecho.kernel.bpf import Module, PathArray, log, possible_cpus
+from kecho.kernel.btf import Btf, BtfError
+from kecho.kernel.features import Feature
+from kecho.model.config import Config, family_of, parse_address
+from kecho.model.errors import KechoError, Unavailable, one_line
+from kecho.model.snapshot import Connections, PathStats
 
 PATHS = ("msg", "skb", "user")  # PATH_* of bpf/sockmap.c
 _KERNEL_PATHS = PATHS[:2]

@@ -13,15 +13,16 @@ import struct
 import subprocess
 from collections.abc import Collection, Mapping
 
-from kecho import privileges, programs
-from kecho.backends import AllOrNothing, OnFailure
-from kecho.config import Config
-from kecho.diag import port_taken
-from kecho.errors import KechoError, Unavailable, UsageError
-from kecho.kernel import Feature
-from kecho.snapshot import Connections, PathStats
+from kecho.backends.base import AllOrNothing, OnFailure
+from kecho.kernel import privileges
+from kecho.kernel.features import Feature
+from kecho.kernel.sockets import port_taken
+from kecho.model.config import Config
+from kecho.model.errors import KechoError, Unavailable, UsageError
+from kecho.model.snapshot import Connections, PathStats
+from kecho.native import programs
 
-# kecho/native/stats.h
+# kecho/native/server/stats.h
 _MAGIC = 0x3154534F4843454B
 _HEADER = struct.Struct("=QQQQQ")  # magic, version, header_bytes, block_bytes, blocks
 _BLOCK = struct.Struct("=QQQQQQ")  # active, total, rejected, aborted, echoes, bytes

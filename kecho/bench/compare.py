@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from kecho.bench.result import Run
 from kecho.bench.runner import Options, Progress, measure
 from kecho.bench.targets import Where
-from kecho.errors import KechoError
-from kecho.limits import ListenCounts
-from kecho.snapshot import PathStats, Snapshot
+from kecho.model.errors import KechoError
+from kecho.model.snapshot import PathStats, Snapshot
+from kecho.system.limits import ListenCounts
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from kecho import programs
-from kecho.errors import Unavailable
-from kecho.units import plural
+from kecho.model.errors import Unavailable
+from kecho.model.units import plural
+from kecho.native import programs
 
 # What bounds or delays TCP on one machine: queues of connections, ports, buffers, busy polling, pacing, merging.
 SYSCTLS = (

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kecho.histogram import PERCENTILES
+from kecho.model.histogram import PERCENTILES
 
 
 @dataclass(frozen=True)

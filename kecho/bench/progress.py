@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from kecho.bench.compare import Step
 from kecho.bench.runner import Options, Progress
-from kecho.units import plural
+from kecho.model.units import plural
 
 SILENT_S = 2.0
 Show = Callable[[Step, Progress], None]

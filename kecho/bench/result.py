@@ -17,11 +17,11 @@ from typing import Any
 
 from kecho.bench.host import Host
 from kecho.bench.latency import Latency
-from kecho.errors import KechoError, one_line
-from kecho.limits import ListenCounts
-from kecho.record import picked, plain
-from kecho.snapshot import PathStats
-from kecho.units import plural
+from kecho.model.errors import KechoError, one_line
+from kecho.model.record import picked, plain
+from kecho.model.snapshot import PathStats
+from kecho.model.units import plural
+from kecho.system.limits import ListenCounts
 
 SCHEMA = 1
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kecho import programs
 from kecho.bench.latency import Latency
-from kecho.errors import KechoError, UsageError
-from kecho.topology import Remote
+from kecho.model.errors import KechoError, UsageError
+from kecho.native import programs
+from kecho.system.topology import Remote
 
 _INTERRUPTED = 130
 

@@ -12,11 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kecho import backends, kernel, limits, rundir
+from kecho.backends import base as backends
 from kecho.bench.targets import Where, reachable
-from kecho.client import Client
-from kecho.config import DEFAULT_BACKLOG, DEFAULT_BINDS, Config, family_of
-from kecho.errors import KechoError, Unavailable, UsageError
+from kecho.kernel import features as kernel
+from kecho.model.config import DEFAULT_BACKLOG, DEFAULT_BINDS, Config, family_of
+from kecho.model.errors import KechoError, Unavailable, UsageError
+from kecho.service import rundir
+from kecho.service.client import Client
+from kecho.system import limits
 
 # What `--compare` takes, and the options of `up` that it stands for.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -82,7 +85,7 @@ def brought_up(names: Sequence[str], connections: int, binds: Sequence[str] = ()
 
 @contextlib.contextmanager
 def _service(variant: str, connections: int, binds: Sequence[str]) -> Iterator[Where]:
-    from kecho.controller import run_background
+    from kecho.service.controller import run_background
 
     mode = VARIANTS[variant]["mode"]
     backends.check(mode)

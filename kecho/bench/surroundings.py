@@ -8,11 +8,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from kecho import diag, kernel, topology, tune
 from kecho.bench.runner import Options
 from kecho.bench.targets import Where
-from kecho.errors import KechoError
-from kecho.limits import Limits, Needs, distortions, wanted
+from kecho.kernel import features as kernel
+from kecho.kernel import sockets as diag
+from kecho.model.errors import KechoError
+from kecho.system import topology, tune
+from kecho.system.limits import Limits, Needs, distortions, wanted
 
 DEFAULT_ROUNDS = 10  # of a burst (bench-options.c)
 

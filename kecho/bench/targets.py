@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kecho.config import endpoint
-from kecho.errors import KechoError, UsageError, one_line
-from kecho.snapshot import Snapshot
-from kecho.topology import Remote
+from kecho.model.config import endpoint
+from kecho.model.errors import KechoError, UsageError, one_line
+from kecho.model.snapshot import Snapshot
+from kecho.system.topology import Remote
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def choose(names: Sequence[str]) -> list[Where]:
         raise UsageError(f"{doubled}: named twice")
     services: dict[str, Mapping[str, Any]] = {}
     if not names or any(":" not in name for name in names):
-        from kecho import client
+        from kecho.service import client
 
         services = {service["name"]: service for service in client.services()}
     if not names:
@@ -61,7 +61,7 @@ def baseline_first(targets: Sequence[Where]) -> list[Where]:
 
 
 def _of_service(name: str, services: Mapping[str, Mapping[str, Any]]) -> Where:
-    from kecho.client import Client
+    from kecho.service.client import Client
 
     service = services.get(name)
     if service is None:

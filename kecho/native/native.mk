@@ -8,25 +8,29 @@ BUILD      ?= build
 CC         ?= cc
 PKG_CONFIG ?= pkg-config
 NATIVE_DIR := kecho/native
+NATIVE_OBJ := $(BUILD)/native
 
 NATIVE_PROGRAMS := $(BUILD)/user-echo-server $(BUILD)/bench
 
-NATIVE_CFLAGS  := -std=gnu11 -O2 -g -Wall -Wextra -Wconversion -Wshadow -Werror -D_GNU_SOURCE -pthread
+NATIVE_CFLAGS  := -std=gnu11 -O2 -g -Wall -Wextra -Wconversion -Wshadow -Werror -D_GNU_SOURCE -pthread \
+	-I$(NATIVE_DIR)
 NATIVE_LDFLAGS := -pthread
 ifeq ($(SAN),1)
 NATIVE_CFLAGS  += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 NATIVE_LDFLAGS += -fsanitize=address,undefined
 endif
 
-NATIVE_SERVER_OBJECTS := user-echo-server.o server-socket.o engine-epoll.o engine-uring.o privileges.o args.o
-NATIVE_BENCH_OBJECTS  := bench.o bench-options.o bench-run.o bench-conn.o bench-drive.o bench-closed.o bench-burst.o \
-	bench-open.o bench-crr.o bench-pipeline.o bench-report.o histogram.o samples.o hdr-log.o args.o
+# A program is all of its folder and of common/.
+native_objects = $(patsubst $(NATIVE_DIR)/%.c,$(NATIVE_OBJ)/%.o,$(wildcard $(NATIVE_DIR)/$(1)/*.c $(NATIVE_DIR)/common/*.c))
+NATIVE_SERVER_OBJECTS = $(filter-out $(NATIVE_WITHOUT),$(call native_objects,server))
+NATIVE_BENCH_OBJECTS  = $(call native_objects,bench)
 
 # Without liburing, `user-echo-server --engine io_uring` says so.
 ifeq ($(shell $(PKG_CONFIG) --exists liburing 2>/dev/null && echo yes),yes)
 NATIVE_CFLAGS      += -DHAVE_LIBURING $(shell $(PKG_CONFIG) --cflags liburing)
 NATIVE_SERVER_LIBS := $(shell $(PKG_CONFIG) --libs liburing)
-NATIVE_SERVER_OBJECTS += uring-conn.o uring-buffer.o
+else
+NATIVE_WITHOUT := $(NATIVE_OBJ)/server/uring-conn.o $(NATIVE_OBJ)/server/uring-buffer.o
 endif
 
 # Without zlib, `bench --hdr` says so.
@@ -34,8 +38,6 @@ ifeq ($(shell $(PKG_CONFIG) --exists zlib 2>/dev/null && echo yes),yes)
 NATIVE_CFLAGS     += -DHAVE_ZLIB $(shell $(PKG_CONFIG) --cflags zlib)
 NATIVE_BENCH_LIBS := $(shell $(PKG_CONFIG) --libs zlib)
 endif
-
-NATIVE_OBJ := $(BUILD)/native
 
 .PHONY: native native-clean native-flags
 native: $(NATIVE_PROGRAMS)
@@ -45,16 +47,17 @@ $(NATIVE_OBJ)/flags: native-flags
 	@mkdir -p $(@D)
 	@echo '$(CC) $(CFLAGS) $(NATIVE_CFLAGS)' | cmp -s - $@ || echo '$(CC) $(CFLAGS) $(NATIVE_CFLAGS)' >$@
 
-$(BUILD)/user-echo-server: $(addprefix $(NATIVE_OBJ)/,$(NATIVE_SERVER_OBJECTS))
+$(BUILD)/user-echo-server: $(NATIVE_SERVER_OBJECTS)
 	$(CC) $(NATIVE_LDFLAGS) $(LDFLAGS) -o $@ $^ $(NATIVE_SERVER_LIBS)
 
-$(BUILD)/bench: $(addprefix $(NATIVE_OBJ)/,$(NATIVE_BENCH_OBJECTS))
+$(BUILD)/bench: $(NATIVE_BENCH_OBJECTS)
 	$(CC) $(NATIVE_LDFLAGS) $(LDFLAGS) -o $@ $^ -lm $(NATIVE_BENCH_LIBS)
 
 $(NATIVE_OBJ)/%.o: $(NATIVE_DIR)/%.c $(NATIVE_OBJ)/flags
+	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(NATIVE_CFLAGS) -MMD -MP -c -o $@ $<
 
 native-clean:
 	rm -rf $(NATIVE_PROGRAMS) $(NATIVE_OBJ)
 
--include $(wildcard $(NATIVE_OBJ)/*.d)
+-include $(wildcard $(NATIVE_OBJ)/*/*.d)

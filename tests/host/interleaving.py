@@ -447,12 +447,12 @@ class ServiceLane:
 
     def counts(self) -> dict[str, int]:
         """Echoes by path."""
-        from kecho.client import Client
+        from kecho.service.client import Client
 
         return {path: stats.echoes for path, stats in Client(self.service.name).snapshot().paths.items()}
 
     def active(self) -> int:
-        from kecho.client import Client
+        from kecho.service.client import Client
 
         return Client(self.service.name).snapshot().connections.active
 

@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kecho.client import Client
+from kecho.service.client import Client
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 KECHO_CTL = ROOT / ".venv/bin/kecho-ctl"
 RUN = Path("/run/kecho")
 TIMEOUT_S = float(os.environ.get("KECHO_TEST_TIMEOUT_S", "60"))

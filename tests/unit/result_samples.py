@@ -9,8 +9,8 @@ from typing import Any
 
 from kecho.bench.latency import Latency
 from kecho.bench.result import Host, Result, Run
-from kecho.histogram import Histogram
-from kecho.snapshot import PathStats
+from kecho.model.histogram import Histogram
+from kecho.model.snapshot import PathStats
 
 HOST = Host("bookworm", "6.1.0-56-amd64", "AMD EPYC", 2)
 OPTIONS: dict[str, Any] = {
@@ -25,7 +25,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def hdr_bounds(value: int) -> tuple[int, int]:
-    """The slot of `value` in a HdrHistogram of three digits, as kecho/native/histogram.h has it."""
+    """The slot of `value` in a HdrHistogram of three digits, as kecho/native/bench/histogram.h has it."""
     shift = max(0, value.bit_length() - 11)
     low = value >> shift << shift
     return low, low + (1 << shift)

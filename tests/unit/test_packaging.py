@@ -53,11 +53,11 @@ def test_wheel_has_every_module_and_the_bpf_sources(wheel: zipfile.ZipFile) -> N
 
 def test_wheel_has_the_command(wheel: zipfile.ZipFile) -> None:
     (entry_points,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
-    assert "kecho-ctl = kecho.cli:main" in wheel.read(entry_points).decode()
+    assert "kecho-ctl = kecho.cli.main:main" in wheel.read(entry_points).decode()
 
 
 def test_a_checkout_has_no_copy_of_the_bpf_sources() -> None:
-    """kecho/bpf.py would read the copy, and changes in bpf/ would do nothing."""
+    """kecho/kernel/bpf.py would read the copy, and changes in bpf/ would do nothing."""
     assert not (ROOT / "kecho" / "_bpf").exists()
 
 

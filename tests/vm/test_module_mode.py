@@ -15,8 +15,8 @@ import fastecho
 import pytest
 from support import live, run_kecho
 
-from kecho import rundir
-from kecho.client import Client
+from kecho.service import rundir
+from kecho.service.client import Client
 
 RUN = Path("/run/kecho/kecho")  # of the service with the default name
 MODULES = Path("/lib/modules") / os.uname().release

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: MIT
+"""The ways to run an echo service, one a module, behind one interface."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+from kecho.kernel.features import Feature
+from kecho.model.config import Config
+from kecho.model.errors import Unavailable, UsageError
+from kecho.model.snapshot import Connections, PathStats
+
+OnFailure = Callable[[str], None]
+
+MODES = ("module", "sockmap", "user")  # in the order in which `auto` prefers them
+
+
+class Backend(Protocol):
+    """Starts and stops a data path and says which counters and histograms are its own. Does no measuring."""
+
+    @staticmethod
+    def features() -> tuple[Feature, ...]:
+        """What the mode needs of this machine."""
+
+    async def start(self, config: Config, on_failure: OnFailure) -> None:
+        """All or nothing. Raises KechoError or OSError. Calls `on_failure` if the data path ends by itself later."""
+
+    def stop(self) -> None:
+        """Idempotent, and safe after a failed start."""
+
+    def keeps(self) -> Collection[int]:
+        """The capabilities without which it could not go on, or not stop; it has started when this is called."""
+
+    def paths(self) -> dict[str, PathStats]:
+        """What each path did since the start."""
+
+    def connections(self) -> Connections:
+        """Connections since the start."""
+
+    def describe(self) -> str:
+        """The paths in use, for the line that `up` prints."""
+
+
+class AllOrNothing(ABC):
+    """Start and stop of a backend: what `_start` has put on the stack is undone in reverse, should it fail too."""
+
+    def __init__(self) -> None:
+        self._undo = contextlib.ExitStack()
+
+    async def start(self, config: Config, on_failure: OnFailure) -> None:
+        try:
+            await self._start(config, on_failure)
+        except BaseException:
+            self.stop()
+            raise
+
+    @abstractmethod
+    async def _start(self, config: Config, on_failure: OnFailure) -> None: ...
+
+    def stop(self) -> None:
+        self._undo.close()
+
+
+def backend(mode: str) -> type[Backend]:
+    """The backend of a mode. Raises UsageError if there is none of that name."""
+    if mode == "module":
+        from kecho.backends.module import ModuleBackend
+
+        return ModuleBackend
+    if mode == "sockmap":
+        from kecho.backends.sockmap import SockmapBackend
+
+        return SockmapBackend
+    if mode == "user":
+        from kecho.backends.user import UserBackend
+
+        return UserBackend
+    raise UsageError(f"--mode {mode}: must be one of auto, {', '.join(MODES)}")
+
+
+def check(mode: str) -> None:
+    """Raises Unavailable for the first thing that this machine lacks for a mode."""
+    for feature in backend(mode).features():
+        if feature.required:
+            feature.probe()
+
+
+def choose() -> tuple[str, str]:
+    """(mode, why): the first mode that this machine can run, and what keeps it from the ones before."""
+    reasons = []
+    for mode in MODES:
+        try:
+            check(mode)
+        except Unavailable as e:
+            reasons.append(f"no {mode}: {e.reason}")
+            continue
+        return mode, "; ".join(reasons) or "the fastest there is"
+    raise Unavailable("; ".join(reasons))

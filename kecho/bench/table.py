@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+"""Results of ``kecho-ctl bench`` as one table for pandas: a row a run. docs/metrics.md describes every column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kecho.bench import result as record
+from kecho.bench.result import Result, Run
+from kecho.model.errors import KechoError, one_line
+from kecho.model.histogram import PERCENTILES
+
+
+def load(*paths: str | Path) -> pd.DataFrame:
+    """All runs of all results, saved with ``--json=FILE``, in order. Raises KechoError for a file that is none."""
+    return frame({str(path): record.load(path) for path in paths})
+
+
+def frame(results: Mapping[str, Result]) -> pd.DataFrame:
+    """A row a run of every result, by the name of its file; latencies in nanoseconds. Missing figures are NaN."""
+    return pd.DataFrame([row for file, result in results.items() for row in _rows(file, result)])
+
+
+def save_csv(result: Result, path: Path) -> None:
+    """Writes the table of one result, without the column `file`. Raises KechoError."""
+    try:
+        frame({"": result}).drop(columns="file").to_csv(path, index=False)
+    except OSError as e:
+        raise KechoError(one_line(e)) from e
+
+
+def _rows(file: str, result: Result) -> Iterator[dict[str, Any]]:
+    host = result.host
+    for run in result.runs:
+        yield {
+            "file": file,
+            "date": result.date,
+            "hostname": host.hostname,
+            "kernel": host.kernel,
+            "cpu": host.cpu,
+            "cpus": host.cpus,
+            "governor": host.governor,
+            "version": result.version,
+            "target": run.target,
+            "baseline": run.target == result.baseline,
+            "mode": run.mode,
+            "path": run.path,
+            "workload": run.options["mode"],
+            "offered_per_s": run.options.get("rate_per_s"),
+            "depth": run.options.get("depth"),
+            "connections": run.load.connections,
+            "threads": run.options["threads"],
+            "size_bytes": run.load.size_bytes,
+            "client_cpus": run.options.get("cpus") or "",
+            "topology": run.options.get("topology", ""),
+            "delay_ms": run.options.get("delay_ms"),
+            "seed": result.seed,
+            "repeat": run.repeat,
+            "interrupted": run.interrupted,
+            "elapsed_ns": run.elapsed_ns,
+            "requests": run.latency.count,
+            "rate_per_s": run.latency.count / run.elapsed_ns * 1e9 if run.elapsed_ns else None,
+            "min_ns": run.latency.min,
+            "mean_ns": run.latency.mean,
+            "stdev_ns": run.latency.stdev,
+            **{f"{name}_ns": run.latency.percentile(q) for name, q in PERCENTILES.items()},
+            "max_ns": run.latency.max,
+            "listen_drops": run.listened.drops if run.listened else None,
+            **_inside(run),
+        }
+
+
+def _inside(run: Run) -> dict[str, Any]:
+    """What the service counted, over all its paths."""
+    inside = run.inside
+    counts = {name: getattr(inside, name, None) for name in ("echoes", "bytes", "fallbacks")}
+    latency = inside.latency if inside else None
+    figures = {name: latency.percentile(q) if latency else None for name, q in PERCENTILES.items()}
+    figures["max"] = latency.max if latency else None
+    return {f"inside_{name}": n for name, n in counts.items()} | {
+        f"inside_{name}_ns": ns for name, ns in figures.items()
+    }

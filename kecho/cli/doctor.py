@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: MIT
+"""What this machine can run: each feature of each mode, probed, with what is missing and what mends it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kecho.backends.base import MODES, backend
+from kecho.kernel import features as kernel
+from kecho.model.errors import Unavailable
+from kecho.model.snapshot import SCHEMA
+
+
+def examine() -> dict[str, Any]:
+    """The object of ``doctor --json``: modes in the order that `auto` tries them."""
+    modes = {mode: _examine_mode(mode) for mode in MODES}
+    auto = next((mode for mode, found in modes.items() if found["usable"]), None)
+    return {"schema": SCHEMA, "kernel": kernel.release(), "auto": auto, "modes": modes}
+
+
+def _examine_mode(mode: str) -> dict[str, Any]:
+    features = []
+    usable = True
+    for feature in backend(mode).features():
+        found: dict[str, Any] = {"name": feature.name, "required": feature.required, "ok": True}
+        try:
+            found["detail"] = feature.probe()
+        except Unavailable as e:
+            found.update(ok=False, detail=e.reason, remedy=e.remedy)
+            usable = usable and not feature.required
+        features.append(found)
+    return {"usable": usable, "features": features}
+
+
+def text(found: dict[str, Any]) -> str:
+    """`examine`'s result for a person."""
+    lines = [f"kernel {found['kernel']}; --mode auto takes: {found['auto'] or 'nothing'}"]
+    for mode, state in found["modes"].items():
+        lines.append(f"\n{mode}: {'can run' if state['usable'] else 'cannot run'}")
+        for feature in state["features"]:
+            mark = "ok" if feature["ok"] else "missing" if feature["required"] else "without"
+            lines.append(f"  {mark:8}{feature['name']:18}{feature['detail']}")
+            if feature.get("remedy"):
+                lines.append(f"  {'':8}{'':18}→ {feature['remedy']}")
+    return "\n".join(lines)

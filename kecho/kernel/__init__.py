@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""What talks to the kernel."""

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: MIT
+"""Compiles and loads BPF programs. The only importer of bcc."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kecho.kernel import features as kernel
+from kecho.kernel import privileges
+from kecho.kernel import syscall as bpfsys
+from kecho.kernel.privileges import CAP_BPF, CAP_SYS_ADMIN
+from kecho.model.errors import KechoError, Unavailable
+from kecho.model.histogram import SLOTS, Histogram
+from kecho.model.snapshot import PathStats
+
+# struct path_stats of bpf/kecho.h, in units of 8 bytes.
+_COUNTERS = 3
+_STATS_WORDS = _COUNTERS + SLOTS
+
+
+def sources() -> Path:
+    """The folder of the BPF sources: shipped inside the package, or `bpf/` of the checkout."""
+    shipped = Path(__file__).parents[1] / "_bpf"
+    return shipped if shipped.is_dir() else Path(__file__).parents[2] / "bpf"
+
+
+class Module:
+    """A compiled source file, its maps and the programs loaded from it. `close` frees all of it."""
+
+    def __init__(self, source: str, defines: Mapping[str, int | str]) -> None:
+        """Compiles `source` of `sources()`. Raises Unavailable without bcc or headers, KechoError if it fails."""
+        kernel.probe_bcc()
+        headers = kernel.headers()
+        if headers.source:
+            os.environ["BCC_KERNEL_SOURCE"] = str(headers.source)
+        cflags = [f"-D{name}={value}" for name, value in defines.items()]
+        path = sources() / source
+        with _quiet_stderr(f"cannot compile {path}"):
+            import bcc  # takes a while: nothing but a service pays for it
+
+            self._lib = bcc.lib
+            self._bpf = bcc.BPF(src_file=str(path).encode(), cflags=[*cflags, f"-I{path.parent}", *headers.cflags])
+        self._raw_tracepoints: list[int] = []
+
+    def map_fd(self, name: str) -> int:
+        """The descriptor of a map; it stays the module's."""
+        fd: int = self._lib.bpf_table_fd(self._bpf.module, name.encode())
+        if fd < 0:
+            raise KechoError(f"no BPF map {name}")
+        return fd
+
+    def load(self, function: str, prog_type: int) -> int:
+        """The descriptor of a loaded program; it stays the module's. Raises KechoError if the verifier refuses it."""
+        with _quiet_stderr(f"the kernel refuses the BPF program {function}"):
+            fd: int = self._bpf.load_func(function.encode(), prog_type).fd
+        return fd
+
+    def on_record(self, ringbuf: str, handle: Callable[[bytes], None]) -> tuple[int, Callable[[], None]]:
+        """What to wait on until there are records in a ring buffer, and what then calls `handle` with each of them."""
+
+        def received(_context: object, data: int, size: int) -> None:
+            handle(ctypes.string_at(data, size))
+
+        with _quiet_stderr(f"cannot read the ring buffer {ringbuf}"):
+            self._bpf[ringbuf.encode()].open_ring_buffer(received)
+        return self.map_fd(ringbuf), self._bpf.ring_buffer_consume
+
+    def attach_raw_tracepoint(self, tracepoint: str, function: str) -> None:
+        """Runs `function` at every hit, until `close`. Raises KechoError if the kernel has no such tracepoint."""
+        with _quiet_stderr(f"the kernel has no usable tracepoint {tracepoint}"):
+            self._bpf.attach_raw_tracepoint(tracepoint.encode(), function.encode())
+
+    def close(self) -> None:
+        """Detaches and frees everything. Idempotent."""
+        bpf: Any = self._bpf
+        if bpf is None:
+            return
+        self._bpf = None
+        for name in list(bpf.funcs):
+            function = bpf.funcs.pop(name)
+            if function.fd >= 0:
+                os.close(function.fd)
+        bpf.cleanup()
+        if bpf.module:
+            self._lib.bpf_module_destroy(bpf.module)
+            bpf.module = None
+
+
+class PathArray:
+    """The per-CPU array `paths`: what each path of a service did, CPU by CPU."""
+
+    def __init__(self, map_fd: int, names: tuple[str, ...]) -> None:
+        self._map_fd = map_fd
+        self._names = names
+        self._cpus = possible_cpus()
+
+    def read(self) -> dict[str, PathStats]:
+        """All paths now. One system call a path, all CPUs at once."""
+        return {name: self._read(index) for index, name in enumerate(self._names)}
+
+    def needs(self) -> frozenset[int]:
+        """The capability to read with: before Linux 5.19 having the descriptor is not enough."""
+        return privileges.needed((CAP_BPF, CAP_SYS_ADMIN), self.read)
+
+    def _read(self, index: int) -> PathStats:
+        key = index.to_bytes(4, sys.byteorder)
+        words = memoryview(bpfsys.map_lookup(self._map_fd, key, 8 * _STATS_WORDS * len(self._cpus))).cast("Q")
+        rows = {cpu: words[i * _STATS_WORDS : (i + 1) * _STATS_WORDS].tolist() for i, cpu in enumerate(self._cpus)}
+        echoes, total_bytes, fallbacks = (sum(row[i] for row in rows.values()) for i in range(_COUNTERS))
+        latency = Histogram.from_arrays({cpu: row[_COUNTERS:] for cpu, row in rows.items()})
+        return PathStats(echoes, total_bytes, fallbacks, latency)
+
+
+def possible_cpus() -> list[int]:
+    """The CPUs that per-CPU maps have a value for, in the kernel's order."""
+    cpus: list[int] = []
+    for part in Path("/sys/devices/system/cpu/possible").read_text().strip().split(","):
+        first, _, last = part.partition("-")
+        cpus.extend(range(int(first), int(last or first) + 1))
+    return cpus
+
+
+@contextlib.contextmanager
+def _quiet_stderr(what: str) -> Iterator[None]:
+    """Keeps what clang and the verifier print off the terminal; on failure it goes to the service's log, in whole."""
+    with tempfile.TemporaryFile() as captured:
+        sys.stderr.flush()
+        saved = os.dup(2)
+        os.dup2(captured.fileno(), 2)
+        try:
+            yield
+        except (KechoError, Unavailable):
+            raise
+        except Exception as e:
+            captured.seek(0)
+            text = captured.read().decode(errors="replace").strip()
+            log(f"{what}: {e}\n{text}")
+            reason = next((line for line in text.splitlines() if "error:" in line or "denied" in line), str(e))
+            raise KechoError(f"{what}: {' '.join(reason.split())}") from e
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def log(text: str) -> None:
+    """Adds to the log of the service that this process runs; does nothing where none is set."""
+    path = os.environ.get("KECHO_LOG")
+    if path:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text + "\n")

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: MIT
+"""Where fields lie in the running kernel's structures, read from its own BTF.
+
+The format is Documentation/bpf/btf.rst of the kernel. Only structures are resolved, and only as much of the rest is
+parsed as it takes to step over it: about 0.1 s for a whole kernel, where ``bpftool btf dump`` needs 0.7 s.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+from kecho.model.errors import KechoError
+
+VMLINUX = Path("/sys/kernel/btf/vmlinux")
+
+_MAGIC = 0xEB9F
+_HEADER = struct.Struct("<HBBIIIII")
+_TYPE = struct.Struct("<III")  # name_off, info, size or type
+_MEMBER = struct.Struct("<III")  # name_off, type, offset
+
+_ARRAY, _STRUCT, _UNION, _TYPEDEF, _VOLATILE, _CONST, _RESTRICT = 3, 4, 5, 8, 9, 10, 11
+_TYPE_TAG = 18
+# Of modifiers around a type, and of anonymous types in one another: more than any kernel has.
+_MAX_DEPTH = 32
+_MODIFIERS = frozenset((_TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG))
+
+# What follows the 12 bytes that every type begins with: bytes in all, and bytes for each of its `vlen` elements.
+_TRAILER = {
+    1: (4, 0),  # INT
+    2: (0, 0),  # PTR
+    _ARRAY: (12, 0),
+    _STRUCT: (0, 12),
+    _UNION: (0, 12),
+    6: (0, 8),  # ENUM
+    7: (0, 0),  # FWD
+    _TYPEDEF: (0, 0),
+    _VOLATILE: (0, 0),
+    _CONST: (0, 0),
+    _RESTRICT: (0, 0),
+    12: (0, 0),  # FUNC
+    13: (0, 8),  # FUNC_PROTO
+    14: (4, 0),  # VAR
+    15: (0, 12),  # DATASEC
+    16: (0, 0),  # FLOAT
+    17: (4, 0),  # DECL_TAG
+    _TYPE_TAG: (0, 0),
+    19: (0, 12),  # ENUM64
+}
+
+
+class BtfError(KechoError):
+    """The BTF is malformed, or has no such structure or field."""
+
+
+class Btf:
+    """One BTF blob. Raises BtfError if it is none."""
+
+    def __init__(self, blob: bytes) -> None:
+        self._blob = blob
+        try:
+            magic, _, _, hdr_len, type_off, type_len, str_off, str_len = _HEADER.unpack_from(blob)
+        except struct.error as e:
+            raise BtfError("truncated BTF header") from e
+        if magic != _MAGIC:
+            raise BtfError(f"not little-endian BTF: magic {magic:#06x}")
+        self._types = hdr_len + type_off
+        self._types_end = self._types + type_len
+        self._strings = hdr_len + str_off
+        if max(self._types_end, self._strings + str_len) > len(blob):
+            raise BtfError("truncated BTF")
+        self._positions = self._index()
+
+    @classmethod
+    def vmlinux(cls) -> Btf:
+        """The running kernel's. Raises OSError if it has none (CONFIG_DEBUG_INFO_BTF)."""
+        return cls(VMLINUX.read_bytes())
+
+    def _index(self) -> list[int]:
+        """The position of every type; type 0 is void."""
+        positions = [0]
+        append, unpack, blob = positions.append, struct.Struct("<I").unpack_from, self._blob
+        steps = [_TRAILER.get(kind) for kind in range(32)]
+        at, end = self._types, self._types_end
+        try:
+            while at < end:
+                append(at)
+                (info,) = unpack(blob, at + 4)
+                step = steps[info >> 24 & 0x1F]
+                if step is None:
+                    raise BtfError(f"unknown BTF kind {info >> 24 & 0x1F}")
+                at += 12 + step[0] + step[1] * (info & 0xFFFF)
+        except struct.error as e:
+            raise BtfError("truncated BTF type") from e
+        if at != end:
+            raise BtfError("truncated BTF type")
+        return positions
+
+    def _type(self, type_id: int) -> tuple[int, int, int, bool, int]:
+        """(position, kind, vlen, kind_flag, size or type), modifiers stepped over."""
+        for _ in range(_MAX_DEPTH):
+            if not type_id:
+                return 0, 0, 0, False, 0
+            try:
+                at = self._positions[type_id]
+            except IndexError as e:
+                raise BtfError(f"no BTF type {type_id}") from e
+            _, info, size_or_type = _TYPE.unpack_from(self._blob, at)
+            kind = info >> 24 & 0x1F
+            if kind not in _MODIFIERS:
+                return at, kind, info & 0xFFFF, bool(info >> 31), size_or_type
+            type_id = size_or_type
+        raise BtfError("BTF types in a circle")
+
+    def _name_offset(self, name: str) -> int:
+        # The string section starts with an empty name, so that every name has a NUL before it.
+        at = self._blob.find(b"\0" + name.encode() + b"\0", self._strings)
+        return at + 1 - self._strings if at >= 0 else -1
+
+    def _struct(self, name: str) -> int:
+        wanted = self._name_offset(name)
+        unpack = _TYPE.unpack_from
+        if wanted >= 0:
+            for type_id in range(1, len(self._positions)):
+                name_off, info, _ = unpack(self._blob, self._positions[type_id])
+                if name_off == wanted and info >> 24 & 0x1F == _STRUCT:
+                    return type_id
+        raise BtfError(f"no struct {name} in the kernel's BTF")
+
+    def _member(self, type_id: int, name: str, depth: int = 0) -> tuple[int, int] | None:
+        """(bit offset, type) of a member, looked for in anonymous structs and unions too."""
+        if depth > _MAX_DEPTH:
+            raise BtfError("BTF types in a circle")
+        at, kind, vlen, kind_flag, _ = self._type(type_id)
+        if kind not in (_STRUCT, _UNION):
+            return None
+        for i in range(vlen):
+            name_off, member_type, offset = _MEMBER.unpack_from(self._blob, at + 12 + 12 * i)
+            bits = offset & 0xFFFFFF if kind_flag else offset
+            if name_off == 0:
+                inner = self._member(member_type, name, depth + 1)
+                if inner:
+                    return bits + inner[0], inner[1]
+            elif self._string(name_off) == name:
+                return bits, member_type
+        return None
+
+    def _string(self, offset: int) -> str:
+        start = self._strings + offset
+        return self._blob[start : self._blob.index(b"\0", start)].decode()
+
+    def has(self, name: str) -> bool:
+        """Is there any type, function or member of that name? Of a tracepoint NAME: ``btf_trace_NAME``."""
+        return self._name_offset(name) >= 0
+
+    def offset(self, path: str) -> int:
+        """Bytes from the start of a structure to a field: ``offset("sock.sk_backlog.rmem_alloc")``.
+
+        Raises BtfError if there is no such structure or field, or if it is a bit field off the byte boundary.
+        """
+        try:
+            return self._offset(path)
+        except (struct.error, ValueError) as e:
+            raise BtfError(f"malformed BTF: {e}") from e
+
+    def _offset(self, path: str) -> int:
+        name, *fields = path.split(".")
+        type_id, bits = self._struct(name), 0
+        for field in fields:
+            member = self._member(type_id, field)
+            if member is None:
+                raise BtfError(f"no field {path} in the kernel's BTF")
+            bits, type_id = bits + member[0], member[1]
+        if bits % 8:
+            raise BtfError(f"{path} is a bit field")
+        return bits // 8
+
+    def offsets(self, paths: Iterable[str]) -> dict[str, int]:
+        """`offset` of each path."""
+        return {path: self.offset(path) for path in paths}

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: MIT
+"""What the running kernel has: features, each probed by trying it, headers to compile with, and field offsets."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import platform
+import re
+import resource
+import signal
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kecho.kernel import privileges
+from kecho.kernel import syscall as bpfsys
+from kecho.kernel.btf import VMLINUX, Btf, BtfError
+from kecho.kernel.privileges import CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN
+from kecho.model.errors import Unavailable, one_line
+
+SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, from 5.14
+SO_MEMINFO = 55
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+
+# The names that bpf/sockmap.c gives the fields it reads.
+SOCKMAP_FIELDS = {
+    "DST": "sock.sk_dst_cache",
+    "DST_DEV": "dst_entry.dev",
+    "DEV_IFINDEX": "net_device.ifindex",
+    "RMEM_ALLOC": "sock.sk_backlog.rmem_alloc",
+    "WMEM_QUEUED": "sock.sk_wmem_queued",
+    "SNDBUF": "sock.sk_sndbuf",
+    "RCV_NXT": "tcp_sock.rcv_nxt",
+    "COPIED_SEQ": "tcp_sock.copied_seq",
+    "SND_UNA": "tcp_sock.snd_una",
+    "WRITE_SEQ": "tcp_sock.write_seq",
+}
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One thing a mode needs. `probe` returns what was found, or raises Unavailable."""
+
+    name: str
+    probe: Callable[[], str]
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Headers:
+    """A kernel header tree to compile BPF programs with."""
+
+    version: str
+    source: Path | None  # for BCC_KERNEL_SOURCE; None: BCC finds the running kernel's own
+    cflags: tuple[str, ...]
+
+
+def release() -> str:
+    """``uname -r``."""
+    return platform.release()
+
+
+def netns_cookie(sock: socket.socket) -> int:
+    """The cookie of the socket's network namespace. Raises Unavailable before Linux 5.14."""
+    try:
+        return int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8))[0])
+    except OSError as e:
+        raise Unavailable("this kernel has no SO_NETNS_COOKIE", "boot Linux 5.14 or later") from e
+
+
+def netns_inode() -> int:
+    """What identifies this process's network namespace to other processes."""
+    return os.stat("/proc/self/ns/net").st_ino
+
+
+def raise_nofile() -> int:
+    """Raises the soft limit of descriptors to the hard one; returns it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def end_with_parent(parent: int) -> None:
+    """From now on SIGTERM comes when the thread that forked this process ends; at once if `parent` is gone already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def can_bind(address: str) -> bool:
+    """Does this machine have that address? A kernel without IPv6 has no ::1."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family) as sock:
+            sock.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
+# ---- headers ----
+
+
+def headers() -> Headers:
+    """The running kernel's headers if installed, else the newest others. Raises Unavailable if there are none."""
+    if (Path("/lib/modules") / release() / "build/include").is_dir() or Path("/sys/kernel/kheaders.tar.xz").exists():
+        return Headers(release(), None, ())
+    builds = [*Path("/lib/modules").glob("*/build"), *Path("/usr/src").glob("linux-headers-*")]
+    found = {build.resolve() for build in builds if (build / "include/generated/uapi/linux/version.h").exists()}
+    if not found:
+        raise Unavailable("no kernel headers are installed", "apt-get install linux-headers-amd64")
+    build = max(found, key=lambda path: _version_key(path.name))
+    source = _source_tree(build)
+    arch = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    parts = (
+        "include",
+        "include/generated/uapi",
+        f"arch/{arch}/include/generated",
+        f"arch/{arch}/include/generated/uapi",
+    )
+    return Headers(build.name.removeprefix("linux-headers-"), source, tuple(f"-I{build / part}" for part in parts))
+
+
+def _version_key(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
+
+
+def _source_tree(build: Path) -> Path:
+    """Debian splits headers in two: the build tree's Makefile then names the other, with what all flavours share."""
+    if (build / "include/uapi/linux/bpf.h").exists():
+        return build
+    match = re.search(r"^include (\S+)/Makefile$", (build / "Makefile").read_text(), re.MULTILINE)
+    return Path(match[1]) if match else build
+
+
+# ---- cgroup v2 ----
+
+
+def cgroup2_mount() -> Path:
+    """Where the cgroup v2 hierarchy is mounted. Raises Unavailable if nowhere."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, where, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return Path(where)
+    raise Unavailable("no cgroup v2 hierarchy is mounted", "mount -t cgroup2 none /sys/fs/cgroup/unified")
+
+
+# ---- probes ----
+
+
+def probe_privilege() -> str:
+    """CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, or CAP_SYS_ADMIN in place of the first two."""
+    has = privileges.capabilities()
+    if CAP_NET_ADMIN in has and (CAP_SYS_ADMIN in has or {CAP_BPF, CAP_PERFMON} <= has):
+        return "yes"
+    raise Unavailable("BPF is refused to an unprivileged user", "run it as root, with sudo")
+
+
+def probe_bcc() -> str:
+    """BCC's Python bindings: Debian's package, not PyPI's `bcc`, which is something else."""
+    if importlib.util.find_spec("bcc") is None:
+        raise Unavailable(
+            "BCC's Python bindings cannot be imported",
+            "apt-get install python3-bpfcc, and run Debian's /usr/bin/python3",
+        )
+    return "importable"
+
+
+def probe_symbols() -> str:
+    """The kernel's symbols, with addresses: without, BCC takes the kernel for one too old for the helpers it has."""
+    with open("/proc/kallsyms", encoding="ascii", errors="replace") as file:
+        if any(int(line.split(maxsplit=1)[0], 16) for line in file):  # the first few are 0 for everybody
+            return "yes"
+    raise Unavailable("the addresses in /proc/kallsyms are hidden from this process", "run it with CAP_SYSLOG")
+
+
+def probe_headers() -> str:
+    """Any kernel's headers."""
+    found = headers()
+    return found.version if found.version == release() else f"{found.version} (for another kernel, which will do)"
+
+
+def probe_btf() -> str:
+    """The kernel's BTF, with every field that is read."""
+    try:
+        Btf.vmlinux().offsets(SOCKMAP_FIELDS.values())
+    except (OSError, BtfError) as e:
+        raise Unavailable(
+            f"the kernel's BTF does not serve: {one_line(e)}", "boot a kernel with CONFIG_DEBUG_INFO_BTF=y"
+        ) from e
+    return str(VMLINUX)
+
+
+def probe_cgroup2() -> str:
+    """A mounted cgroup v2 hierarchy."""
+    return str(cgroup2_mount())
+
+
+def probe_netns_cookie() -> str:
+    """SO_NETNS_COOKIE, which tells the service's network namespace from others."""
+    with socket.socket() as sock:
+        netns_cookie(sock)
+    return "yes"
+
+
+def _try_bpf(what: str, config: str, attempt: Callable[[], int]) -> str:
+    try:
+        os.close(attempt())
+    except OSError as e:
+        if isinstance(e, PermissionError):
+            raise Unavailable(f"BPF {what} is refused: {one_line(e)}", "run it as root, with sudo") from e
+        raise Unavailable(f"this kernel has no BPF {what}", f"boot a kernel with {config}=y") from e
+    return "yes"
+
+
+def probe_sockhash() -> str:
+    """The map type that holds the sockets."""
+    return _try_bpf(
+        "sockhash", "CONFIG_BPF_STREAM_PARSER", lambda: bpfsys.map_create(bpfsys.MAP_TYPE_SOCKHASH, 8, 8, 1)
+    )
+
+
+def probe_sock_ops() -> str:
+    """The program type that registers connections."""
+    return _try_bpf(
+        "sock_ops program",
+        "CONFIG_CGROUP_BPF",
+        lambda: bpfsys.prog_load(bpfsys.PROG_TYPE_SOCK_OPS, bpfsys.RETURN_ONE),
+    )
+
+
+def probe_msg() -> str:
+    """Path msg, tried out: a redirected payload comes back and is charged to the socket that has to read it.
+
+    Without the charge (54f89b3178d5, Linux 6.13 and the stable trees of December 2024) nothing bounds path msg.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        fds: list[int] = []
+        try:
+            fds.append(bpfsys.map_create(bpfsys.MAP_TYPE_SOCKHASH, 4, 4, 1))
+            fds.append(bpfsys.prog_load(bpfsys.PROG_TYPE_SK_MSG, bpfsys.msg_redirect_to_self(fds[0])))
+            bpfsys.prog_attach(fds[1], fds[0], bpfsys.ATTACH_SK_MSG_VERDICT)
+            bpfsys.map_update(fds[0], bytes(4), struct.pack("=I", client.fileno()))
+            client.settimeout(1)
+            client.send(b"kecho")
+            (charged,) = struct.unpack("=I", client.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4))
+            echoed = client.recv(5)
+        except OSError as e:
+            raise Unavailable(f"path msg does not work here: {one_line(e)}", "use --path skb") from e
+        finally:
+            for fd in fds:
+                os.close(fd)
+    if echoed != b"kecho":
+        raise Unavailable(f"path msg returns {echoed!r} for b'kecho'", "use --path skb")
+    if charged < 5:
+        raise Unavailable(
+            "this kernel does not charge redirected data to its socket, so path msg has no bound",
+            "use --path skb, or boot Linux 6.13 or a stable kernel of 2025",
+        )
+    return "echoes, and is charged"
+
+
+def probe_modules() -> str:
+    """Loadable modules at all."""
+    if not Path("/proc/modules").exists():
+        raise Unavailable(
+            "this kernel cannot load modules", "boot a kernel with CONFIG_MODULES=y, or use --mode sockmap"
+        )
+    if Path("/proc/sys/kernel/modules_disabled").read_text().strip() != "0":
+        raise Unavailable("loading modules is switched off until the next boot (kernel.modules_disabled)", "reboot")
+    return "yes"

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Pure values: nothing here touches the machine."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The native programs: their sources, and where they are once built."""

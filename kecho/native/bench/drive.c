@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: MIT
+// Keeps many connections of one thread busy, one request at a time each, by epoll.
+#include "bench.h"
+#include "common/clock.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <time.h>
+
+#define EVENTS_PER_WAIT 256
+#define LOOK_NS		(100 * NS_PER_MS) /* how often somebody looks for timeouts */
+
+struct driver {
+	struct thread *thread;
+	uint64_t (*due)(struct thread *thread, uint64_t now_ns);
+	struct conn *first; /* of the idle connections; the longest idle one */
+	struct conn **last;
+	unsigned int idle;
+	unsigned int busy;
+	uint64_t look_ns; /* when to look for timeouts next */
+};
+
+static void idle_put(struct driver *d, struct conn *conn)
+{
+	conn->next = NULL;
+	*d->last = conn;
+	d->last = &conn->next;
+	d->idle++;
+}
+
+static struct conn *idle_take(struct driver *d)
+{
+	struct conn *conn = d->first;
+
+	d->first = conn->next;
+	if (!d->first)
+		d->last = &d->first;
+	d->idle--;
+	return conn;
+}
+
+/* Sends what there is room for and takes what has come. */
+static bool advance(struct driver *d, struct conn *conn)
+{
+	enum io sent = IO_DONE, received;
+
+	if (conn->tx_bytes < d->thread->run->options->size_bytes)
+		sent = conn_send(d->thread, conn);
+	if (sent == IO_FAILED || !conn_watch_room(d->thread, conn, sent == IO_WAIT))
+		return false;
+	received = conn_recv(d->thread, conn);
+	if (received == IO_DONE) {
+		conn_end(d->thread, conn);
+		d->busy--;
+		idle_put(d, conn);
+	}
+	return received != IO_FAILED;
+}
+
+/*
+ * An idle connection is readable only if the server sends what nobody asked for, or has closed, as
+ * it may at the end.
+ */
+static bool idle_event(struct driver *d, struct conn *conn)
+{
+	ssize_t got = recv(conn->fd, d->thread->buffer, 1, MSG_DONTWAIT);
+
+	if (got == 1)
+		return conn_fail_surplus(d->thread, conn, d->thread->buffer[0]);
+	if (got < 0 && (errno == EAGAIN || errno == EINTR))
+		return true;
+	if (got == 0 && d->due(d->thread, d->thread->last_ns) == NO_LIMIT)
+		return epoll_ctl(d->thread->epoll_fd, EPOLL_CTL_DEL, conn->fd, NULL) == 0;
+	return conn_fail_recv(d->thread, conn, got);
+}
+
+/* When the next request is due, NO_LIMIT when there is none for now. */
+static uint64_t next_due(struct driver *d)
+{
+	return d->idle ? d->due(d->thread, d->thread->last_ns) : NO_LIMIT;
+}
+
+/*
+ * A request that was due at a given time begins now: because the timer was late, or no connection
+ * was idle before.
+ */
+static void note_late(struct thread *thread, struct conn *conn, uint64_t now)
+{
+	uint64_t late_ns = now - conn->begin_ns;
+
+	conn->sent_ns = now;
+	if (!conn->measured)
+		return;
+	thread->late_sum_ns += late_ns;
+	if (late_ns > thread->late_max_ns)
+		thread->late_max_ns = late_ns;
+}
+
+/* Begins a request on an idle connection if one is due. */
+static bool begin_due(struct driver *d, bool *begun)
+{
+	uint64_t due_ns = next_due(d), now;
+	struct conn *conn;
+
+	*begun = false;
+	if (due_ns == NO_LIMIT)
+		return true;
+	now = clock_ns();
+	if (due_ns > now)
+		return true;
+	*begun = true;
+	conn = idle_take(d);
+	conn_begin(d->thread, conn, due_ns ? due_ns : now);
+	if (due_ns)
+		note_late(d->thread, conn, now + (conn->begin_ns - due_ns));
+	d->busy++;
+	return advance(d, conn);
+}
+
+/* One request on each idle connection at most, so that what waits in epoll gets its turn. */
+static bool begin_round(struct driver *d)
+{
+	bool begun = true;
+
+	for (unsigned int n = d->idle; n && begun; n--)
+		if (!begin_due(d, &begun))
+			return false;
+	return true;
+}
+
+/* Waits for replies, no longer than until the next request is due, and handles what came. */
+static bool wait_events(struct driver *d)
+{
+	struct epoll_event events[EVENTS_PER_WAIT];
+	struct thread *thread = d->thread;
+	uint64_t due_ns = next_due(d), wait_ns = 0, now = thread->last_ns;
+	struct timespec timeout;
+	int n;
+
+	if (due_ns) {
+		now = clock_ns();
+		wait_ns = due_ns == NO_LIMIT ? LOOK_NS : due_ns > now ? due_ns - now : 0;
+		if (wait_ns > LOOK_NS)
+			wait_ns = LOOK_NS;
+	}
+	timeout = (struct timespec){.tv_nsec = (long)wait_ns};
+	n = epoll_pwait2(thread->epoll_fd, events, EVENTS_PER_WAIT, &timeout, NULL);
+	if (n < 0 && errno != EINTR)
+		return run_fail(thread, "epoll_pwait2: %s", strerror(errno));
+	for (int i = 0; i < n; i++) {
+		struct conn *conn = events[i].data.ptr;
+		bool begun;
+
+		if (!(conn->busy ? advance(d, conn) : idle_event(d, conn)))
+			return false;
+		if (!begin_due(d, &begun))
+			return false;
+	}
+	if (now < d->look_ns)
+		return true;
+	d->look_ns = now + LOOK_NS;
+	return conns_in_time(thread);
+}
+
+bool drive(struct thread *thread, uint64_t (*due)(struct thread *thread, uint64_t now_ns))
+{
+	struct driver d = {.thread = thread, .due = due, .last = &d.first};
+
+	for (unsigned int i = 0; i < thread->nconns; i++)
+		idle_put(&d, &thread->conns[i]);
+	d.look_ns = thread->last_ns + LOOK_NS;
+	for (;;) {
+		if (run_stops(thread->run) || !begin_round(&d))
+			return false;
+		if (!d.busy && next_due(&d) == NO_LIMIT)
+			return true;
+		if (!wait_events(&d))
+			return false;
+	}
+}

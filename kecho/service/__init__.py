@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""One service, from `up` to `down`."""

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: MIT
+"""Runs one service: backend, control socket and folder, from `up` to `down`, in the foreground or behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from kecho.backends.base import backend, check
+from kecho.kernel import features as kernel
+from kecho.kernel import privileges
+from kecho.kernel.sockets import listen_counters, port_taken
+from kecho.model.config import Config, endpoint
+from kecho.model.errors import KechoError, Unavailable, UsageError, one_line
+from kecho.model.snapshot import SCHEMA, Snapshot
+from kecho.service.control import ControlServer
+from kecho.service.keeper import Keeper
+from kecho.service.rundir import RunDir
+
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_ERRORS: tuple[type[KechoError], ...] = (UsageError, Unavailable, KechoError)
+
+
+class Service:
+    """One service in this process: `run` brings it up, calls `ready`, and returns when it has been asked to end."""
+
+    def __init__(self, config: Config, rundir: RunDir) -> None:
+        self._config = config
+        self._rundir = rundir
+        self._backend = backend(config.mode)()
+        self._started = time.monotonic()
+        self._base: Snapshot | None = None  # what was counted before the last reset
+        self._since_ns = time.monotonic_ns()
+        self._listen_base: dict[str, int] = {}
+        self._stop = asyncio.Event()
+        self._failure = ""
+
+    async def run(self, ready: Callable[[str], None]) -> None:
+        """Raises KechoError if it does not come up, or if its data path ends by itself."""
+        control = ControlServer(
+            {"status": self._status, "stats": lambda: self._since_reset().to_json()},
+            {"down": self._down, "reset": self._reset},
+        )
+        loop = asyncio.get_running_loop()
+        for number in _ENDING:
+            loop.add_signal_handler(number, self._stop.set)
+        try:
+            self._listen_base = listen_counters()
+            await self._start_backend()
+            self._started = time.monotonic()
+            self._rundir.write_state({**self._description(), "config": self._config.to_json()})
+            listener = self._rundir.listen()
+            privileges.drop(self._backend.keeps(), privileges.user_for(self._config.port))
+            await control.start(listener)
+            ready(self._describe())
+            await self._stop.wait()
+        finally:
+            self._backend.stop()
+            control.stop()
+        if self._failure:
+            raise KechoError(self._failure)
+
+    async def _start_backend(self) -> None:
+        try:
+            await self._backend.start(self._config, self._fail)
+        except OSError as e:
+            raise KechoError(self._explain(e)) from e
+
+    def _explain(self, error: OSError) -> str:
+        import errno
+
+        where = ", ".join(endpoint(address, self._config.port) for address in self._config.binds)
+        if error.errno == errno.EADDRINUSE:
+            return str(port_taken(self._config))
+        if error.errno == errno.EADDRNOTAVAIL:
+            return f"cannot listen on {where}: not an address of this machine"
+        return f"cannot bring {self._config.name} up: {one_line(error)}"
+
+    def _fail(self, why: str) -> None:
+        self._failure = why
+        self._stop.set()
+
+    # ---- what the control socket answers ----
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "name": self._config.name,
+            "mode": self._config.mode,
+            "port": self._config.port,
+            "binds": list(self._config.binds),
+            "pid": os.getpid(),
+            "state": "up",
+            "paths": list(self._backend.paths()),
+            "netns": kernel.netns_inode(),
+        }
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            **self._description(),
+            "uptime_s": round(time.monotonic() - self._started, 3),
+            "connections": vars(self._backend.connections()),
+            "listen": {name: count - self._listen_base[name] for name, count in listen_counters().items()},
+        }
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
+            self._config.name,
+            self._config.mode,
+            self._config.port,
+            time.monotonic() - self._started,
+            kernel.release(),
+            self._backend.connections(),
+            self._backend.paths(),
+        )
+
+    def _since_reset(self) -> Snapshot:
+        now = self._snapshot()
+        since = now - self._base if self._base else now
+        return replace(since, uptime_s=now.uptime_s, since_ns=self._since_ns)
+
+    def _reset(self) -> dict[str, Any]:
+        """Counts from here. The counters themselves are never written: that could lose an echo under way."""
+        self._base = self._snapshot()
+        self._since_ns = time.monotonic_ns()
+        return {"ok": True}
+
+    def _down(self) -> dict[str, Any]:
+        # After the answer has left.
+        asyncio.get_running_loop().call_later(0.01, self._stop.set)
+        return {"ok": True}
+
+    def _describe(self) -> str:
+        where = ", ".join(endpoint(address, self._config.port) for address in self._config.binds)
+        return f"{self._config.name} is up: mode {self._config.mode}, {where}, paths: {self._backend.describe()}"
+
+
+def run_foreground(config: Config, ready: Callable[[str], None], keep: Collection[int] = ()) -> None:
+    """Brings a service up in this process and returns when it has ended. Raises KechoError.
+
+    The process gives up its privileges for good, and all descriptors but standard ones and `keep`.
+    """
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a client that does not wait for its answer is no reason to end
+    privileges.close_descriptors(keep)
+    check(config.mode)
+    # The command line has it end the process; here it is anybody who hangs up before he has his answer.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # between the folder and who removes it none may come
+    try:
+        rundir = RunDir(config.name)
+        try:
+            keeper = Keeper(rundir.remove)
+        except OSError:  # no process is to be had
+            rundir.close()
+            raise
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.environ["KECHO_LOG"] = str(rundir.log)
+        asyncio.run(_run(config, rundir, ready))
+    finally:
+        keeper.finish()
+        rundir.release()
+
+
+async def _run(config: Config, rundir: RunDir, ready: Callable[[str], None]) -> None:
+    await Service(config, rundir).run(ready)
+
+
+def run_background(config: Config, dies_with_parent: bool = False) -> str:
+    """Brings a service up in a process of its own and returns, once it answers, the line that describes it.
+
+    Raises KechoError; then nothing is left. Interrupted, it takes the half-made service down. `dies_with_parent`: the
+    service goes down when the calling thread ends, whatever ends it.
+    """
+    receiving, sending = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid() if dies_with_parent else None
+    # What a signal raises is lost in the hooks that Python runs after fork(), and in the child it would unwind to where
+    # the parent cleans up.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    pid = os.fork()
+    if pid == 0:
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(receiving)
+        _background(config, sending, parent)
+    os.close(sending)
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with os.fdopen(receiving, "rb") as pipe:
+            line = pipe.readline()
+    except BaseException:  # a signal
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+        raise
+    if not line:
+        os.waitpid(pid, 0)
+        raise KechoError(f"the controller of {config.name} ended while it came up")
+    answer = json.loads(line)
+    if "error" in answer:
+        os.waitpid(pid, 0)
+        raise _rebuild(answer)
+    return str(answer["ready"])
+
+
+def _background(config: Config, sending: int, parent: int | None) -> NoReturn:
+    """The child's life: a session of its own, no terminal, and one line to the parent."""
+    code = 0
+    try:
+        os.setsid()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # until the service handles it: the folder has to go
+        if parent is not None:
+            kernel.end_with_parent(parent)
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        if null > 2:
+            os.close(null)
+        os.chdir("/")
+
+        def ready(line: str) -> None:
+            _tell(sending, {"ready": line})
+
+        run_foreground(config, ready, {sending})
+    except KechoError as e:
+        code = e.exit_code
+        _tell(sending, {"error": one_line(e), "exit": code})
+    except BaseException as e:  # nobody is there to see a traceback
+        code = 1
+        _tell(sending, {"error": f"{type(e).__name__}: {one_line(e)}", "exit": 1})
+    os._exit(code)
+
+
+def _tell(sending: int, message: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # told already, or nobody listens
+        os.write(sending, json.dumps(message).encode() + b"\n")
+        os.close(sending)
+
+
+def _rebuild(answer: dict[str, Any]) -> KechoError:
+    for kind in _ERRORS:
+        if kind.exit_code == answer["exit"]:
+            return kind(answer["error"])
+    return KechoError(answer["error"])

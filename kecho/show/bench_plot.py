@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: MIT
+"""Draws results of bench: percentiles, inside against outside, and of a sweep latency against load."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from kecho.bench import table as results
+from kecho.bench.result import CONFIDENCE, Interval, Result, Target
+from kecho.model import histogram
+from kecho.model.errors import KechoError
+from kecho.model.histogram import Histogram
+from kecho.model.units import duration, plural, ratio, three_digits
+from kecho.show import canvas
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The curve's ticks, by the share of the samples that is slower.
+_NINES = ((1.0, "0"), (0.5, "50"), (0.1, "90"), (0.01, "99"), (1e-3, "99.9"), (1e-4, "99.99"), (1e-5, "99.999"))
+
+
+@dataclass(frozen=True)
+class _Series:
+    """What is one line of a picture: a target of a result."""
+
+    label: str
+    result: Result
+    target: Target
+    look: tuple[str, Any, str]
+
+
+def plot_bench(found: Mapping[str, Result], path: str | Path) -> None:
+    """Results, by the name of their file, to a picture file. Raises KechoError.
+
+    Under one load: percentile curves, p50 with p99, and histograms inside and outside. Of a sweep: latency against
+    load. Several results are drawn together; ratios are those within each.
+    """
+    if not any(target.latency.count for result in found.values() for target in result.targets()):
+        raise KechoError("nothing to draw: the result has no sample")
+    loads = {load for result in found.values() for load in result.loads()}
+    with canvas.style():
+        figure = _sweep_figure(found) if len(loads) > 1 else _percentile_figure(found)
+        figure.suptitle("TCP echo, round trip seen by the client", x=0.01, ha="left", fontweight="bold", fontsize=13)
+        canvas.footer(figure, "\n".join(dict.fromkeys(line for r in found.values() for line in _origin(r))))
+        canvas.save(figure, path)
+
+
+def _suffix(file: str, found: Mapping[str, Result]) -> str:
+    """What tells the lines of several results apart: by the file name, or path."""
+    if len(found) == 1:
+        return ""
+    stems = [Path(other).stem for other in found]
+    return f", {Path(file).stem if len(set(stems)) == len(stems) else file}"
+
+
+def _percentile_figure(found: Mapping[str, Result]) -> Figure:
+    import matplotlib.pyplot as plt
+
+    named = [
+        (target.label + _suffix(file, found), result, target)
+        for file, result in found.items()
+        for target in result.targets()
+        if target.latency.count
+    ]
+    series = [_Series(*one, look) for one, look in zip(named, canvas.looks(len(named)), strict=True)]
+    observed = [one for one in series if _inside(one.target)]
+    rows = -(-len(observed) // 2)
+    top = max(4.2, 2.0 + 0.75 * len(series))
+    figure = plt.figure(figsize=(12, top + 0.6 + 2.6 * rows), layout="constrained")
+    grid = figure.add_gridspec(1 + rows, 2, width_ratios=(1.2, 1), height_ratios=(top, *[2.6] * rows))
+    _draw_curves(figure.add_subplot(grid[0, 0]), series)
+    _draw_dots(figure.add_subplot(grid[0, 1]), series)
+    span = _span(observed)
+    for i, one in enumerate(observed):
+        _draw_inside(figure.add_subplot(grid[1 + i // 2, i % 2]), one, span)
+    return figure
+
+
+def _inside(target: Target) -> Histogram | None:
+    return target.inside.latency if target.inside and target.inside.latency else None
+
+
+def _draw_curves(axes: Axes, series: Sequence[_Series]) -> None:
+    """Latency up, the share of faster samples to the right, stretched towards the slowest as 1 ÷ (1 − share)."""
+    targets = [one.target for one in series]
+    most = max(target.latency.count for target in targets)
+    end = max(10.0, 2.0 * most)
+    low = min(target.latency.min for target in targets)
+    high = max(target.latency.max for target in targets)
+    for one in series:
+        target, (colour, dashes, _) = one.target, one.look
+        frame = pd.DataFrame(target.latency.buckets, columns=["low", "high", "count"])
+        before = frame["count"].cumsum().shift(fill_value=0)
+        curve = pd.DataFrame(
+            {
+                "nines": 1 / (1 - before / target.latency.count),
+                "latency": (frame["high"] - 1).clip(upper=target.latency.max),
+            }
+        )
+        curve.loc[len(curve)] = [end, target.latency.max]
+        axes.plot(
+            curve["nines"],
+            curve["latency"],
+            color=colour,
+            linestyle=dashes,
+            linewidth=2,
+            drawstyle="steps-post",
+            label=one.label,
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    shown = [(share, text) for share, text in _NINES if share * most >= 1]
+    axes.set_xlim(1, end)
+    axes.set_xticks([1 / share for share, _ in shown], [text for _, text in shown])
+    axes.minorticks_off()
+    # The legend stands above the curves, in room made for it: about a twelfth of the axis for each line.
+    room = (high / low) ** (len(targets) / (12 - len(targets))) if len(targets) < 8 else 1
+    canvas.latency_ticks(axes, "y", low / 1.25, high * 1.25 * room)
+    axes.set_xlabel("percentile")
+    axes.set_ylabel("latency (log scale)")
+    axes.set_title("Latency by percentile")
+    axes.legend(loc="upper left", handlelength=3.6)
+
+
+def _draw_dots(axes: Axes, series: Sequence[_Series]) -> None:
+    """A row a target: p50 as a filled mark, p99 as a hollow one, and in a column of their own the ratios."""
+    low = min(one.target.latency.percentile(0.5) for one in series)
+    high = max(one.target.latency.percentile(0.99) for one in series)
+    for row, one in enumerate(series):
+        target, (colour, _, marker) = one.target, one.look
+        p50, p99 = (target.latency.percentile(q) for q in (0.5, 0.99))
+        axes.plot([p50, p99], [row, row], color=colour, linewidth=2.5, alpha=0.5, zorder=2)
+        axes.plot(p99, row, marker, color=colour, markerfacecolor="white", markersize=9, markeredgewidth=1.7, zorder=3)
+        axes.plot(p50, row, marker, color=colour, markersize=10, zorder=4)
+        for ns, text, up, size in ((p50, duration(p50), 1, 11), (p99, f"p99 {duration(p99)}", -1, 9)):
+            axes.annotate(
+                text,
+                (ns, row),
+                xytext=(0, 9 * up),
+                textcoords="offset points",
+                ha="center",
+                va="bottom" if up > 0 else "top",
+                fontsize=size,
+                fontweight="bold" if up > 0 else "normal",
+                color="#222222" if up > 0 else canvas.GREY,
+            )
+        _write_ratio(axes, row, one)
+    axes.annotate(
+        "baseline's p50 ÷ p50" + (f"\nwith {CONFIDENCE:.0%} interval" if any(map(_interval, series)) else ""),
+        (1.02, 1.0),
+        xycoords="axes fraction",
+        xytext=(0, 6),
+        textcoords="offset points",
+        fontsize=9,
+        color=canvas.GREY,
+    )
+    axes.set_xscale("log")
+    room = max(2.0, (high / low) ** 0.15)  # for the figures at the outermost marks
+    canvas.latency_ticks(axes, "x", low / room, high * room)
+    axes.set_yticks(range(len(series)), [one.label.replace(" (", "\n(", 1) for one in series])
+    axes.set_ylim(len(series) - 0.45, -0.55)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("latency (log scale)")
+    axes.set_title("Median (filled) and p99 (hollow)")
+
+
+def _interval(one: _Series) -> Interval | None:
+    comparison = one.result.compare(one.target)
+    return comparison.interval if comparison else None
+
+
+def _write_ratio(axes: Axes, row: int, one: _Series) -> None:
+    """Beside the row: how many times faster than the baseline, and within which interval, if there is one."""
+    comparison = one.result.compare(one.target)
+    interval = _interval(one)
+    is_base = one.target.name == one.result.baseline
+    bold = comparison is not None and not is_base and comparison.verdict != "undecided"
+    axes.annotate(
+        "baseline" if is_base else ratio(comparison.ratio if comparison else None),
+        (1.02, row),
+        xycoords=axes.get_yaxis_transform(),
+        va="center",
+        fontsize=15 if bold else 10,
+        fontweight="bold" if bold else "normal",
+        color="#111111" if bold else canvas.GREY,
+    )
+    if comparison and interval:
+        axes.annotate(
+            f"{three_digits(interval.low)} – {three_digits(interval.high)}{'' if bold else ': undecided'}",
+            (1.02, row),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(0, -16),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=canvas.GREY,
+        )
+
+
+def _span(observed: Sequence[_Series]) -> tuple[float, float]:
+    """What the panels of `_draw_inside` show: from the fastest inside to the client's highest p99."""
+    lows = [low for one in observed for low, _ in map(histogram.bounds, _shares(one)["inside"])]
+    highs = [one.target.latency.percentile(0.99) for one in observed]
+    return max(1, min(lows, default=1)) / 1.3, max(highs, default=10) * 1.6
+
+
+def _shares(one: _Series) -> dict[str, dict[int, float]]:
+    """The share of all samples, in percent, by slot of the kernel's histogram: ``inside`` and ``outside``.
+
+    The client's buckets are narrower than these slots; each goes to the one that its lower end is in.
+    """
+    inside = _inside(one.target)
+    outside: Counter[int] = Counter()
+    for low, _, n in one.target.latency.buckets:
+        outside[histogram.slot(low)] += n
+    counts = {"inside": inside.merged() if inside else {}, "outside": dict(sorted(outside.items()))}
+    return {where: {slot: 100 * n / sum(of.values()) for slot, n in of.items()} for where, of in counts.items()}
+
+
+def _draw_inside(axes: Axes, one: _Series, span: tuple[float, float]) -> None:
+    """What the service measured in the kernel, filled, and what the client saw of the same requests, as an outline."""
+    colour = one.look[0]
+    shares = _shares(one)
+    inside = _inside(one.target)
+    assert inside is not None
+    for where, p50 in (("inside", inside.percentile(0.5)), ("outside", one.target.latency.percentile(0.5))):
+        slots = shares[where]
+        edges = [histogram.bounds(slot) for slot in slots]
+        axes.bar(
+            [max(0.5, low) for low, _ in edges],
+            list(slots.values()),
+            width=[high - max(0.5, low) for low, high in edges],
+            align="edge",
+            color=colour if where == "inside" else "none",
+            edgecolor="white" if where == "inside" else "#222222",
+            hatch=None if where == "inside" else "////",
+            linewidth=0.4 if where == "inside" else 1.0,
+            label=f"{where}, p50 {duration(p50)}",
+        )
+    axes.set_xscale("log")
+    canvas.latency_ticks(axes, "x", *span)
+    top = 1.45 * max(max(of.values()) for of in shares.values())  # the legend is above the bars
+    axes.set_ylim(0, top)
+    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= min(top, 100)])
+    axes.set_xlabel("latency (log scale), up to the client's p99")
+    axes.set_ylabel("samples (%)")
+    axes.grid(visible=False, axis="x")
+    axes.set_title(f"Inside the kernel and outside: {one.label}")
+    axes.legend(loc="upper right")
+
+
+# What the columns of a sweep show: of the client, and of the service where it measures.
+_SWEEP_COLUMNS = (("p50_ns", "inside_p50_ns", "Median"), ("p99_ns", "inside_p99_ns", "p99"))
+_INSIDE_DASHES = (0, (1, 2.5))
+_SWEPT = {"connections": "connections (log scale)", "size_bytes": "message size in bytes (log scale)"}
+
+
+def _sweep_figure(found: Mapping[str, Result]) -> Figure:
+    """Latency against what varies: a row for each value of the other, p50 left and p99 right."""
+    import matplotlib.pyplot as plt
+
+    frame = results.frame(found)
+    frame = frame[frame["requests"] > 0]
+    frame = frame.assign(label=frame["target"] + frame["file"].map(lambda file: _suffix(file, found)))
+    along = "connections" if frame["connections"].nunique() > 1 else "size_bytes"
+    across = "size_bytes" if along == "connections" else "connections"
+    values = sorted(frame[across].unique())
+    labels = list(dict.fromkeys(frame["label"]))
+    figure, grid = plt.subplots(
+        len(values),
+        2,
+        figsize=(12, 1.6 + 3.4 * len(values)),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+    )
+    for value, row in zip(values, grid, strict=True):
+        part = frame[frame[across] == value]
+        what = f"{value:,} B" if across == "size_bytes" else plural(value, "connection")
+        for axes, (outside, inside, title) in zip(row, _SWEEP_COLUMNS, strict=True):
+            _draw_sweep(axes, part, along, (outside, inside), dict(zip(labels, canvas.looks(len(labels)), strict=True)))
+            axes.set_title(f"{title}, {what}")
+        low = part[["p50_ns", "inside_p50_ns"]].min().min()
+        canvas.latency_ticks(row[0], "y", low / 1.5, part["p99_ns"].max() * 1.5)
+        row[0].set_ylabel("latency (log scale)")
+    ticks = sorted(frame[along].unique())
+    grid[0][0].set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    for axes in grid[-1]:
+        axes.set_xlabel(_SWEPT[along])
+    handles, names = grid[0][0].get_legend_handles_labels()
+    handles.append(Patch(color=canvas.GREY, alpha=0.2, linewidth=0))
+    names.append("lowest to highest round, line: their median")
+    if frame["inside_p50_ns"].notna().any():
+        handles.append(Line2D([], [], color=canvas.GREY, linestyle=_INSIDE_DASHES, marker=".", linewidth=1.2))
+        names.append("the same, measured inside the kernel")
+    figure.legend(handles, names, loc="outside lower right", ncols=-(-len(names) // 3), handlelength=3.6)
+    return figure
+
+
+def _draw_sweep(
+    axes: Axes,
+    frame: pd.DataFrame,
+    along: str,
+    columns: tuple[str, str],
+    looks: Mapping[str, tuple[str, Any, str]],
+) -> None:
+    """A line a target through the middle of the rounds, in a band from the lowest to the highest of them."""
+    outside, inside = columns
+    for label, (colour, dashes, marker) in looks.items():
+        rounds = frame[frame["label"] == label].groupby(along)
+        spread = rounds[outside].agg(["min", "median", "max"])
+        axes.fill_between(spread.index, spread["min"], spread["max"], color=colour, alpha=0.2, linewidth=0)
+        axes.plot(
+            spread.index, spread["median"], color=colour, linestyle=dashes, marker=marker, linewidth=2, label=label
+        )
+        measured = rounds[inside].median().dropna()
+        axes.plot(measured.index, measured, color=colour, linestyle=_INSIDE_DASHES, linewidth=1.2, marker=".")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.minorticks_off()
+
+
+def _origin(result: Result) -> tuple[str, str]:
+    host = result.host
+    return (
+        "  ·  ".join(result.headline()),
+        f"{host.hostname}, {', '.join(host.summary()[1:])}  ·  {host.summary()[0]}  ·  "
+        f"{result.date.replace('T', ' ').replace('+00:00', ' UTC')}  ·  kecho {result.version}",
+    )

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: MIT
+"""Draws what services keep in the kernel: the latency histogram of every path, and by which CPU it was counted."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LogNorm
+from matplotlib.ticker import NullLocator
+
+from kecho import __version__
+from kecho.model import histogram
+from kecho.model.errors import KechoError
+from kecho.model.histogram import Histogram
+from kecho.model.snapshot import Snapshot
+from kecho.model.units import duration, plural
+from kecho.show import canvas
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_HEIGHT_IN = 2.4  # of a histogram
+_CPU_HEIGHT_IN = 0.28  # of a CPU's row in the heat map, as long as there are few
+_MOST_HEIGHT_IN = 4.0
+
+
+def plot_stats(snapshots: Snapshot | Sequence[Snapshot], path: str | Path) -> None:
+    """For every path that has samples its histogram, and below a heat map by CPU, to a picture file.
+
+    Raises KechoError.
+    """
+    several = [snapshots] if isinstance(snapshots, Snapshot) else list(snapshots)
+    panels = [
+        (f"{snapshot.name}: {snapshot.mode}, path {name}", stats.latency)
+        for snapshot in several
+        for name, stats in snapshot.paths.items()
+        if stats.latency is not None and stats.latency.count
+    ]
+    if not panels:
+        raise KechoError("nothing to draw: no path has a latency sample yet")
+    import matplotlib.pyplot as plt
+
+    used = [histogram.bounds(i) for _, latency in panels for i in latency.merged()]
+    span = (max(1, min(low for low, _ in used)) / 2, max(high for _, high in used) * 1.6)
+    heights = [height for _, latency in panels for height in (_HEIGHT_IN, _map_height(latency))]
+    with canvas.style():
+        figure, axes = plt.subplots(
+            len(heights),
+            1,
+            figsize=(8.5, 1.2 + sum(heights) + 0.35 * len(heights)),
+            height_ratios=heights,
+            squeeze=False,
+            layout="constrained",
+        )
+        for i, (title, latency) in enumerate(panels):
+            top, bottom = axes[2 * i][0], axes[2 * i + 1][0]
+            _draw_histogram(top, title, latency, canvas.COLOURS[i % len(canvas.COLOURS)])
+            _draw_cpus(bottom, latency)
+            for each in (top, bottom):
+                canvas.latency_ticks(each, "x", *span)
+            top.tick_params(labelbottom=False)
+        axes[-1][0].set_xlabel("service latency, measured in the kernel (log scale)")
+        kernels = dict.fromkeys(snapshot.kernel for snapshot in several)
+        now = datetime.now(UTC)
+        origin = (platform.node(), f"kernel {', '.join(kernels)}", f"{now:%Y-%m-%d %H:%M} UTC", f"kecho {__version__}")
+        canvas.footer(figure, "  ·  ".join(origin))
+        canvas.save(figure, path)
+
+
+def _map_height(latency: Histogram) -> float:
+    return min(_MOST_HEIGHT_IN, 0.25 + _CPU_HEIGHT_IN * len(latency.cpus))
+
+
+def _draw_histogram(axes: Axes, title: str, latency: Histogram, colour: str) -> None:
+    """Bars as wide as the slots. Counts are on a log axis too, or nobody would see the tail."""
+    counts = latency.merged()
+    frame = pd.DataFrame([(*histogram.bounds(i), n) for i, n in counts.items()], columns=["low", "high", "count"])
+    frame["low"] = frame["low"].clip(lower=0.5)  # a sample of 0 ns has no place on a log axis
+    axes.bar(
+        frame["low"],
+        frame["count"],
+        width=frame["high"] - frame["low"],
+        align="edge",
+        color=colour,
+        edgecolor="white",
+        linewidth=0.4,
+    )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    top = max(frame["count"].max(), 2)
+    axes.set_ylim(0.7, top**1.22)  # room for the labels above the bars
+    axes.set_yticks([10.0**i for i in range(20) if 10.0**i <= top], minor=False)
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_ylabel("echoes (log scale)")
+    axes.grid(visible=False, axis="x")
+    axes.set_title(f"{title}  ({plural(latency.count, 'echo')})")
+    for key, dashes, side in (("p50", canvas.DASHES[1], "right"), ("p99", canvas.DASHES[2], "left")):
+        value = latency.percentile(histogram.PERCENTILES[key])
+        assert value is not None
+        axes.axvline(value, color="#222222", linestyle=dashes, linewidth=1.2)
+        axes.annotate(
+            f"{key} {duration(value)}",
+            (value, 0.99),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(-5 if side == "right" else 5, 0),
+            textcoords="offset points",
+            va="top",
+            ha=side,
+            fontsize=9,
+        )
+
+
+def _draw_cpus(axes: Axes, latency: Histogram) -> None:
+    """A row a CPU, a column a slot, the darker the more; white where nothing was counted."""
+    cpus = sorted(latency.cpus)
+    slots = list(latency.merged())
+    slots = list(range(slots[0], slots[-1] + 1))
+    counts = np.array([[latency.cpus[cpu].get(i, 0) for i in slots] for cpu in cpus], dtype=float)
+    edges = [max(0.5, histogram.bounds(i)[0]) for i in slots] + [histogram.bounds(slots[-1])[1]]
+    mesh = axes.pcolormesh(
+        edges,
+        np.arange(len(cpus) + 1),
+        np.ma.masked_equal(counts, 0),
+        norm=LogNorm(1, max(2, counts.max())),
+        cmap="cividis_r",  # for the colour-blind, and even in grey
+    )
+    axes.set_xscale("log")
+    axes.set_ylim(len(cpus), 0)
+    shown = range(0, len(cpus), -(-len(cpus) // 16))
+    axes.set_yticks([row + 0.5 for row in shown], [f"CPU {cpus[row]}" for row in shown])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False)
+    axes.figure.colorbar(mesh, ax=axes, pad=0.01, aspect=8, label="echoes", format=lambda n, _: f"{n:,.0f}")

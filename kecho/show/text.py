@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: MIT
+"""Snapshots, services and bench results as text for people, at most as wide as the terminal."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kecho.bench.result import CONFIDENCE
+from kecho.model import histogram
+from kecho.model.histogram import SUB, Histogram
+from kecho.model.snapshot import PathStats, Snapshot
+from kecho.model.units import ascii_only, duration, plural, ratio, three_digits, uptime
+
+if TYPE_CHECKING:
+    from kecho.bench.latency import Latency
+    from kecho.bench.result import Comparison, Result, Target
+
+MAX_ROWS = 24
+PERCENTILE_TITLES = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9"}
+# What lies between these ranks gets the fine rows; the rest of the samples get one row an octave.
+_BULK = (0.005, 0.995)
+_BLOCKS = " ▏▎▍▌▋▊▉█"
+
+
+def _speaks_utf8() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+
+
+def _finish(lines: Iterable[str], width: int | None, utf8: bool | None) -> str:
+    """Joined, plain where the terminal is, and never wider than `width`, if one is given."""
+    plain = not (_speaks_utf8() if utf8 is None else utf8)
+    return "".join(f"{(ascii_only(line) if plain else line).rstrip()[:width].rstrip()}\n" for line in lines)
+
+
+def _flow(parts: Iterable[str], width: int, indent: str = "") -> Iterator[str]:
+    """`parts` side by side, two spaces apart, on as many lines as they need; further lines are indented."""
+    line = ""
+    for part in parts:
+        if line and len(line) + 2 + len(part) > width:
+            yield line
+            line = f"{indent}  {part}"
+        else:
+            line = f"{line}  {part}" if line else f"{indent}{part}"
+    if line:
+        yield line
+
+
+def _prose(text: str, width: int, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=f"{indent}  ")
+
+
+# --- stats ----------------------------------------------------------------------------------------------------------
+
+
+def stats_text(
+    snapshot: Snapshot,
+    *,
+    per_cpu: bool = False,
+    width: int = 80,
+    interval: bool = False,
+    utf8: bool | None = None,
+) -> str:
+    """A snapshot, path by path: counts, percentiles, histogram; ends with a newline, no line wider than `width`.
+
+    `interval`: it is the difference of two, so that its `uptime_s` is the time between them. `utf8`: whether the
+    reader's terminal is; found out if not given.
+    """
+    plain = not (_speaks_utf8() if utf8 is None else utf8)
+    return _finish(_stats_lines(snapshot, per_cpu, width, interval, plain), width, utf8)
+
+
+def _stats_lines(snapshot: Snapshot, per_cpu: bool, width: int, interval: bool, plain: bool) -> Iterator[str]:
+    time = f"{'in' if interval else 'up'} {uptime(snapshot.uptime_s)}"
+    yield from _flow((snapshot.name, snapshot.mode, f"port {snapshot.port}", f"kernel {snapshot.kernel}", time), width)
+    seen = snapshot.connections
+    counted = (f"{n:,} {what}" for what, n in vars(seen).items())
+    yield from _flow(("connections:", *counted), width)
+    for name, stats in snapshot.paths.items():
+        yield ""
+        yield from _path_lines(name, stats, per_cpu, width, plain)
+
+
+def _path_lines(name: str, stats: PathStats, per_cpu: bool, width: int, plain: bool) -> Iterator[str]:
+    if not stats.echoes:
+        idle = [f"path {name}:", "no echo yet"]
+        if stats.fallbacks:
+            idle.append(plural(stats.fallbacks, "fallback"))
+        yield from _flow(idle, width)
+        return
+    yield from _flow(
+        (
+            f"path {name}:",
+            plural(stats.echoes, "echo"),
+            plural(stats.bytes, "byte"),
+            plural(stats.fallbacks, "fallback"),
+        ),
+        width,
+    )
+    if stats.latency is None:
+        yield from _prose(f"latency not observed: {stats.why or 'no reason given'}", width, "  ")
+        return
+    if not stats.latency.count:
+        yield "  latency: no sample"
+        return
+    yield from _latency_lines(stats, stats.latency, width, plain)
+    if per_cpu:
+        yield from _cpu_lines(stats.latency)
+
+
+def _latency_lines(stats: PathStats, latency: Histogram, width: int, plain: bool) -> Iterator[str]:
+    figures = [
+        f"{title} {duration(latency.percentile(histogram.PERCENTILES[key]))}"
+        for key, title in PERCENTILE_TITLES.items()
+    ]
+    yield from _flow((*figures, f"max {duration(latency.max)}"), width, "  ")
+    if latency.count != stats.echoes:
+        yield from _prose(f"latency of {latency.count:,} of {plural(stats.echoes, 'echo')}", width, "  ")
+    yield ""
+    rows = histogram_rows(latency.merged())
+    most = max(n for _, _, n in rows)
+    digits = len(f"{most:,}")
+    room = max(1, width - len(f"  {'':7} – {'':7}  {'':{digits}}  "))
+    for low, high, n in rows:
+        yield f"  {duration(low):>7} – {duration(high):>7}  {n:>{digits},}  {_bar(n / most, room, plain)}"
+
+
+def histogram_rows(counts: Mapping[int, int], limit: int = MAX_ROWS) -> list[tuple[int, int, int]]:
+    """At most `limit` rows [low, high) with their counts, from counts by slot; none outside what was counted.
+
+    The bulk of the samples gets rows as fine as there is room for, up to eight an octave; the tails, which hold at
+    most a hundredth of them, get a row for one, two or four octaves, so that an outlier does not flatten the picture.
+    """
+    used = sorted(index for index, n in counts.items() if n)
+    if not used:
+        return []
+    first, last = used[0], used[-1]
+    total = sum(counts.values())
+    bulk_first, bulk_last = (_slot_of_rank(counts, max(1, round(q * total))) for q in _BULK)
+    # Coarser tails are the lesser loss.
+    for fine, octaves in itertools.product((1, 2, 4, 8, 16, 32, 64), (1, 2, 4)):
+        coarse = max(SUB, fine) * octaves
+        bulk = range(bulk_first // fine * fine, bulk_last + 1, fine)
+        bulk_end = bulk[-1] + fine
+        edges = {first, last + 1, bulk_end, *bulk}
+        edges.update(range(first // coarse * coarse, bulk.start, coarse))
+        edges.update(range(-(-bulk_end // coarse) * coarse, last + 1, coarse))
+        marks = sorted(edge for edge in edges if first <= edge <= last + 1)
+        if len(marks) - 1 <= limit:
+            break
+    return [
+        (histogram.bounds(a)[0], histogram.bounds(b - 1)[1], sum(counts.get(index, 0) for index in range(a, b)))
+        for a, b in itertools.pairwise(marks)
+    ]
+
+
+def _slot_of_rank(counts: Mapping[int, int], rank: int) -> int:
+    for index in sorted(counts):
+        rank -= counts[index]
+        if rank <= 0:
+            return index
+    raise AssertionError("rank beyond the last sample")
+
+
+def _bar(share: float, room: int, plain: bool) -> str:
+    """`share` of `room` columns, to an eighth of a column; something for anything above 0."""
+    if plain:
+        return "@" * max(round(share * room), 1 if share > 0 else 0)
+    eighths = max(round(share * room * 8), 1 if share > 0 else 0)
+    return "█" * (eighths // 8) + _BLOCKS[eighths % 8].strip()
+
+
+def _cpu_lines(latency: Histogram) -> Iterator[str]:
+    rows = []
+    for cpu, counts in sorted(latency.cpus.items()):
+        alone = Histogram({cpu: counts})
+        p50, p99 = (duration(alone.percentile(histogram.PERCENTILES[key])) for key in ("p50", "p99"))
+        rows.append((f"cpu {cpu}", f"{alone.count:,}", p50, p99))
+    yield ""
+    yield from (f"  {line}" for line in table(("", "count", "p50", "p99"), rows, left=1))
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> Iterator[str]:
+    """Lines of a table, two spaces between columns; the first `left` columns are flush left, the others right."""
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    for row in (titles, *rows):
+        cells = (
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  ".join(cells).rstrip()
+
+
+def status_text(services: Sequence[Mapping[str, Any]], utf8: bool | None = None) -> str:
+    """The services, a line each, as long as it takes, from their status objects; ``-`` is what one does not tell."""
+    if not services:
+        return "nothing is up\n"
+    rows = []
+    for service in services:
+        connections = service.get("connections") or {}
+        up = service.get("uptime_s")
+        rows.append(
+            (
+                service["name"],
+                service["mode"],
+                ",".join(service.get("paths") or ()) or "-",
+                str(service.get("state", "-")),
+                *(str(_or_dash(service.get(key))) for key in ("port", "pid")),
+                uptime(up) if up is not None else "-",
+                *(f"{n:,}" if (n := connections.get(key)) is not None else "-" for key in ("active", "total")),
+            )
+        )
+    titles = ("name", "mode", "paths", "state", "port", "pid", "uptime", "active", "total")
+    return _finish(table(titles, rows, left=4), None, utf8)
+
+
+def _or_dash(value: object) -> object:
+    return "-" if value is None else value
+
+
+# --- bench ----------------------------------------------------------------------------------------------------------
+
+
+def bench_table(result: Result, width: int = 80, utf8: bool | None = None) -> str:
+    """What a bench run measured: a row a target and load, ratios, inside and outside, what the reader must know."""
+    targets = result.targets()
+    swept = len(result.loads()) > 1
+    titles = ("target", "mode", "path", *PERCENTILE_TITLES.values(), "max", "requests", "ratio")
+    rows = [_target_cells(target, result) for target in targets]
+    lines = [*_flow((*result.headline(), *result.host.summary()), width), ""]
+    lines += _target_table(titles, list(zip(targets, rows, strict=True)), 3, swept)
+    for section in (_comparison_lines, _inside_lines):
+        lines += section(result, swept)
+    if notes := result.notes():
+        lines.append("")
+        for note in notes:
+            lines += _prose(f"note: {note}", width)
+    # A table with long names is wider than the terminal rather than cut.
+    return _finish(lines, max(width, *map(len, lines)), utf8)
+
+
+def _target_table(
+    titles: Sequence[str], rows: Sequence[tuple[Target, Sequence[str]]], left: int, swept: bool
+) -> Iterator[str]:
+    """A table of targets; of a sweep, with the load in front."""
+    if not swept:
+        yield from table(titles, [row for _, row in rows], left)
+        return
+    loads = [(f"{target.load.connections:,}", f"{target.load.size_bytes:,}") for target, _ in rows]
+    both = [(*load, *row) for load, (_, row) in zip(loads, rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(("conns", "bytes"), *loads, strict=True)]
+    aligned = [(*(cell.rjust(w) for cell, w in zip(row[:2], widths, strict=True)), *row[2:]) for row in both]
+    yield from table(("conns", "bytes", *titles), aligned, left + 2)
+
+
+def _target_cells(target: Target, result: Result) -> tuple[str, ...]:
+    latency = target.latency
+    figures = (*(latency.percentile(q) for q in histogram.PERCENTILES.values()), latency.max)
+    return (
+        target.name,
+        target.mode or "-",
+        target.path or "-",
+        *(duration(ns if latency.count else None, gap="") for ns in figures),
+        f"{latency.count:,}",
+        ratio(result.ratio(target)),
+    )
+
+
+def _comparison_lines(result: Result, swept: bool) -> Iterator[str]:
+    """The ratios with their intervals, and what follows from them."""
+    found = [(t, c) for t in result.targets() if t.name != result.baseline and (c := result.compare(t))]
+    if not any(comparison.interval for _, comparison in found):
+        return
+    yield from ("", f"{result.baseline}'s p50 ÷ p50, with {CONFIDENCE:.0%} intervals by bootstrap of the rounds")
+    rows = [(target, (target.name, *_comparison_cells(comparison))) for target, comparison in found]
+    yield from _target_table(("target", "ratio", "interval", "rounds", "verdict"), rows, 1, swept)
+
+
+def _comparison_cells(comparison: Comparison) -> tuple[str, ...]:
+    interval = comparison.interval
+    return (
+        f"{three_digits(comparison.ratio)}×",
+        f"{three_digits(interval.low)} – {three_digits(interval.high)}" if interval else "-",
+        str(comparison.rounds),
+        comparison.verdict or "too few rounds",
+    )
+
+
+def _inside_lines(result: Result, swept: bool) -> Iterator[str]:
+    """What the services counted in these runs, path by path, with the client's figures beside."""
+    inside = [target for target in result.targets() if target.kernel is not None]
+    if not inside:
+        return
+    warm = not all(run.counts_exactly for run in result.runs)
+    yield ""
+    warmup = ", with the warm-up" if warm else ""
+    yield f"inside: counted by the services during these runs{warmup}; outside: measured by the client"
+    rows = [
+        (target, (target.name, path, *_inside_cells(stats, target.latency)))
+        for target in inside
+        for path, stats in (target.kernel or {}).items()
+        if stats.echoes
+    ]
+    figures = [f"{where} {key}" for key in ("p50", "p99") for where in ("inside", "outside")]
+    yield from _target_table(("target", "path", *figures, "echoes", "bytes", "fallbacks"), rows, 2, swept)
+
+
+def _inside_cells(stats: PathStats, outside: Latency) -> Iterator[str]:
+    for key in ("p50", "p99"):
+        q = histogram.PERCENTILES[key]
+        yield duration(stats.latency.percentile(q) if stats.latency else None, gap="")
+        yield duration(outside.percentile(q) if outside.count else None, gap="")
+    yield from _count_cells(stats)
+
+
+def _count_cells(stats: PathStats) -> tuple[str, ...]:
+    return f"{stats.echoes:,}", f"{stats.bytes:,}", f"{stats.fallbacks:,}"
+
+
+def listen_text(services: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each service in whose network namespace connections found no room while it was up; "" if none."""
+    lines = []
+    for service in services:
+        listen = service.get("listen") or {}
+        if any(listen.values()):
+            told = ", ".join(f"{count:,} {name}" for name, count in listen.items() if count)
+            lines += ["", f"{service['name']}: no room to listen in its network namespace: {told}"]
+    return "".join(line + "\n" for line in lines)
+
+
+def sockets_text(services: Sequence[Mapping[str, Any]], most: int | None) -> str:
+    """Each service's connections with TCP state and queues (bytes), at most `most` a service; "" if there are none."""
+    lines: list[str] = []
+    for service in services:
+        sockets = service.get("sockets")
+        if sockets is None:
+            if service.get("state") == "up":
+                lines += ["", f"{service['name']}: connections not shown: {service['why']['sockets']}"]
+            continue
+        shown = sockets[:most]
+        if shown:
+            rows = [(s["local"], s["remote"], s["state"], str(s["recv_queue"]), str(s["send_queue"])) for s in shown]
+            lines += ["", *table(("local", "remote", "state", "recv-queue", "send-queue"), rows, left=3)]
+        if len(sockets) > len(shown):
+            lines.append(f"and {len(sockets) - len(shown)} more: kecho-ctl status {service['name']}")
+    return "".join(line + "\n" for line in lines)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""This machine around a run: its limits, and where the client is placed."""

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: MIT
+"""Limits of the system that a run can hit: what it needs, what there is, and what that does to the figures.
+
+All but the descriptors belong to a network namespace; what is read here is that of the calling process.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kecho.kernel.sockets import listen_counters
+from kecho.model.snapshot import SCHEMA
+from kecho.model.units import plural
+
+SOMAXCONN = "net.core.somaxconn"
+SYN_BACKLOG = "net.ipv4.tcp_max_syn_backlog"
+PORT_RANGE = "net.ipv4.ip_local_port_range"  # of IPv6 too
+SYN_COOKIES = "net.ipv4.tcp_syncookies"
+TW_REUSE = "net.ipv4.tcp_tw_reuse"
+DESCRIPTORS = "descriptors"
+
+CONNECTS_AT_ONCE = 64  # bench-conn.c: how many connections bench makes before it waits for them
+FIRST_PORT, LAST_PORT = 1024, 65535
+_SPARE_DESCRIPTORS = 64  # of a client or server, beside its connections
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run asks of the system.
+
+    `connections` are open at once, `waiting` of them may wait for the server's accept() together, and `made` are made
+    to one server in all, None if that depends on the time they take. A port rests for a minute after its connection.
+    """
+
+    connections: int
+    waiting: int
+    made: int | None
+
+    @classmethod
+    def of_run(cls, connections: int, made: int | None, paced: bool = True) -> Needs:
+        """Of a run of bench, which makes connections a few at a time if it is `paced`."""
+        return cls(connections, min(connections, CONNECTS_AT_ONCE) if paced else connections, made)
+
+    @property
+    def descriptors(self) -> int:
+        return self.connections + _SPARE_DESCRIPTORS
+
+    @property
+    def ports(self) -> int:
+        """Local ports to one server; no more than there can be."""
+        most = LAST_PORT - FIRST_PORT + 1
+        return most if self.made is None else min(self.made, most)
+
+    @property
+    def syn_backlog(self) -> int:
+        """Without SYN cookies a quarter is kept for hosts that are known (tcp_conn_request, net/ipv4/tcp_input.c)."""
+        return self.waiting * 4 // 3 + 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the system allows. `tw_reuse`: 1 a resting port is free after a second, 2 on loopback alone, 0 never."""
+
+    somaxconn: int
+    syn_backlog: int
+    syn_cookies: int
+    first_port: int
+    last_port: int
+    tw_reuse: int
+    soft_descriptors: int
+    hard_descriptors: int
+
+    @classmethod
+    def now(cls) -> Limits:
+        """Those of this moment, process and network namespace."""
+        first, last = map(int, read(PORT_RANGE).split())
+        return cls(
+            int(read(SOMAXCONN)),
+            int(read(SYN_BACKLOG)),
+            int(read(SYN_COOKIES)),
+            first,
+            last,
+            int(read(TW_REUSE)),
+            *resource.getrlimit(resource.RLIMIT_NOFILE),
+        )
+
+    @property
+    def ports(self) -> int:
+        return self.last_port - self.first_port + 1
+
+    def ports_rest(self, remote: bool) -> bool:
+        """Is a port taken for a minute (TCP_TIMEWAIT_LEN, include/net/tcp.h) after its connection has ended?"""
+        return self.tw_reuse == 0 or (self.tw_reuse == 2 and remote)
+
+
+def sysctl_path(name: str) -> Path:
+    """Where the kernel has it. Under net/ that depends on the network namespace of the thread that opens it."""
+    return Path("/proc/sys", *name.split("."))
+
+
+def read(name: str) -> str:
+    """A sysctl's value, its words one space apart."""
+    return " ".join(sysctl_path(name).read_text().split())
+
+
+def wanted(needs: Needs, limits: Limits) -> dict[str, str]:
+    """The sysctls that have to be raised, and to what. Pure."""
+    found = {}
+    if limits.somaxconn < needs.waiting:
+        found[SOMAXCONN] = str(needs.waiting)
+    if limits.syn_backlog < needs.syn_backlog:
+        found[SYN_BACKLOG] = str(needs.syn_backlog)
+    if limits.ports < needs.ports:
+        # Upwards first: services listen below.
+        last = min(LAST_PORT, limits.first_port + needs.ports - 1)
+        found[PORT_RANGE] = f"{last - needs.ports + 1} {last}"
+    return found
+
+
+def distortions(
+    needs: Needs, limits: Limits, backlogs: Mapping[str, int] | None = None, remote: bool = False
+) -> list[str]:
+    """How these limits would show in the figures of a run, a sentence each. Pure.
+
+    `backlogs`: how many connections may wait for accept() at each server, by its name, where that is known. `remote`:
+    the client does not come through loopback.
+    """
+    found = []
+    if needs.descriptors > limits.hard_descriptors:
+        found.append(
+            f"{plural(needs.connections, 'connection')} and a few files besides may be more than the "
+            f"{plural(limits.hard_descriptors, 'descriptor')} that a process may have here"
+        )
+    if needs.connections > limits.ports:
+        found.append(
+            f"{plural(needs.connections, 'connection')} to one address cannot be made from "
+            f"{plural(limits.ports, 'port')} ({PORT_RANGE})"
+        )
+    elif needs.ports > limits.ports and limits.ports_rest(remote):
+        made = "as many as there is time for" if needs.made is None else f"{needs.made:,}"
+        found.append(
+            f"connections to one address ({made}) may use up {plural(limits.ports, 'port')} ({PORT_RANGE}): each rests "
+            "for a minute afterwards"
+        )
+    for server, backlog in (backlogs or {}).items():
+        # One more than it says: the kernel compares with "greater than" (sk_acceptq_is_full, include/net/sock.h).
+        if needs.waiting > backlog + 1:
+            found.append(
+                f"{server} lets {plural(backlog, 'connection')} wait (up --backlog), and {needs.waiting:,} may come at "
+                "once: what overflows is tried again only after a second"
+            )
+    if needs.waiting > limits.somaxconn + 1 and not backlogs:
+        found.append(
+            f"no server here lets more than {plural(limits.somaxconn, 'connection')} wait ({SOMAXCONN}), and "
+            f"{needs.waiting:,} may come at once: what overflows is tried again only after a second"
+        )
+    if limits.syn_cookies == 0 and limits.syn_backlog < needs.syn_backlog:
+        found.append(
+            f"{needs.waiting:,} connections may come at once, and without SYN cookies the kernel drops those beyond "
+            f"three quarters of {limits.syn_backlog:,} ({SYN_BACKLOG})"
+        )
+    return found
+
+
+# ---- what overflowed ----
+
+
+@dataclass(frozen=True)
+class ListenCounts:
+    """Of all listeners of a network namespace: how often the queue for accept() was full; all requests dropped."""
+
+    overflows: int
+    drops: int
+
+    def __sub__(self, earlier: ListenCounts) -> ListenCounts:
+        return ListenCounts(self.overflows - earlier.overflows, self.drops - earlier.drops)
+
+    @classmethod
+    def now(cls) -> ListenCounts:
+        """Since the namespace exists."""
+        counters = listen_counters()
+        return cls(counters["overflows"], counters["drops"])
+
+    def note(self) -> str:
+        """What a reader of a run's figures must know; empty if nothing overflowed."""
+        if not self.drops:
+            return ""
+        return (
+            f"{plural(self.drops, 'request')} for a connection found a full queue and waited a second or more for the "
+            "next attempt (counted over all servers of this network namespace)"
+        )
+
+
+# ---- kecho-ctl tune ----
+
+
+def examine(needs: Needs, raised: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The object of ``tune --json``. `raised`: what is raised now, and from what."""
+    limits = Limits.now()
+    raising = wanted(needs, limits)
+    rows: list[dict[str, Any]] = []
+    for name in (SOMAXCONN, SYN_BACKLOG, PORT_RANGE):
+        rows.append({"name": name, "now": read(name), "raised_to": raising.get(name)})
+    soft, more = limits.soft_descriptors, limits.soft_descriptors < needs.descriptors
+    rows.append({"name": DESCRIPTORS, "now": str(soft), "raised_to": str(needs.descriptors) if more else None})
+    return {
+        "schema": SCHEMA,
+        "needs": {**asdict(needs), "descriptors": needs.descriptors},
+        "limits": rows,
+        "syn_cookies": limits.syn_cookies,
+        "raised": dict(raised or {}),
+        "distortions": distortions(needs, limits),
+    }
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """`examine`'s result for a person."""
+    lines = [f"{'limit':32}{'now':>14}  {plural(found['needs']['connections'], 'connection')} at once"]
+    for row in found["limits"]:
+        lines.append(f"{row['name']:32}{row['now']:>14}  {'→ ' + row['raised_to'] if row['raised_to'] else 'enough'}")
+    lines += (
+        f"{SYN_COOKIES:32}{found['syn_cookies']:>14}  left alone: if on, the kernel warns of SYN flooding when a queue",
+        f"{'':46}  overflows, and answers all the same",
+    )
+    for name, entry in found["raised"].items():
+        lines.append(f"{name} is raised, from {entry['old']}: by a run under way, or one that was killed")
+    return "\n".join([*lines, *found["distortions"]])

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: MIT
+"""A client's place behind a network: its own network namespace at the other end of a veth pair.
+
+The namespace has no name. It is held by a descriptor of this process and by what runs in it, and goes with the last of
+them, whatever ends it; the veth pair goes with the namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ipaddress
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from kecho.kernel import features as kernel
+from kecho.kernel import sockets as diag
+from kecho.model.config import endpoint
+from kecho.model.errors import KechoError, Unavailable, UsageError
+from kecho.system import limits
+
+CHOICES = ("loopback", "veth")
+# For benchmarks, in nobody's network (RFC 2544, appendix C.2.2); a subnet of four addresses for each pair.
+NETWORK_4 = ipaddress.IPv4Network("198.18.0.0/15")
+# Of the locally assigned ones (RFC 4193), with "kecho" in it; a /64 for each pair.
+NETWORK_6 = ipaddress.IPv6Network("fd6b:6563:686f::/48")
+MOST_DELAY_MS = 10_000.0
+
+_CLONE_NEWNET = 0x40000000
+_THERE = "veth"  # the client's end
+_IFNAME = "kecho%d"  # the kernel puts in the first number that is free
+_NETEM_PACKETS = 1_000_000  # under way at once; the default of 1000 would drop what is merely delayed
+_IFA_F_NODAD = 0x02  # include/uapi/linux/if_addr.h: usable at once
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Where a client runs that is not on this machine, as far as the network goes.
+
+    `addresses` are this machine's as it sees them, IPv4 first; `delay_ms` is added on each way. A command runs there
+    if it has `command` before it and inherits the descriptors `fds`.
+    """
+
+    addresses: tuple[str, ...]
+    command: tuple[str, ...]
+    fds: tuple[int, ...]
+    delay_ms: float = 0
+
+    def reach(self, host: str, port: int) -> str:
+        """At which address of this machine the server is reached that local clients reach at `host`.
+
+        Raises UsageError for a host that is not this machine, KechoError for a server that listens on loopback alone.
+        """
+        address = ipaddress.ip_address(host)
+        if not address.is_loopback:
+            if not kernel.can_bind(host):
+                raise UsageError(f"{host} is not this machine: --topology veth is for servers on it")
+            return host
+        own = next((own for own in self.addresses if ipaddress.ip_address(own).version == address.version), None)
+        if own is None:
+            raise Unavailable("this machine has no IPv6 for a client behind veth", f"name another than {host}")
+        if not any(listener.takes(own) for listener in diag.listeners(port)):
+            wildcard = "0.0.0.0" if address.version == 4 else "::"
+            raise KechoError(
+                f"{endpoint(host, port)} is for local clients alone, and behind veth they are remote: "
+                f"let it listen on all addresses (up --bind {wildcard})"
+            )
+        return own
+
+
+def limits_there(here: limits.Limits) -> limits.Limits:
+    """What the client and the server have between them: the namespace is new, and its ports are all for the client."""
+    return limits.Limits(
+        **{**vars(here), "first_port": limits.FIRST_PORT, "last_port": limits.LAST_PORT, "tw_reuse": 1}
+    )
+
+
+@contextlib.contextmanager
+def veth(delay_ms: float = 0) -> Iterator[Remote]:
+    """Makes the namespace and the pair, with `delay_ms` on each way, and removes them.
+
+    Raises Unavailable without the privilege or, for a delay, without netem; then nothing is left.
+    """
+    if os.geteuid() != 0:
+        raise Unavailable("a network namespace is root's to make", "run it as root, with sudo")
+    with contextlib.ExitStack() as stack:
+        here = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, here)
+        # The thread moves into the namespace.
+        with ThreadPoolExecutor(1) as thread, _explained("make a veth pair", "modprobe veth"):
+            there = thread.submit(_unshare).result()
+            stack.callback(os.close, there)
+            index = thread.submit(_make_pair, here).result()
+            stack.callback(_remove, index)
+            networks = _networks(index)
+            _set_up(index, networks, 1)
+            thread.submit(_set_up_there, networks).result()
+            if delay_ms:
+                with _explained("delay packets (netem)", "modprobe sch_netem, or leave --delay out"):
+                    _delay(index, delay_ms)
+                    thread.submit(lambda: _delay(socket.if_nametoindex(_THERE), delay_ms)).result()
+        command = ("nsenter", f"--net=/proc/self/fd/{there}", "--")
+        yield Remote(tuple(str(network[1]) for network in networks), command, (there,), delay_ms)
+
+
+@contextlib.contextmanager
+def _explained(what: str, remedy: str) -> Iterator[None]:
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        yield
+    except NetlinkError as e:
+        raise Unavailable(f"this machine cannot {what}: {os.strerror(e.code)}", remedy) from e
+
+
+def _unshare() -> int:
+    """Moves this thread into a new network namespace; its descriptor."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNET):
+        code = ctypes.get_errno()
+        raise Unavailable(
+            f"cannot make a network namespace: {os.strerror(code)}", "run it as root, outside a container"
+        )
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _make_pair(here: int) -> int:
+    """From within the namespace, to which the pair thus belongs. The index of this machine's end."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as there:
+        there.link("set", index=socket.if_nametoindex("lo"), state="up")
+        there.link("add", ifname=_THERE, kind="veth", peer={"ifname": _IFNAME, "net_ns_fd": here})
+        (link,) = there.get_links(socket.if_nametoindex(_THERE))
+        return int(link.get_attr("IFLA_LINK"))
+
+
+def _remove(index: int) -> None:
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with IPRoute() as here, contextlib.suppress(NetlinkError):  # somebody else has done it
+        here.link("del", index=index)
+
+
+# ---- addresses ----
+
+
+def _networks(index: int) -> list[Any]:
+    """The subnets of the pair whose end here has this index, as no other pair does; one for each IP version."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as here:
+        routes = [route for family in (socket.AF_INET, socket.AF_INET6) for route in here.get_routes(family=family)]
+    taken = [
+        ipaddress.ip_network(f"{dst}/{route['dst_len']}") for route in routes if (dst := route.get_attr("RTA_DST"))
+    ]
+    found = [subnet(NETWORK_4, 30, index, taken)]
+    if kernel.can_bind("::1"):
+        found.append(subnet(NETWORK_6, 64, index, taken))
+    return found
+
+
+def subnet(network: Any, length: int, number: int, taken: Iterable[Any]) -> Any:
+    """The `number`-th subnet of that length, or the next that overlaps with none of `taken`. Pure.
+
+    Raises KechoError if there is none.
+    """
+    near = [other for other in taken if other.version == network.version and other.overlaps(network)]
+    count, bits = 1 << length - network.prefixlen, network.max_prefixlen - length
+    for _ in range(2 * len(near) + 1):  # each is jumped over; that in which it begins perhaps twice
+        found = type(network)((int(network[0]) + (number % count << bits), length))
+        other = next((other for other in near if found.overlaps(other)), None)
+        if other is None:
+            return found
+        number = (int(other[-1]) - int(network[0]) >> bits) + 1
+    raise KechoError(f"all of {network}, where the addresses of --topology veth come from, is in use here")
+
+
+def _set_up(index: int, networks: list[Any], number: int) -> None:
+    """Brings an end of the pair up, with the `number`-th address of each network."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as route:
+        route.link("set", index=index, state="up")
+        for network in networks:
+            flags = {"flags": _IFA_F_NODAD} if network.version == 6 else {}
+            route.addr("add", index=index, address=str(network[number]), prefixlen=network.prefixlen, **flags)
+
+
+def _set_up_there(networks: list[Any]) -> None:
+    """The other end; from there every address of this machine is reached through the pair."""
+    from pyroute2 import IPRoute
+
+    limits.sysctl_path(limits.PORT_RANGE).write_text(f"{limits.FIRST_PORT} {limits.LAST_PORT}")
+    limits.sysctl_path(limits.TW_REUSE).write_text("1")
+    _set_up(socket.if_nametoindex(_THERE), networks, 2)
+    with IPRoute() as there:
+        for network in networks:
+            dst = "0.0.0.0/0" if network.version == 4 else "::/0"
+            there.route("add", dst=dst, gateway=str(network[1]))
+
+
+# ---- delay ----
+
+
+def _delay(index: int, delay_ms: float) -> None:
+    """Whatever leaves through this end leaves so much later."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as route:
+        route.tc("add", "netem", index=index, handle="1:", delay=round(delay_ms * 1000), limit=_NETEM_PACKETS)

@@ -1,0 +1,731 @@
+# SPDX-License-Identifier: MIT
+"""``kecho-ctl bench``: its records and what is computed from them, its options, and real runs of the real programs."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import result_samples as samples
+from hypothesis import given
+from hypothesis import strategies as st
+from native_support import ScriptedServer
+
+from kecho.bench import compare, progress, runner, targets
+from kecho.bench.host import Host, compiler
+from kecho.bench.latency import Latency
+from kecho.bench.result import MIN_ROUNDS, Result, load
+from kecho.cli import bench as command
+from kecho.model.errors import KechoError, Unavailable, UsageError, one_line
+from kecho.model.snapshot import Connections, PathStats, Snapshot
+from kecho.native import programs
+from kecho.show.text import bench_table
+from kecho.system.limits import ListenCounts
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+VALUES = st.lists(st.integers(0, 10**10), min_size=1, max_size=60)
+
+
+# --- latencies and records ------------------------------------------------------------------------------------------
+
+
+@given(VALUES, st.sampled_from([0.5, 0.9, 0.99, 0.999]))
+def test_percentile_is_that_of_the_sorted_list_within_its_bucket(values: list[int], q: float) -> None:
+    oracle = sorted(values)[max(1, int(q * len(values) + 0.5)) - 1]
+    reported = samples.latency(values).percentile(q)
+    assert oracle <= reported <= max(values)
+    assert samples.hdr_bounds(reported) == samples.hdr_bounds(oracle)
+
+
+@given(st.lists(VALUES, min_size=1, max_size=4))
+def test_merging_is_measuring_together(parts: list[list[int]]) -> None:
+    merged = Latency.merged(map(samples.latency, parts))
+    whole = samples.latency([value for part in parts for value in part])
+    assert replace(merged, mean=0, stdev=0) == replace(whole, mean=0, stdev=0)
+    assert merged.mean == pytest.approx(whole.mean)
+    assert merged.stdev == pytest.approx(whole.stdev, rel=1e-4, abs=1e-3 * max(1, whole.mean))
+
+
+def test_merging_nothing() -> None:
+    assert Latency.merged([]) == Latency.merged([Latency()]) == Latency()
+    assert Latency().percentile(0.5) == 0
+
+
+def test_buckets_that_do_not_add_up_are_refused() -> None:
+    obj = samples.latency([5, 6]).to_json()
+    with pytest.raises(ValueError, match="do not add up"):
+        Latency.from_json({**obj, "count": 3})
+
+
+def test_result_round_trip(tmp_path: Path) -> None:
+    original = samples.three_targets()
+    original.save(tmp_path / "r.json")
+    again = load(tmp_path / "r.json")
+    assert again.to_json() == original.to_json()
+    assert [run.kernel for run in again.runs] == [run.kernel for run in original.runs]
+    assert again.interrupted is original.interrupted is False
+
+
+def test_result_json() -> None:
+    obj = samples.three_targets().to_json()
+    assert (obj["schema"], obj["kind"], obj["baseline"]) == (1, "bench", "slow")
+    assert [target["target"] for target in obj["targets"]] == ["slow", "fast", "127.0.0.1:7"]
+    assert [run["repeat"] for run in obj["runs"]] == [0, 0, 0, 1, 1, 1]
+    assert obj["targets"][1]["latency_ns"]["count"] == 200
+    assert obj["targets"][0]["ratio_p50"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not a result of kecho-ctl bench"),
+        ("{}", "not a result of kecho-ctl bench"),
+        ('{"kind": "bench", "schema": 2}', "schema 2, this version reads 1"),
+        ('{"kind": "bench", "schema": 1}', "not a result of kecho-ctl bench"),
+        ('{"kind": "bench", "schema": 1, "host": {"a": 1}}', "not a result of kecho-ctl bench"),
+    ],
+)
+def test_load_refuses(tmp_path: Path, text: str, line: str) -> None:
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(KechoError, match=line) as caught:
+        load(tmp_path / "r.json")
+    assert "\n" not in str(caught.value)
+    assert "r.json" in str(caught.value)
+
+
+def test_load_of_no_file(tmp_path: Path) -> None:
+    with pytest.raises(KechoError, match=r"none\.json: No such file"):
+        load(tmp_path / "none.json")
+
+
+def test_ratio_is_baseline_over_target() -> None:
+    result = samples.three_targets()
+    slow, fast, foreign = result.targets()
+    assert result.ratio(slow) == 1
+    assert result.ratio(fast) == slow.latency.percentile(0.5) / fast.latency.percentile(0.5)
+    assert result.ratio(fast) == pytest.approx(14490 / 1749, rel=2e-3)
+    assert (result.ratio(foreign) or 0) < 1
+
+
+def test_what_listeners_dropped_is_kept_and_told() -> None:
+    dropped, quiet = (samples.run("theirs", [1], listened=ListenCounts(n - 1, n)) for n in (2, 0))
+    result = samples.result(dropped, quiet)
+    assert [run["listen"] for run in result.to_json()["runs"]] == [{"overflows": n - 1, "drops": n} for n in (2, 0)]
+    assert Result.from_json(result.to_json()).runs == result.runs
+    (note,) = result.notes()
+    assert note.startswith("theirs: 2 requests for a connection found a full queue")
+
+
+def test_ratio_without_the_baseline_is_none() -> None:
+    result = samples.result(samples.run("fast", [1]), baseline="gone")
+    assert result.ratio(result.targets()[0]) is None
+
+
+def test_paths_and_kernel_counts_of_a_target() -> None:
+    _, fast, foreign = samples.three_targets().targets()
+    assert (fast.path, foreign.path) == ("msg", "")
+    assert fast.kernel is not None
+    assert fast.kernel["msg"].echoes == 200
+    assert fast.kernel["msg"].latency is not None
+    assert fast.kernel["msg"].latency.count == 200
+    assert foreign.kernel is None
+
+
+@pytest.mark.parametrize(
+    ("counted_bytes", "options", "note"),
+    [
+        (640, {}, ""),
+        (639, {}, "counted 1 bytes less"),
+        (704, {}, ""),  # a request was under way at the end of the warm-up
+        (705, {}, "counted 65 bytes more"),
+        (6400, {"warmup_s": 0.2}, ""),
+        (639, {"warmup_s": 0.2}, "counted 1 bytes less"),
+        (640, {"warmup_s": 0.2, "held": True}, ""),
+        (704, {"warmup_s": 0.2, "held": True}, ""),
+        (705, {"warmup_s": 0.2, "held": True}, "counted 65 bytes more"),
+    ],
+)
+def test_counts_that_disagree_are_noted(counted_bytes: int, options: dict[str, Any], note: str) -> None:
+    kernel = {"msg": PathStats(9, counted_bytes - 64), "user": PathStats(1, 64)}
+    run = samples.run("fast", [1000] * 10, kernel=kernel, options={**samples.OPTIONS, **options})
+    assert note in run.mismatch()
+    assert bool(note) is bool(run.mismatch())
+    assert (note in " ".join(samples.result(run).notes())) if note else not samples.result(run).notes()
+
+
+def test_figures_of_an_emulated_machine_are_noted() -> None:
+    there = replace(samples.three_targets(), host=Host("vm", "6.1.0-56-amd64", "QEMU TCG CPU version 2.5+", 2))
+    (note,) = (note for note in there.notes() if "emulated" in note)
+    assert "6.1.0-56-amd64" in note
+    assert not any("emulated" in note for note in samples.three_targets().notes())
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+def test_table() -> None:
+    lines = bench_table(samples.three_targets(), width=100, utf8=True).splitlines()
+    assert lines[0].startswith("closed loop: 1 connection  1 thread  64 B  client on CPU 1  2 interleaved runs each")
+    head = next(i for i, line in enumerate(lines) if line.startswith("target"))
+    assert lines[head].split() == ["target", "mode", "path", "p50", "p90", "p99", "p99.9", "max", "requests", "ratio"]
+    assert [line.split()[0] for line in lines[head + 1 : head + 4]] == ["slow", "fast", "127.0.0.1:7"]
+    assert len({len(line) for line in lines[head : head + 4]}) == 1
+    fast = lines[head + 2].split()
+    assert fast[1:4] == ["sockmap", "msg", "1.75µs"]
+    assert fast[-2:] == ["200", "8.3×"]
+    assert lines[head + 3].split()[1:3] == ["-", "-"]
+
+
+def test_table_of_inside_and_outside() -> None:
+    text = bench_table(samples.three_targets(), utf8=True)
+    inside = text[text.index("counted by the services") :].partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in inside[1:]] == ["target", "slow", "fast"]
+    assert inside[1].replace("e p", "e_p").split() == [
+        *("target", "path", "inside_p50", "outside_p50", "inside_p99", "outside_p99", "echoes", "bytes", "fallbacks"),
+    ]
+    assert inside[2].split() == ["slow", "user", "-", "14.5µs", "-", "15.0µs", "200", "12,800", "0"]
+    fast = inside[3].split()
+    assert fast[1:2] + fast[3:4] + fast[5:] == ["msg", "1.75µs", "1.80µs", "200", "12,800", "0"]
+    assert 0.8 <= float(fast[2].removesuffix("ns")) / 875 <= 1.1
+    assert "idle" not in text
+
+
+def compared(*medians_ns: int, rounds: int, loads: tuple[tuple[int, int], ...] = ((1, 64),)) -> Result:
+    """Targets t0, t1, … of known medians, the first the baseline, with as many rounds under each load."""
+    runs = [
+        samples.run(
+            f"t{i}",
+            [ns * connections * size // 64 + 10 * repeat for _ in range(20)],
+            repeat=repeat,
+            options={**samples.OPTIONS, "connections": connections, "size_bytes": size},
+        )
+        for connections, size in loads
+        for repeat in range(rounds)
+        for i, ns in enumerate(medians_ns)
+    ]
+    return samples.result(*runs, baseline="t0")
+
+
+def test_what_the_interval_supports_is_called_a_difference_and_nothing_else() -> None:
+    result = compared(10_000, 5_000, 20_000, 10_004, rounds=MIN_ROUNDS)
+    found = {target.name: result.compare(target) for target in result.targets()}
+    verdicts = {name: comparison.verdict for name, comparison in found.items() if comparison}
+    assert verdicts == {"t0": "", "t1": "faster", "t2": "slower", "t3": "undecided"}
+    obj = {target["target"]: target for target in result.to_json()["targets"]}
+    assert obj["t1"]["ratio_p50_interval"][0] <= obj["t1"]["ratio_p50"] <= obj["t1"]["ratio_p50_interval"][1]
+    assert [obj[name]["verdict"] for name in sorted(obj)] == [None, "faster", "slower", "undecided"]
+    assert (obj["t0"]["ratio_p50"], obj["t0"]["ratio_p50_interval"]) == (1, None)
+    table = bench_table(result, utf8=True)
+    section = table[table.index("95% intervals by bootstrap") :].splitlines()
+    assert [line.split()[0] for line in section[2:5]] == ["t1", "t2", "t3"]
+    assert [line.split()[-1] for line in section[2:5]] == ["faster", "slower", "undecided"]
+    assert section[2].split()[1] == "2.00×"
+    assert "note:" not in table
+
+
+def test_too_few_rounds_support_nothing() -> None:
+    result = compared(10_000, 5_000, rounds=MIN_ROUNDS - 1)
+    comparison = result.compare(result.targets()[1])
+    assert comparison is not None
+    assert (comparison.interval, comparison.verdict, comparison.rounds) == (None, "", MIN_ROUNDS - 1)
+    table = bench_table(result, utf8=True)
+    assert "faster" not in table and "intervals by" not in table
+    assert f"--repeat {MIN_ROUNDS} or more" in " ".join(table.split())
+
+
+def test_a_round_that_one_of_them_missed_does_not_count() -> None:
+    """As after Ctrl-C: of the last round only the first target was measured."""
+    result = compared(10_000, 5_000, rounds=MIN_ROUNDS)
+    cut = replace(result, runs=result.runs[:-1])
+    comparison = cut.compare(cut.targets()[1])
+    assert comparison is not None
+    assert (comparison.rounds, comparison.interval) == (MIN_ROUNDS - 1, None)
+
+
+def test_a_sweep_compares_under_the_same_load() -> None:
+    loads = ((1, 64), (10, 64), (1, 1024))
+    result = compared(10_000, 5_000, rounds=2, loads=loads)
+    assert [(load.connections, load.size_bytes) for load in result.loads()] == list(loads)
+    targets_ = result.targets()
+    assert [(t.load.connections, t.load.size_bytes, t.name) for t in targets_] == [
+        (*load, name) for load in loads for name in ("t0", "t1")
+    ]
+    assert [t.latency.count for t in targets_] == [40] * 6
+    for target in targets_[1::2]:
+        assert result.ratio(target) == pytest.approx(2, rel=0.01)
+    lines = bench_table(result, utf8=True).splitlines()
+    assert lines[0].startswith("closed loop: 1, 10 connections  1 thread  64, 1,024 B")
+    head = next(i for i, line in enumerate(lines) if "target" in line)
+    assert lines[head].split()[:3] == ["conns", "bytes", "target"]
+    assert [line.split()[:3] for line in lines[head + 1 : head + 7]] == [
+        [f"{connections}", f"{size:,}", name] for connections, size in loads for name in ("t0", "t1")
+    ]
+
+
+def test_what_was_left_out_is_told() -> None:
+    result = replace(compared(10_000, rounds=1), left_out={"module": "this kernel cannot load modules"})
+    assert "note: module is left out: this kernel cannot load modules\n" in bench_table(result)
+    assert result.to_json()["left_out"] == {"module": "this kernel cannot load modules"}
+    assert Result.from_json(result.to_json()).left_out == result.left_out
+
+
+def test_a_result_of_before_there_was_left_out_is_read() -> None:
+    obj = samples.three_targets().to_json()
+    del obj["left_out"]
+    for name in ("governor", "mitigations", "sysctls", "versions"):
+        del obj["host"][name]
+    again = Result.from_json(obj)
+    assert again.left_out == again.host.sysctls == {}
+
+
+def test_host_is_this_machine() -> None:
+    host = Host.this()
+    assert host.kernel == Path("/proc/sys/kernel/osrelease").read_text().strip()
+    assert host.cpus == len(os.sched_getaffinity(0))
+    assert host.sysctls["net.core.somaxconn"] == Path("/proc/sys/net/core/somaxconn").read_text().strip()
+    ports = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    assert host.sysctls["net.ipv4.ip_local_port_range"].split() == ports
+    assert host.versions["python"] == ".".join(map(str, sys.version_info[:3]))
+    for file in Path("/sys/devices/system/cpu/vulnerabilities").iterdir():
+        assert host.mitigations[file.name] == " ".join(file.read_text().split())
+
+
+def test_compiler_of_a_program(native: None, tmp_path: Path) -> None:
+    said = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True).stdout
+    assert compiler(programs.find("bench")).split()[-1] in said
+    (tmp_path / "none").write_bytes(b"\x7fELF without that section")
+    assert compiler(tmp_path / "none") == ""
+
+
+def test_table_says_what_went_wrong() -> None:
+    run = samples.run("fast", [1000], why="no counts of the service: it was reset or started anew meanwhile")
+    text = bench_table(samples.result(run, interrupted=True), width=60, utf8=False)
+    assert "note: interrupted" in text
+    assert "note: fast: no counts of the service" in text
+    assert text.isascii()
+
+
+# --- options and targets --------------------------------------------------------------------------------------------
+
+
+def parse(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="kecho-ctl")
+    subparsers = parser.add_subparsers()
+    command.add_parser(subparsers)
+    command.add_plot_parser(subparsers)
+    return parser.parse_args(["bench", *words])
+
+
+def test_defaults() -> None:
+    (options,) = command.sweep_of(parse())
+    assert (options.connections, options.size_bytes, options.duration_s, options.count) == (1, 64, 2.0, None)
+    assert options.cpus == str(max(os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        (["--count", "7", "--cpus", "none"], "--connections 1 --threads 1 --size 64 --count 7 --warmup 0.2"),
+        (["--burst", "50"], "--threads 1 --size 64 --burst 50"),
+        (["--burst", "50", "--rounds", "3", "--seed", "9"], "--threads 1 --size 64 --burst 50 --rounds 3 --seed 9"),
+        (
+            ["--connections", "10", "--threads", "2", "--size", "1K", "--duration", "1.5", "--warmup", "0"],
+            "--connections 10 --threads 2 --size 1024 --duration 1.5 --warmup 0.0",
+        ),
+        (
+            ["--connections", "4", "--cpus", "0-1", "--count", "8", "--warmup", "1"],
+            "--connections 4 --threads 1 --size 64 --count 8 --warmup 1.0 --cpus 0-1",
+        ),
+        (
+            ["--rate", "5e3", "--count", "7", "--cpus", "none", "--connect-timeout", "1", "--io-timeout", "2"],
+            "--connections 1 --threads 1 --size 64 --count 7 --warmup 0.2 --rate 5000.0"
+            " --connect-timeout 1.0 --io-timeout 2.0",
+        ),
+        (
+            ["--crr", "--count", "7", "--cpus", "0"],
+            "--connections 1 --threads 1 --size 64 --count 7 --warmup 0.2 --cpus 0 --crr",
+        ),
+        (
+            ["--depth", "8", "--count", "7", "--cpus", "none"],
+            "--connections 1 --threads 1 --size 64 --count 7 --warmup 0.2 --depth 8",
+        ),
+    ],
+)
+def test_arguments_of_the_load_generator(words: list[str], arguments: str) -> None:
+    assert command.sweep_of(parse(*words))[0].arguments() == arguments.split()
+
+
+def test_a_sweep_is_every_size_with_every_number_of_connections() -> None:
+    sweep = command.sweep_of(parse("--connections", "1,10,100", "--size", "64,1K", "--count", "5"))
+    assert [(options.connections, options.size_bytes) for options in sweep] == [
+        (connections, size) for size in (64, 1024) for connections in (1, 10, 100)
+    ]
+    assert {options.cpus for options in sweep} == {None}  # the same everywhere, or they would not be comparable
+    threads = command.sweep_of(parse("--connections", "1,2,10", "--threads", "4"))
+    assert [options.threads for options in threads] == [1, 2, 4]
+    sizes = command.sweep_of(parse("--size", "64,1K"))
+    assert {options.cpus for options in sizes} == {str(max(os.sched_getaffinity(0)))}
+
+
+def test_compare_has_more_and_shorter_rounds() -> None:
+    (options,) = command.sweep_of(parse("--compare", "user,sockmap"))
+    assert options.duration_s == command.COMPARE_DURATION_S < command.DEFAULT_DURATION_S
+    assert command.COMPARE_REPEATS >= MIN_ROUNDS
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--plot", "x"],
+        ["--plot", "x.txt"],
+        ["--plot", "/no/such/folder/x.png"],
+        ["--csv", "/"],
+        ["--csv", ""],
+        ["--json=/no/such/folder/x.json"],
+        ["--rate", "0"],
+        ["--rate", "nan"],
+        ["--rate", "5", "--crr"],
+        ["--depth", "5", "--burst", "5"],
+        ["--connections", "1,1"],
+        ["--connections", "1,,2"],
+        ["--size", "64,1G"],
+        ["--compare", "user,quantum"],
+        ["--compare", ""],
+        ["--compare", "user,user"],
+        ["--compare", "module,module:workqueue"],
+        ["--connections", "0"],
+        ["--connections", "x"],
+        ["--size", "1G"],
+        ["--size", "K"],
+        ["--count", "-1"],
+        ["--count", "5", "--duration", "1"],
+        ["--duration", "nan"],
+        ["--warmup", "-1"],
+        ["--repeat", "0"],
+    ],
+)
+def test_bad_options_exit_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(*words)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("kecho-ctl bench: error: argument")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--rounds", "3"], "--rounds is for --burst"),
+        (["--burst", "3", "--count", "5"], "--burst has --rounds, and no --count"),
+        (["--burst", "3", "--warmup", "1"], "--burst has --rounds, and no --warmup"),
+        (["--burst", "3", "--connections", "1,2"], "--burst has its own number of connections"),
+    ],
+)
+def test_options_that_exclude_each_other(words: list[str], line: str) -> None:
+    with pytest.raises(UsageError, match=line):
+        command.sweep_of(parse(*words))
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [("127.0.0.1:80", "127.0.0.1", 80), ("[::1]:7", "::1", 7)],
+)
+def test_address(text: str, host: str, port: int) -> None:
+    (target,) = targets.choose([text])
+    assert (target.name, target.host, target.port, target.mode) == (text, host, port, "")
+    assert target.endpoint == text
+
+
+@pytest.mark.parametrize("text", ["::1:7", "127.0.0.1:", ":80", "127.0.0.1:0", "127.0.0.1:65536", "[::1]:x", "[]:1"])
+def test_bad_address(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        targets.choose([text])
+    assert str(caught.value).startswith(f"{text}: ")
+
+
+def test_target_named_twice() -> None:
+    with pytest.raises(UsageError, match="named twice"):
+        targets.choose(["127.0.0.1:80", "127.0.0.1:80"])
+
+
+@pytest.mark.parametrize(
+    ("binds", "host"),
+    [
+        (["127.0.0.1", "::1"], "127.0.0.1"),
+        (["::1"], "::1"),
+        (["0.0.0.0"], "127.0.0.1"),
+        (["::"], "::1"),
+        (["::1", "10.1.2.3"], "10.1.2.3"),
+    ],
+)
+def test_where_a_service_is_reached(binds: list[str], host: str) -> None:
+    assert targets.reachable(binds) == host
+
+
+def test_rounds_are_interleaved_load_by_load() -> None:
+    sweep = [runner.Options(connections=1), runner.Options(connections=5)]
+    made = list(compare.steps(targets.choose(["127.0.0.1:1", "127.0.0.1:2"]), sweep, 3))
+    assert [(step.options.connections, step.repeat, step.target.port) for step in made] == [
+        (connections, repeat, port) for connections in (1, 5) for repeat in range(3) for port in (1, 2)
+    ]
+    assert [step.number for step in made] == list(range(12))
+    assert {step.total for step in made} == {12}
+
+
+@pytest.mark.parametrize(
+    ("options", "done"),
+    [
+        (runner.Options(count=100), 0.5),
+        (runner.Options(burst=10), 0.5),
+        (runner.Options(burst=10, rounds=5), 1.0),
+        (runner.Options(duration_s=3.0, warmup_s=1.0), 0.25),
+        (runner.Options(duration_s=0.0), 1.0),
+    ],
+)
+def test_progress_share(options: runner.Options, done: float) -> None:
+    assert progress.share(runner.Progress("run", 1.0, 1, 50), options) == done
+
+
+def test_rate_is_that_between_two_progresses() -> None:
+    before, now = (runner.Progress("run", *at) for at in ((1.0, 1, 100), (1.2, 1, 300)))
+    assert progress.rate(before, now) == pytest.approx(1000)
+    assert progress.rate(now, now) == 0
+
+
+@pytest.mark.parametrize("line", ["", "bench: no", "{}", '{"progress": 1}', '{"progress": {"phase": "run"}}', "[1]"])
+def test_lines_that_are_no_progress(line: str) -> None:
+    assert runner.parse_progress(line) is None
+
+
+# --- the native programs --------------------------------------------------------------------------------------------
+
+
+def test_find_prefers_what_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bench"
+    program.write_text("#!/bin/sh\n")
+    monkeypatch.setenv("KECHO_LIBEXEC", str(tmp_path))
+    monkeypatch.setattr(programs, "CHECKOUT", tmp_path / "none")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "none"))
+    with pytest.raises(Unavailable, match="bench is not built: make"):
+        programs.find("bench")
+    program.chmod(0o755)
+    assert programs.find("bench") == program
+
+
+def fake_bench(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    (folder / "bench").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "bench").chmod(0o755)
+    monkeypatch.setenv("KECHO_LIBEXEC", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "line"),
+    [
+        (
+            "echo 'bench: connection 3 offset 7: expected 1, found 2' >&2; exit 1",
+            KechoError,
+            "connection 3 offset 7: expected",
+        ),
+        ("echo 'bench: --size is odd' >&2; exit 2", UsageError, "--size is odd"),
+        ("exit 1", KechoError, "bench failed with exit status 1"),
+        ("kill -9 $$", KechoError, "bench was ended by SIGKILL"),
+        ("echo nonsense", KechoError, "bench printed no result"),
+        ("true", KechoError, "bench printed no result"),
+    ],
+)
+def test_failures_of_the_load_generator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, error: type[KechoError], line: str
+) -> None:
+    fake_bench(tmp_path, monkeypatch, script)
+    with pytest.raises(error) as caught:
+        runner.measure("127.0.0.1", 1, runner.Options())
+    assert type(caught.value) is error
+    assert one_line(caught.value).startswith(line)
+
+
+@pytest.fixture(scope="session")
+def native() -> Iterator[None]:
+    """The real programs, built where that is possible."""
+    if (CHECKOUT / "kecho/native/native.mk").exists():
+        subprocess.run(["make", "-s", "-f", "kecho/native/native.mk"], cwd=CHECKOUT, check=True)
+    try:
+        programs.find("bench")
+    except Unavailable as e:
+        pytest.skip(str(e))
+    yield
+
+
+def serve(listener: socket.socket, spoil: bool) -> None:
+    """Echoes one connection after another until the listener is closed; spoils the first byte of every reply."""
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        with connection:
+            while data := connection.recv(1 << 16):
+                connection.sendall(bytes([data[0] ^ spoil]) + data[1:])
+
+
+@pytest.fixture
+def echo_server(request: pytest.FixtureRequest, native: None) -> Iterator[int]:
+    """The port of an echo server in this process; with the parameter True, of one that spoils a byte."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener, getattr(request, "param", False)), daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_exact_count(echo_server: int) -> None:
+    seen: list[runner.Progress] = []
+    measured = runner.measure("127.0.0.1", echo_server, runner.Options(count=10_007, size_bytes=3), seen.append)
+    assert measured.latency.count == 10_007
+    assert not measured.interrupted
+    assert measured.options["size_bytes"] == 3
+    assert "requests" not in measured.options
+
+
+@pytest.mark.parametrize(
+    ("options", "headline"),
+    [
+        (runner.Options(count=300, rate_per_s=20_000.0), "open loop at 20,000/s: 1 connection"),
+        (runner.Options(count=300, crr=True), "connect-request-response: 1 connection"),
+        (runner.Options(count=300, depth=4), "pipelined, 4 deep: 1 connection"),
+        (runner.Options(burst=1, rounds=300), "burst: 1 connection"),
+    ],
+)
+def test_every_way_to_load_a_server(echo_server: int, options: runner.Options, headline: str) -> None:
+    where = targets.Where("s", "127.0.0.1", echo_server)
+    result = samples.result(compare.run(compare.Step(where, options, 0, 0, 1)))
+    assert result.headline()[0] == headline
+    assert result.targets()[0].latency.count == 300
+    assert Result.from_json(result.to_json()).headline() == result.headline()
+
+
+def test_a_rate_that_is_too_high_is_noted() -> None:
+    options = {**samples.OPTIONS, "mode": "open", "rate_per_s": 1e6, "unsent": 1234}
+    result = samples.result(samples.run("s", [1000], repeat=2, options=options))
+    assert result.notes() == ["s: 1,234 requests of round 3 never sent: the rate is too high"]
+
+
+def test_percentiles_are_those_that_bench_prints(echo_server: int) -> None:
+    where = ["--host", "127.0.0.1", "--port", str(echo_server), "--count", "2000", "--json"]
+    printed = json.loads(subprocess.run([programs.find("bench"), *where], capture_output=True, check=True).stdout)
+    assert Latency.from_json(printed["latency_ns"]).to_json() == printed["latency_ns"]
+
+
+@pytest.mark.parametrize("echo_server", [True], indirect=True)
+def test_a_mismatch_names_the_target(echo_server: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KechoError) as caught:
+        command.run(parse(f"127.0.0.1:{echo_server}", "--count", "10"))
+    assert caught.value.exit_code == 1
+    assert f"127.0.0.1:{echo_server}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_nobody_there(native: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(KechoError, match=f"127.0.0.1:{port}: Connection refused"):
+        command.run(parse(f"127.0.0.1:{port}", "--count", "10"))
+
+
+def test_json_and_last_and_plot(
+    echo_server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    args = [f"127.0.0.1:{echo_server}", "--count", "100", "--warmup", "0", "--repeat", "2", "--plot", "p.png"]
+    assert command.run(parse(*args, "--json")) == 0
+    printed = json.loads(capsys.readouterr().out)
+    result = Result.from_json(printed)
+    assert [run.latency.count for run in result.runs] == [100, 100]
+    assert load(tmp_path / "results/last.json").to_json() == printed
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert command.run(parse(*args[:-2], "--json=out.json")) == 0
+    assert load("out.json").targets()[0].latency.count == 200
+    assert "ratio" in capsys.readouterr().out
+
+
+def test_nothing_is_left_where_nobody_keeps_results(
+    echo_server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command.run(parse(f"127.0.0.1:{echo_server}", "--count", "10", "--repeat", "1")) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_service_counted_in_exactly_this_run(echo_server: int) -> None:
+    """A service that has served before, and whose counts move by what the client sends."""
+    counts = iter([5000, 5000 + 100])
+
+    def snapshot() -> Snapshot:
+        n = next(counts)
+        return Snapshot(
+            "s", "user", echo_server, n, "6.1", Connections(), {"user": PathStats(n, 64 * n, 0, None, "no")}
+        )
+
+    where = targets.Where("s", "127.0.0.1", echo_server, "user", snapshot)
+    done = compare.run(compare.Step(where, runner.Options(count=100, warmup_s=0.0), 0, 0, 1))
+    assert done.kernel is not None
+    assert done.kernel["user"].echoes == done.latency.count == 100
+    assert (done.path, done.why, done.mismatch()) == ("user", "", "")
+
+
+def test_a_service_that_was_reset_meanwhile_is_noted(echo_server: int) -> None:
+    before = Snapshot("s", "user", 1, 1.0, "6.1", Connections(), {"user": PathStats()})
+    after = replace(before, paths={"other": PathStats()})
+    snapshots = iter([before, after])
+    where = targets.Where("s", "127.0.0.1", echo_server, "user", lambda: next(snapshots))
+    done = compare.run(compare.Step(where, runner.Options(count=10), 0, 0, 1))
+    assert done.kernel is None
+    assert "reset or started anew" in done.why
+
+
+def test_ctrl_c_keeps_what_was_measured(native: None, tmp_path: Path) -> None:
+    script = (
+        "import sys, argparse; from kecho.cli import bench as command\n"
+        "p = argparse.ArgumentParser(); s = p.add_subparsers(); command.add_parser(s)\n"
+        "args = p.parse_args(sys.argv[1:]); sys.exit(args.run(args))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    measuring = threading.Event()
+
+    def serve(sock: socket.socket) -> None:
+        """Without a warm-up, what comes after an answer was received is measured."""
+        for number in itertools.count():
+            if not (data := sock.recv(1 << 16)):
+                return
+            sock.sendall(data)
+            if number == 100:
+                measuring.set()
+
+    with ScriptedServer(serve) as target:
+        words = [sys.executable, "-c", script, "bench", f"127.0.0.1:{target.port}", "--warmup=0", "--duration=600"]
+        with subprocess.Popen(
+            [*words, "--json"], stdout=subprocess.PIPE, cwd=tmp_path, env=environment, text=True
+        ) as process:
+            try:
+                assert measuring.wait(60)
+                process.send_signal(signal.SIGINT)
+                out, _ = process.communicate(timeout=60)
+            finally:
+                process.kill()
+    assert process.returncode == command.INTERRUPTED
+    result = Result.from_json(json.loads(out))
+    assert result.interrupted
+    assert len(result.runs) == 1
+    assert result.runs[0].latency.count > 0

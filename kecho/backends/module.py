@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from kecho.backends.base import AllOrNothing, OnFailure
-from kecho.kernel import features as kernel
+from kecho.kernel import features
 from kecho.kernel.bpf import Module, PathArray
 from kecho.kernel.features import Feature
 from kecho.kernel.privileges import CAP_SYS_MODULE
@@ -45,11 +45,12 @@ def probe_fastecho() -> str:
 
 def find_module() -> Path:
     """fastecho.ko. Raises Unavailable if there is none for this kernel."""
-    found = _installed_module() or _BUILD / f"kmod-{kernel.release()}" / "fastecho.ko"
+    found = _installed_module() or _BUILD / f"kmod-{features.release()}" / "fastecho.ko"
     if not found.exists():
         raise Unavailable(
-            f"there is no fastecho.ko for {kernel.release()}",
-            f"apt-get install linux-headers-{kernel.release()}, then make kmod, or dkms autoinstall after make install",
+            f"there is no fastecho.ko for {features.release()}",
+            f"apt-get install linux-headers-{features.release()}, then make kmod, or dkms autoinstall after "
+            "make install",
         )
     return found
 
@@ -76,11 +77,11 @@ class ModuleBackend(AllOrNothing):
     @staticmethod
     def features() -> tuple[Feature, ...]:
         return (
-            Feature("privilege", kernel.probe_privilege),
-            Feature("loadable modules", kernel.probe_modules),
+            Feature("privilege", features.probe_privilege),
+            Feature("loadable modules", features.probe_modules),
             Feature("fastecho", probe_fastecho),
-            Feature("bcc", kernel.probe_bcc),
-            Feature("headers", kernel.probe_headers),
+            Feature("bcc", features.probe_bcc),
+            Feature("headers", features.probe_headers),
         )
 
     async def _start(self, config: Config, on_failure: OnFailure) -> None:

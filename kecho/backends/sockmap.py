@@ -16,8 +16,7 @@ from collections.abc import Collection
 
 from kecho.backends.acceptor import Acceptor
 from kecho.backends.base import AllOrNothing, OnFailure
-from kecho.kernel import features as kernel
-from kecho.kernel import syscall as bpfsys
+from kecho.kernel import features, syscall
 from kecho.kernel.bpf import Module, PathArray, log, possible_cpus
 from kecho.kernel.btf import Btf, BtfError
 from kecho.kernel.features import Feature
@@ -52,16 +51,16 @@ class SockmapBackend(AllOrNothing):
     @staticmethod
     def features() -> tuple[Feature, ...]:
         return (
-            Feature("privilege", kernel.probe_privilege),
-            Feature("bcc", kernel.probe_bcc),
-            Feature("kernel symbols", kernel.probe_symbols),
-            Feature("headers", kernel.probe_headers),
-            Feature("BTF", kernel.probe_btf),
-            Feature("cgroup v2", kernel.probe_cgroup2),
-            Feature("netns cookie", kernel.probe_netns_cookie),
-            Feature("sock_ops", kernel.probe_sock_ops),
-            Feature("sockhash", kernel.probe_sockhash),
-            Feature("path msg", kernel.probe_msg, required=False),
+            Feature("privilege", features.probe_privilege),
+            Feature("bcc", features.probe_bcc),
+            Feature("kernel symbols", features.probe_symbols),
+            Feature("headers", features.probe_headers),
+            Feature("BTF", features.probe_btf),
+            Feature("cgroup v2", features.probe_cgroup2),
+            Feature("netns cookie", features.probe_netns_cookie),
+            Feature("sock_ops", features.probe_sock_ops),
+            Feature("sockhash", features.probe_sockhash),
+            Feature("path msg", features.probe_msg, required=False),
         )
 
     async def _start(self, config: Config, on_failure: OnFailure) -> None:
@@ -70,25 +69,25 @@ class SockmapBackend(AllOrNothing):
         local, remote = _ROUTES[config.path]
         if local == "msg":
             try:
-                kernel.probe_msg()
+                features.probe_msg()
             except Unavailable as e:
                 if config.path == "msg":
                     raise
                 log(f"path msg is not used: {e}")
                 self._path, local = "skb", "skb"
-        kernel.raise_nofile()
+        features.raise_nofile()
         listeners = [self._bind(address, config.port) for address in config.binds]
         btf = _read_btf()
         module = self._compile(self._defines(config, btf, listeners[0], local, remote), btf, local)
         self._undo.callback(module.close)
         self._attach_verdicts(module, config.latency)
         for address in config.binds:
-            bpfsys.map_update(module.map_fd("listeners"), _mapped(address), b"\x01")
+            syscall.map_update(module.map_fd("listeners"), _mapped(address), b"\x01")
         self._undo.callback(lambda: _release_sockets(module))
-        cgroup = os.open(kernel.cgroup2_mount(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        cgroup = os.open(features.cgroup2_mount(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            prog = module.load("kecho_register", bpfsys.PROG_TYPE_SOCK_OPS)
-            link = bpfsys.link_create(prog, cgroup, bpfsys.ATTACH_CGROUP_SOCK_OPS)
+            prog = module.load("kecho_register", syscall.PROG_TYPE_SOCK_OPS)
+            link = syscall.link_create(prog, cgroup, syscall.ATTACH_CGROUP_SOCK_OPS)
         finally:
             os.close(cgroup)
         self._undo.callback(lambda: os.close(link))
@@ -138,26 +137,26 @@ class SockmapBackend(AllOrNothing):
             raise Unavailable("an skb's cb[0] is not its sequence number on this kernel", "--mode user")
         return {
             "KECHO_PORT": config.port,
-            "KECHO_NETNS": f"{kernel.netns_cookie(listener)}ULL",
+            "KECHO_NETNS": f"{features.netns_cookie(listener)}ULL",
             "KECHO_LIMIT": config.limit_bytes,
             "KECHO_MAX_CONNS": min(max(nofile, _MIN_CONNECTIONS), _MAX_CONNECTIONS),
             "KECHO_CPUS": max(possible_cpus()) + 1,
             "KECHO_LATENCY": int(config.latency),
             "KECHO_PATH_LOCAL": PATHS.index(local),
             "KECHO_PATH_REMOTE": PATHS.index(remote),
-            **{f"KECHO_OFF_{name}": btf.offset(path) for name, path in kernel.SOCKMAP_FIELDS.items()},
+            **{f"KECHO_OFF_{name}": btf.offset(path) for name, path in features.SOCKMAP_FIELDS.items()},
         }
 
     def _attach_verdicts(self, module: Module, latency: bool) -> None:
         def attach(function: str, prog_type: int, sockhash: str, attach_type: int) -> None:
-            bpfsys.prog_attach(module.load(function, prog_type), module.map_fd(sockhash), attach_type)
+            syscall.prog_attach(module.load(function, prog_type), module.map_fd(sockhash), attach_type)
 
-        attach("kecho_msg_echo", bpfsys.PROG_TYPE_SK_MSG, "clients", bpfsys.ATTACH_SK_MSG_VERDICT)
-        attach("kecho_skb_echo", bpfsys.PROG_TYPE_SK_SKB, "servers", bpfsys.ATTACH_SK_SKB_STREAM_VERDICT)
+        attach("kecho_msg_echo", syscall.PROG_TYPE_SK_MSG, "clients", syscall.ATTACH_SK_MSG_VERDICT)
+        attach("kecho_skb_echo", syscall.PROG_TYPE_SK_SKB, "servers", syscall.ATTACH_SK_SKB_STREAM_VERDICT)
         if not latency:
             self._why_no_latency = dict.fromkeys(_KERNEL_PATHS, "switched off with --no-latency")
             return
-        attach("kecho_skb_sent", bpfsys.PROG_TYPE_SK_MSG, "servers", bpfsys.ATTACH_SK_MSG_VERDICT)
+        attach("kecho_skb_sent", syscall.PROG_TYPE_SK_MSG, "servers", syscall.ATTACH_SK_MSG_VERDICT)
 
     def keeps(self) -> Collection[int]:
         return self._array.needs() if self._array else ()
@@ -184,9 +183,9 @@ def _release_sockets(module: Module) -> None:
     """
     for sockhash in ("clients", "servers"):
         fd = module.map_fd(sockhash)
-        for key in list(bpfsys.map_keys(fd, 8)):
+        for key in list(syscall.map_keys(fd, 8)):
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-                bpfsys.map_delete(fd, key)
+                syscall.map_delete(fd, key)
 
 
 def _read_btf() -> Btf:

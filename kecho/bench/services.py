@@ -14,7 +14,7 @@ from typing import Any
 
 from kecho.backends import base as backends
 from kecho.bench.targets import Where, reachable
-from kecho.kernel import features as kernel
+from kecho.kernel import features
 from kecho.model.config import DEFAULT_BACKLOG, DEFAULT_BINDS, Config, family_of
 from kecho.model.errors import KechoError, Unavailable, UsageError
 from kecho.service import rundir
@@ -101,7 +101,7 @@ def _service(variant: str, connections: int, binds: Sequence[str]) -> Iterator[W
 
 
 def _loopback() -> tuple[str, ...]:
-    return tuple(bind for bind in DEFAULT_BINDS if kernel.can_bind(bind))
+    return tuple(bind for bind in DEFAULT_BINDS if features.can_bind(bind))
 
 
 @contextlib.contextmanager

@@ -10,8 +10,7 @@ from dataclasses import replace
 
 from kecho.bench.runner import Options
 from kecho.bench.targets import Where
-from kecho.kernel import features as kernel
-from kecho.kernel import sockets as diag
+from kecho.kernel import features, sockets
 from kecho.model.errors import KechoError
 from kecho.system import topology, tune
 from kecho.system.limits import Limits, Needs, distortions, wanted
@@ -79,8 +78,8 @@ def _backlogs(targets: Sequence[Where]) -> dict[str, int]:
     """How many connections may wait at each target that is on this machine."""
     found = {}
     for target in targets:
-        if kernel.can_bind(target.host):
-            backlogs = [one.backlog for one in diag.listeners(target.port) if one.takes(target.host)]
+        if features.can_bind(target.host):
+            backlogs = [one.backlog for one in sockets.listeners(target.port) if one.takes(target.host)]
             if backlogs:
                 found[target.name] = min(backlogs)
     return found

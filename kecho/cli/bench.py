@@ -24,7 +24,7 @@ from kecho.bench.host import Host
 from kecho.bench.result import MIN_ROUNDS, Result, Run, load
 from kecho.bench.runner import Options
 from kecho.model.errors import KechoError, UsageError
-from kecho.show import text as report
+from kecho.show import terminal
 from kecho.system import topology
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add("--delay", type=_milliseconds, default=0.0, metavar="MS", help="with --topology veth: on each way, by netem")
     add("--seed", type=_whole, metavar="N", help="of the payloads and of the resampling (default 1)")
     add("--json", nargs="?", type=_file, const=STDOUT, metavar="FILE", help="the result as JSON, to stdout or to FILE")
-    add("--csv", type=_file, metavar="FILE", help="a row a run, the columns of kecho.results")
+    add("--csv", type=_file, metavar="FILE", help="a row a run, the columns of kecho.bench.table")
     add("--plot", type=_picture, metavar="FILE", help="draw the result: .png, .svg or .pdf")
 
 
@@ -334,18 +334,18 @@ def _put_out(result: Result, args: argparse.Namespace) -> None:
         print(json.dumps(result.to_json()))
     else:
         width = shutil.get_terminal_size().columns
-        print(report.bench_table(result, width), end="")
+        print(terminal.bench_table(result, width), end="")
     _save_last(result)
     if args.json not in (None, STDOUT):
         result.save(Path(args.json))
     if args.csv:
-        from kecho.bench import table as results
+        from kecho.bench import table
 
-        results.save_csv(result, Path(args.csv))
+        table.save_csv(result, Path(args.csv))
     if args.plot:
-        from kecho.show import bench_plot as plot
+        from kecho.show import bench_plot
 
-        plot.plot_bench({"": result}, args.plot)
+        bench_plot.plot_bench({"": result}, args.plot)
 
 
 def _save_last(result: Result) -> None:
@@ -359,7 +359,7 @@ def _save_last(result: Result) -> None:
 
 def run_plot(args: argparse.Namespace) -> int:
     """``kecho-ctl plot``."""
-    from kecho.show import bench_plot as plot
+    from kecho.show import bench_plot
 
-    plot.plot_bench({path: load(path) for path in args.results}, args.output)
+    bench_plot.plot_bench({path: load(path) for path in args.results}, args.output)
     return 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from kecho.backends.base import MODES, backend
-from kecho.kernel import features as kernel
+from kecho.kernel import features
 from kecho.model.errors import Unavailable
 from kecho.model.snapshot import SCHEMA
 
@@ -15,7 +15,7 @@ def examine() -> dict[str, Any]:
     """The object of ``doctor --json``: modes in the order that `auto` tries them."""
     modes = {mode: _examine_mode(mode) for mode in MODES}
     auto = next((mode for mode, found in modes.items() if found["usable"]), None)
-    return {"schema": SCHEMA, "kernel": kernel.release(), "auto": auto, "modes": modes}
+    return {"schema": SCHEMA, "kernel": features.release(), "auto": auto, "modes": modes}
 
 
 def _examine_mode(mode: str) -> dict[str, Any]:

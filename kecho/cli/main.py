@@ -159,13 +159,13 @@ def _integer(text: str) -> int:
 
 def _up(args: argparse.Namespace) -> int:
     from kecho.backends import base as backends
-    from kecho.kernel import features as kernel
+    from kecho.kernel import features
     from kecho.service.controller import run_background, run_foreground
 
     mode, why = args.mode, ""
     if mode != "auto":
         backends.backend(mode)
-    binds = tuple(args.bind) if args.bind else tuple(b for b in config.DEFAULT_BINDS if kernel.can_bind(b))
+    binds = tuple(args.bind) if args.bind else tuple(b for b in config.DEFAULT_BINDS if features.can_bind(b))
     wanted = config.Config(
         mode,
         args.name,
@@ -220,7 +220,7 @@ def _add_status(commands: Any) -> None:
 
 def _status(args: argparse.Namespace) -> int:
     from kecho.service import client, rundir
-    from kecho.show import text as report
+    from kecho.show import terminal
 
     found = client.status_json()
     if args.name:
@@ -235,23 +235,22 @@ def _status(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found))
     else:
-        print(report.status_text(found["services"]), end="")
-        print(report.listen_text(found["services"]), end="")
-        print(report.sockets_text(found["services"], None if args.name else 10), end="")
+        print(terminal.status_text(found["services"]), end="")
+        print(terminal.listen_text(found["services"]), end="")
+        print(terminal.sockets_text(found["services"], None if args.name else 10), end="")
     return 0
 
 
 def _add_sockets(service: dict[str, Any]) -> None:
-    from kecho.kernel import features as kernel
-    from kecho.kernel import sockets as diag
+    from kecho.kernel import features, sockets
 
     service["sockets"] = None
     if service["state"] != "up":
         service["why"] = {"sockets": "the service is not up"}
-    elif service["netns"] != kernel.netns_inode():
+    elif service["netns"] != features.netns_inode():
         service["why"] = {"sockets": "the service is in another network namespace"}
     else:
-        service["sockets"] = diag.connections(service["port"])
+        service["sockets"] = sockets.connections(service["port"])
 
 
 def _add_stats(commands: Any) -> None:
@@ -278,7 +277,7 @@ examples:
 
 def _stats(args: argparse.Namespace) -> int:
     from kecho.service.client import Client
-    from kecho.show import text as report
+    from kecho.show import terminal
 
     # `stats NAME` is what one types after `down NAME`.
     if args.interval is not None and not args.interval[:1].isdigit() and args.count is None:
@@ -302,7 +301,7 @@ def _stats(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps(since.to_json()), flush=True)
         else:
-            print(report.stats_text(since, per_cpu=args.per_cpu, width=_width(), interval=True), flush=True)
+            print(terminal.stats_text(since, per_cpu=args.per_cpu, width=_width(), interval=True), flush=True)
         last = now
         count = None if count is None else count - 1
     if args.plot:
@@ -311,7 +310,7 @@ def _stats(args: argparse.Namespace) -> int:
 
 
 def _show(snapshot: Any, args: argparse.Namespace) -> None:
-    from kecho.show import text as report
+    from kecho.show import terminal
 
     if args.plot:
         from kecho.show.stats_plot import plot_stats
@@ -322,7 +321,7 @@ def _show(snapshot: Any, args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(snapshot.to_json()))
     else:
-        print(report.stats_text(snapshot, per_cpu=args.per_cpu, width=_width()), end="")
+        print(terminal.stats_text(snapshot, per_cpu=args.per_cpu, width=_width()), end="")
 
 
 def _positive(text: str | None, what: str, kind: Any) -> Any:

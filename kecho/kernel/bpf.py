@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kecho.kernel import features as kernel
-from kecho.kernel import privileges
-from kecho.kernel import syscall as bpfsys
+from kecho.kernel import features, privileges, syscall
 from kecho.kernel.privileges import CAP_BPF, CAP_SYS_ADMIN
 from kecho.model.errors import KechoError, Unavailable
 from kecho.model.histogram import SLOTS, Histogram
@@ -36,8 +34,8 @@ class Module:
 
     def __init__(self, source: str, defines: Mapping[str, int | str]) -> None:
         """Compiles `source` of `sources()`. Raises Unavailable without bcc or headers, KechoError if it fails."""
-        kernel.probe_bcc()
-        headers = kernel.headers()
+        features.probe_bcc()
+        headers = features.headers()
         if headers.source:
             os.environ["BCC_KERNEL_SOURCE"] = str(headers.source)
         cflags = [f"-D{name}={value}" for name, value in defines.items()]
@@ -111,7 +109,7 @@ class PathArray:
 
     def _read(self, index: int) -> PathStats:
         key = index.to_bytes(4, sys.byteorder)
-        words = memoryview(bpfsys.map_lookup(self._map_fd, key, 8 * _STATS_WORDS * len(self._cpus))).cast("Q")
+        words = memoryview(syscall.map_lookup(self._map_fd, key, 8 * _STATS_WORDS * len(self._cpus))).cast("Q")
         rows = {cpu: words[i * _STATS_WORDS : (i + 1) * _STATS_WORDS].tolist() for i, cpu in enumerate(self._cpus)}
         echoes, total_bytes, fallbacks = (sum(row[i] for row in rows.values()) for i in range(_COUNTERS))
         latency = Histogram.from_arrays({cpu: row[_COUNTERS:] for cpu, row in rows.items()})

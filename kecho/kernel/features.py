@@ -16,8 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kecho.kernel import privileges
-from kecho.kernel import syscall as bpfsys
+from kecho.kernel import privileges, syscall
 from kecho.kernel.btf import VMLINUX, Btf, BtfError
 from kecho.kernel.privileges import CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN
 from kecho.model.errors import Unavailable, one_line
@@ -220,7 +219,7 @@ def _try_bpf(what: str, config: str, attempt: Callable[[], int]) -> str:
 def probe_sockhash() -> str:
     """The map type that holds the sockets."""
     return _try_bpf(
-        "sockhash", "CONFIG_BPF_STREAM_PARSER", lambda: bpfsys.map_create(bpfsys.MAP_TYPE_SOCKHASH, 8, 8, 1)
+        "sockhash", "CONFIG_BPF_STREAM_PARSER", lambda: syscall.map_create(syscall.MAP_TYPE_SOCKHASH, 8, 8, 1)
     )
 
 
@@ -229,7 +228,7 @@ def probe_sock_ops() -> str:
     return _try_bpf(
         "sock_ops program",
         "CONFIG_CGROUP_BPF",
-        lambda: bpfsys.prog_load(bpfsys.PROG_TYPE_SOCK_OPS, bpfsys.RETURN_ONE),
+        lambda: syscall.prog_load(syscall.PROG_TYPE_SOCK_OPS, syscall.RETURN_ONE),
     )
 
 
@@ -241,10 +240,10 @@ def probe_msg() -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
         fds: list[int] = []
         try:
-            fds.append(bpfsys.map_create(bpfsys.MAP_TYPE_SOCKHASH, 4, 4, 1))
-            fds.append(bpfsys.prog_load(bpfsys.PROG_TYPE_SK_MSG, bpfsys.msg_redirect_to_self(fds[0])))
-            bpfsys.prog_attach(fds[1], fds[0], bpfsys.ATTACH_SK_MSG_VERDICT)
-            bpfsys.map_update(fds[0], bytes(4), struct.pack("=I", client.fileno()))
+            fds.append(syscall.map_create(syscall.MAP_TYPE_SOCKHASH, 4, 4, 1))
+            fds.append(syscall.prog_load(syscall.PROG_TYPE_SK_MSG, syscall.msg_redirect_to_self(fds[0])))
+            syscall.prog_attach(fds[1], fds[0], syscall.ATTACH_SK_MSG_VERDICT)
+            syscall.map_update(fds[0], bytes(4), struct.pack("=I", client.fileno()))
             client.settimeout(1)
             client.send(b"kecho")
             (charged,) = struct.unpack("=I", client.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4))

@@ -15,8 +15,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from kecho.backends.base import backend, check
-from kecho.kernel import features as kernel
-from kecho.kernel import privileges
+from kecho.kernel import features, privileges
 from kecho.kernel.sockets import listen_counters, port_taken
 from kecho.model.config import Config, endpoint
 from kecho.model.errors import KechoError, Unavailable, UsageError, one_line
@@ -100,7 +99,7 @@ class Service:
             "pid": os.getpid(),
             "state": "up",
             "paths": list(self._backend.paths()),
-            "netns": kernel.netns_inode(),
+            "netns": features.netns_inode(),
         }
 
     def _status(self) -> dict[str, Any]:
@@ -117,7 +116,7 @@ class Service:
             self._config.mode,
             self._config.port,
             time.monotonic() - self._started,
-            kernel.release(),
+            features.release(),
             self._backend.connections(),
             self._backend.paths(),
         )
@@ -224,7 +223,7 @@ def _background(config: Config, sending: int, parent: int | None) -> NoReturn:
         os.setsid()
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # until the service handles it: the folder has to go
         if parent is not None:
-            kernel.end_with_parent(parent)
+            features.end_with_parent(parent)
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)

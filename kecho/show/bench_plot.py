@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from kecho.bench import table as results
+from kecho.bench import table
 from kecho.bench.result import CONFIDENCE, Interval, Result, Target
 from kecho.model import histogram
 from kecho.model.errors import KechoError
@@ -270,7 +270,7 @@ def _sweep_figure(found: Mapping[str, Result]) -> Figure:
     """Latency against what varies: a row for each value of the other, p50 left and p99 right."""
     import matplotlib.pyplot as plt
 
-    frame = results.frame(found)
+    frame = table.frame(found)
     frame = frame[frame["requests"] > 0]
     frame = frame.assign(label=frame["target"] + frame["file"].map(lambda file: _suffix(file, found)))
     along = "connections" if frame["connections"].nunique() > 1 else "size_bytes"

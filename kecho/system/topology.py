@@ -17,8 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from kecho.kernel import features as kernel
-from kecho.kernel import sockets as diag
+from kecho.kernel import features, sockets
 from kecho.model.config import endpoint
 from kecho.model.errors import KechoError, Unavailable, UsageError
 from kecho.system import limits
@@ -57,13 +56,13 @@ class Remote:
         """
         address = ipaddress.ip_address(host)
         if not address.is_loopback:
-            if not kernel.can_bind(host):
+            if not features.can_bind(host):
                 raise UsageError(f"{host} is not this machine: --topology veth is for servers on it")
             return host
         own = next((own for own in self.addresses if ipaddress.ip_address(own).version == address.version), None)
         if own is None:
             raise Unavailable("this machine has no IPv6 for a client behind veth", f"name another than {host}")
-        if not any(listener.takes(own) for listener in diag.listeners(port)):
+        if not any(listener.takes(own) for listener in sockets.listeners(port)):
             wildcard = "0.0.0.0" if address.version == 4 else "::"
             raise KechoError(
                 f"{endpoint(host, port)} is for local clients alone, and behind veth they are remote: "
@@ -160,7 +159,7 @@ def _networks(index: int) -> list[Any]:
         ipaddress.ip_network(f"{dst}/{route['dst_len']}") for route in routes if (dst := route.get_attr("RTA_DST"))
     ]
     found = [subnet(NETWORK_4, 30, index, taken)]
-    if kernel.can_bind("::1"):
+    if features.can_bind("::1"):
         found.append(subnet(NETWORK_6, 64, index, taken))
     return found
 

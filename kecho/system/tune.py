@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kecho.kernel import features as kernel
+from kecho.kernel import features
 from kecho.model.errors import KechoError, Unavailable
 from kecho.service import rundir
 from kecho.system.limits import DESCRIPTORS, Limits, Needs, read, sysctl_path, wanted
@@ -60,7 +60,7 @@ def raised(needs: Needs, report: Report) -> Iterator[list[Change]]:
     """
     _refuse_without_root("raised")
     with _handled(_exit, *_ENDING), contextlib.ExitStack() as stack:
-        ledger = _Ledger(kernel.netns_inode())
+        ledger = _Ledger(features.netns_inode())
         with _undisturbed():
             changes = _raise_descriptors(needs, stack)
             changes += ledger.enter(needs)
@@ -102,7 +102,7 @@ def still_needed(user: int) -> str:
 
 def current() -> _Record:
     """What is raised now in this network namespace, and from what. Needs no privilege."""
-    return _Ledger(kernel.netns_inode()).read()
+    return _Ledger(features.netns_inode()).read()
 
 
 def _refuse_without_root(what: str) -> None:
@@ -122,7 +122,7 @@ def _raise_descriptors(needs: Needs, stack: contextlib.ExitStack) -> list[Change
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needs.descriptors, max(hard, needs.descriptors)))
     except (ValueError, OSError):  # above the hard limit, without CAP_SYS_RESOURCE or above fs.nr_open
-        kernel.raise_nofile()
+        features.raise_nofile()
     now = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return [Change(DESCRIPTORS, str(soft), str(now))] if now != soft else []
 
@@ -289,7 +289,7 @@ def _set(name: str, value: str) -> None:
 def _netns_cookie() -> int:
     """Of the calling thread's network namespace; unlike the inode, it is not used again."""
     with socket.socket() as sock:
-        return kernel.netns_cookie(sock)
+        return features.netns_cookie(sock)
 
 
 def _in_namespace(inode: int, job: Callable[[], int]) -> int:

@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 import support
 
-from kecho.kernel import bpf
-from kecho.kernel import features as kernel
-from kecho.kernel import syscall as bpfsys
+from kecho.kernel import bpf, features, syscall
 from kecho.model.errors import KechoError, Unavailable
 
 _TRIALS = 300
@@ -25,7 +23,7 @@ _HOLD_NS = 100_000
 @pytest.fixture
 def served(service: Callable[..., support.Service]) -> support.Service:
     try:
-        kernel.headers()
+        features.headers()
     except Unavailable as e:
         pytest.skip(str(e))
     return service(path="user", engine="io_uring")
@@ -51,7 +49,7 @@ def test_no_wake_up_is_lost(served: support.Service) -> None:
     module = bpf.Module(str(Path(__file__).with_name("slow-completions.c")), {"PID": server, "HOLD_NS": _HOLD_NS})
     rng = random.Random(1)
     try:
-        module.load("hold_up", bpfsys.PROG_TYPE_RAW_TRACEPOINT)
+        module.load("hold_up", syscall.PROG_TYPE_RAW_TRACEPOINT)
         try:
             module.attach_raw_tracepoint("io_uring_complete", "hold_up")
         except KechoError as e:

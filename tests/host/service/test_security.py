@@ -28,8 +28,7 @@ import support
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kecho.kernel import privileges
-from kecho.kernel import syscall as bpfsys
+from kecho.kernel import privileges, syscall
 
 Kecho = Callable[..., "subprocess.CompletedProcess[str]"]
 Up = Callable[..., support.Service]
@@ -333,9 +332,9 @@ def test_what_ends_with_its_parent_goes_on_to() -> None:
     """The kernel forgets that with a change of user; `bench --compare` relies on it."""
     code = f"""if True:
         import ctypes, os
-        from kecho.kernel import features as kernel
+        from kecho.kernel import features
         from kecho.kernel import privileges
-        kernel.end_with_parent(os.getppid())
+        features.end_with_parent(os.getppid())
         privileges.drop((), {privileges.FIRST_UID})
         found = ctypes.c_int()
         ctypes.CDLL(None).prctl(2, ctypes.byref(found))
@@ -523,10 +522,10 @@ def test_every_program_has_a_name_of_ours(service: Up) -> None:
 
 
 def test_programs_of_probes_have_a_name() -> None:
-    fds = [bpfsys.map_create(bpfsys.MAP_TYPE_SOCKHASH, 4, 4, 1)]
+    fds = [syscall.map_create(syscall.MAP_TYPE_SOCKHASH, 4, 4, 1)]
     try:
-        fds.append(bpfsys.prog_load(bpfsys.PROG_TYPE_SOCK_OPS, bpfsys.RETURN_ONE))
-        fds.append(bpfsys.prog_load(bpfsys.PROG_TYPE_SK_MSG, bpfsys.msg_redirect_to_self(fds[0])))
+        fds.append(syscall.prog_load(syscall.PROG_TYPE_SOCK_OPS, syscall.RETURN_ONE))
+        fds.append(syscall.prog_load(syscall.PROG_TYPE_SK_MSG, syscall.msg_redirect_to_self(fds[0])))
         held = support.fdinfo(os.getpid(), "prog_id")
         assert len(held) == 2 and {programs()[number] for number in held} == {"kecho_probe"}
         (number,) = support.fdinfo(os.getpid(), "map_id")

@@ -31,7 +31,7 @@ from kecho.cli import bench as command
 from kecho.model.errors import KechoError, Unavailable, UsageError, one_line
 from kecho.model.snapshot import Connections, PathStats, Snapshot
 from kecho.native import programs
-from kecho.show.text import bench_table
+from kecho.show.terminal import bench_table
 from kecho.system.limits import ListenCounts
 
 CHECKOUT = Path(__file__).resolve().parents[3]

@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 import result_samples as samples
 
-from kecho.bench import table as results
+from kecho.bench import table
 from kecho.model.errors import KechoError
 
 DOCS = Path(__file__).resolve().parents[3] / "docs/metrics.md"
 
 
 def test_a_row_a_run() -> None:
-    frame = results.frame({"a.json": samples.three_targets()})
+    frame = table.frame({"a.json": samples.three_targets()})
     assert list(frame["target"]) == ["fast", "slow", "127.0.0.1:7"] * 2
     assert list(frame["repeat"]) == [0, 0, 0, 1, 1, 1]
     assert list(frame["baseline"]) == [False, True, False] * 2
@@ -27,7 +27,7 @@ def test_a_row_a_run() -> None:
 
 def test_figures_are_those_of_the_runs() -> None:
     result = samples.three_targets()
-    frame = results.frame({"a.json": result})
+    frame = table.frame({"a.json": result})
     for run, row in zip(result.runs, frame.to_dict("records"), strict=True):
         assert row["p99_ns"] == run.latency.percentile(0.99)
         assert row["mean_ns"] == run.latency.mean
@@ -44,32 +44,32 @@ def test_every_column_is_documented_and_nothing_else() -> None:
     section = DOCS.read_text().partition("## Tables")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`[^|]*) \|", section, re.MULTILINE)
     documented = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
-    assert sorted(documented) == sorted(results.frame({"a.json": samples.three_targets()}).columns)
+    assert sorted(documented) == sorted(table.frame({"a.json": samples.three_targets()}).columns)
 
 
 def test_several_files_are_one_table(tmp_path: Path) -> None:
     for name in ("a.json", "b.json"):
         samples.three_targets().save(tmp_path / name)
-    frame = results.load(tmp_path / "a.json", tmp_path / "b.json")
+    frame = table.load(tmp_path / "a.json", tmp_path / "b.json")
     assert list(frame.groupby("file").size()) == [6, 6]
     assert set(frame["file"]) == {str(tmp_path / "a.json"), str(tmp_path / "b.json")}
 
 
 def test_nothing_to_load() -> None:
-    assert results.load().empty
+    assert table.load().empty
 
 
 def test_a_file_that_is_no_result(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(KechoError, match=r"x\.json: not a result of kecho-ctl bench"):
-        results.load(tmp_path / "x.json")
+        table.load(tmp_path / "x.json")
 
 
 def test_csv_has_the_same_figures(tmp_path: Path) -> None:
     result = samples.three_targets()
-    results.save_csv(result, tmp_path / "r.csv")
+    table.save_csv(result, tmp_path / "r.csv")
     again = pd.read_csv(tmp_path / "r.csv", keep_default_na=True)
-    frame = results.frame({"": result}).drop(columns="file")
+    frame = table.frame({"": result}).drop(columns="file")
     assert list(again.columns) == list(frame.columns)
     numbers = frame.select_dtypes("number").columns
     assert len(numbers) > 20
@@ -78,5 +78,5 @@ def test_csv_has_the_same_figures(tmp_path: Path) -> None:
 
 def test_csv_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(KechoError, match="missing") as caught:
-        results.save_csv(samples.three_targets(), tmp_path / "missing/r.csv")
+        table.save_csv(samples.three_targets(), tmp_path / "missing/r.csv")
     assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kecho.kernel import sockets as diag
+from kecho.kernel import sockets
 
 
 @contextlib.contextmanager
@@ -29,20 +29,20 @@ def _server(family: int, clients: int) -> Iterator[tuple[int, list[socket.socket
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["v4", "v6"])
 def test_the_sockets_of_one_port(family: int) -> None:
     with _server(family, 3) as (port, socks), _server(family, 20), _server(socket.AF_INET, 1):
-        found = diag.connections(port)
-        (listener,) = diag.listeners(port)
+        found = sockets.connections(port)
+        (listener,) = sockets.listeners(port)
         ends = {sock.getsockname()[1] for sock in socks}
         assert {int(one["remote"].rpartition(":")[2]) for one in found} == ends
         assert {int(one["local"].rpartition(":")[2]) for one in found} == {port}
         assert len(found) == len(socks) and {one["state"] for one in found} == {"ESTABLISHED"}
         assert listener.backlog == 7
-        assert diag.listener_on(port).endswith(")")
+        assert sockets.listener_on(port).endswith(")")
 
 
 def test_queues() -> None:
     with _server(socket.AF_INET, 2) as (port, socks):
         socks[1].send(b"abc")
-        waiting = {one["remote"]: one["recv_queue"] for one in diag.connections(port)}
+        waiting = {one["remote"]: one["recv_queue"] for one in sockets.connections(port)}
         names = ["{}:{}".format(*sock.getsockname()) for sock in socks]
         assert waiting == {names[0]: 0, names[1]: 3}
 
@@ -52,4 +52,4 @@ def test_a_port_of_nobody() -> None:
         with socket.socket() as bound:
             bound.bind(("127.0.0.1", 0))
             port = bound.getsockname()[1]
-        assert diag.connections(port) == [] and diag.listeners(port) == [] and diag.listener_on(port) == ""
+        assert sockets.connections(port) == [] and sockets.listeners(port) == [] and sockets.listener_on(port) == ""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kecho.model import units
 from kecho.model.histogram import SLOTS, Histogram, bounds, slot
 from kecho.model.snapshot import Connections, PathStats, Snapshot
-from kecho.show.text import MAX_ROWS, histogram_rows, listen_text, stats_text, status_text
+from kecho.show.terminal import MAX_ROWS, histogram_rows, listen_text, stats_text, status_text
 
 COUNTS = st.dictionaries(st.integers(0, SLOTS - 1), st.integers(1, 10**6), min_size=1)
 

@@ -6,16 +6,25 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
-from typing import Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
 
-from kecho.kernel.features import Feature
-from kecho.model.config import Config
 from kecho.model.errors import Unavailable, UsageError
-from kecho.model.snapshot import Connections, PathStats
+
+if TYPE_CHECKING:  # the command line reads MODES, and starts quickly
+    from kecho.kernel.features import Feature
+    from kecho.model.config import Config
+    from kecho.model.snapshot import Connections, PathStats
 
 OnFailure = Callable[[str], None]
 
-MODES = ("module", "sockmap", "user")  # in the order in which `auto` prefers them
+# The class of each mode's backend, in the order in which `auto` prefers them.
+_CLASSES = {
+    "module": "kecho.backends.module.ModuleBackend",
+    "sockmap": "kecho.backends.sockmap.SockmapBackend",
+    "user": "kecho.backends.user.UserBackend",
+}
+MODES = tuple(_CLASSES)
 
 
 class Backend(Protocol):
@@ -66,19 +75,10 @@ class AllOrNothing(ABC):
 
 def backend(mode: str) -> type[Backend]:
     """The backend of a mode. Raises UsageError if there is none of that name."""
-    if mode == "module":
-        from kecho.backends.module import ModuleBackend
-
-        return ModuleBackend
-    if mode == "sockmap":
-        from kecho.backends.sockmap import SockmapBackend
-
-        return SockmapBackend
-    if mode == "user":
-        from kecho.backends.user import UserBackend
-
-        return UserBackend
-    raise UsageError(f"--mode {mode}: must be one of auto, {', '.join(MODES)}")
+    if mode not in _CLASSES:
+        raise UsageError(f"--mode {mode}: must be one of auto, {', '.join(MODES)}")
+    module, _, name = _CLASSES[mode].rpartition(".")
+    return cast(type[Backend], getattr(import_module(module), name))
 
 
 def check(mode: str) -> None:

@@ -16,19 +16,17 @@ import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from kecho import __version__
 from kecho.bench import compare, progress, services, surroundings, targets
 from kecho.bench.host import Host
 from kecho.bench.result import MIN_ROUNDS, Result, Run, load
 from kecho.bench.runner import Options
+from kecho.cli.options import Subparsers
 from kecho.model.errors import KechoError, UsageError
 from kecho.show import terminal
 from kecho.system import topology
-
-if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 T = TypeVar("T")
 

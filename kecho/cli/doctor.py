@@ -1,24 +1,41 @@
 # SPDX-License-Identifier: MIT
-"""What this machine can run: each feature of each mode, probed, with what is missing and what mends it."""
+"""``kecho-ctl doctor``: says what this machine can run. Each feature of each mode is probed."""
 
 from __future__ import annotations
 
+import argparse
+import json
 from typing import Any
 
-from kecho.backends.base import MODES, backend
-from kecho.kernel import features
+from kecho.cli.options import Subparsers, add_command
 from kecho.model.errors import Unavailable
-from kecho.model.snapshot import SCHEMA
+
+
+def add(commands: Subparsers) -> None:
+    parser = add_command(commands, "doctor", run, "say what this machine can run, what is missing and what mends it")
+    parser.add_argument("--json", action="store_true", help="print an object (docs/metrics.md)")
+
+
+def run(args: argparse.Namespace) -> int:
+    found = examine()
+    print(json.dumps(found) if args.json else text(found))
+    return 0
 
 
 def examine() -> dict[str, Any]:
     """The object of ``doctor --json``: modes in the order that `auto` tries them."""
+    from kecho.backends.base import MODES
+    from kecho.kernel import features
+    from kecho.model.snapshot import SCHEMA
+
     modes = {mode: _examine_mode(mode) for mode in MODES}
     auto = next((mode for mode, found in modes.items() if found["usable"]), None)
     return {"schema": SCHEMA, "kernel": features.release(), "auto": auto, "modes": modes}
 
 
 def _examine_mode(mode: str) -> dict[str, Any]:
+    from kecho.backends.base import backend
+
     features = []
     usable = True
     for feature in backend(mode).features():

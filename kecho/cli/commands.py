@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: MIT
+"""The commands of ``kecho-ctl``, one a module, and the parser made of them all."""
+
+from __future__ import annotations
+
+import argparse
+
+from kecho import __version__
+from kecho.cli import bench, doctor, down, reset, stats, status, tune, up
+from kecho.cli.options import Parser, Subparsers
+
+_DESCRIPTION = "Run a TCP echo service that never leaves the kernel, and measure it."
+_EPILOG = """\
+examples:
+  sudo kecho-ctl up --mode sockmap       bring a service up; returns when it answers
+  kecho-ctl status                       what is up
+  kecho-ctl stats                        latency histograms, from inside the kernel
+  kecho-ctl stats 1 10 --json            every second, ten times, one object a line
+  kecho-ctl bench                        measure what is up
+  sudo kecho-ctl down                    and take it down
+  kecho-ctl doctor                       what this machine can run
+
+exit status:
+  0 done; 1 failed while running; 2 wrong usage; 3 this machine cannot (the message says what is missing)
+"""
+
+# In the order in which --help lists them. Each adds its parser, and with it `run`, which returns the exit code.
+COMMANDS = (
+    up.add,
+    down.add,
+    status.add,
+    stats.add,
+    reset.add,
+    bench.add_parser,
+    bench.add_plot_parser,
+    tune.add,
+    doctor.add,
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; also what completion and the man page are made from."""
+    parser = Parser(
+        prog="kecho-ctl",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"kecho {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        choices=("bash", "zsh"),
+        metavar="SHELL",
+        help="print the completion script for bash or zsh",
+    )
+    commands: Subparsers = parser.add_subparsers(
+        title="commands", metavar="COMMAND", dest="command", parser_class=Parser
+    )
+    for add in COMMANDS:
+        add(commands)
+    return parser

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+"""What the commands share: their parsers, the types of their values, and the width of what they print."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeAlias
+
+from kecho.model import config
+from kecho.model.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument error is one line that names the argument."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+def add_command(
+    commands: Subparsers, name: str, run: Callable[[argparse.Namespace], int], text: str, epilog: str = ""
+) -> Parser:
+    """The parser of a command. Its arguments get `run`, which takes them and returns the exit code."""
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_name(parser: argparse.ArgumentParser, nargs: str = "?") -> None:
+    parser.add_argument("name", nargs=nargs, metavar="NAME", help=f"of the service (default {config.DEFAULT_NAME})")
+
+
+def integer(text: str) -> int:
+    """A whole number, for argparse."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def positive(text: str | None, what: str, kind: Any) -> Any:
+    """The value of an argument called `what`, above 0; None for None. Raises UsageError."""
+    if text is None:
+        return None
+    try:
+        value = kind(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < 1e9:
+        raise UsageError(f"{what} {text}: must be a number above 0")
+    return value
+
+
+def width() -> int:
+    """Columns to print into."""
+    return min(shutil.get_terminal_size().columns, 100) if sys.stdout.isatty() else 80

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: MIT
+"""``kecho-ctl status``: lists services and their connections."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from kecho.cli.options import Subparsers, add_command
+from kecho.model.errors import KechoError
+
+
+def add(commands: Subparsers) -> None:
+    """Adds the command to the parser."""
+    parser = add_command(commands, "status", run, "list services and their connections")
+    parser.add_argument("name", nargs="*", metavar="NAME", help="only these services, with every connection")
+    parser.add_argument("--json", action="store_true", help="print an object (docs/metrics.md)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs it; returns the exit code."""
+    from kecho.service import client, rundir
+    from kecho.show import terminal
+
+    found = client.status_json()
+    if args.name:
+        known = {service["name"] for service in found["services"]}
+        if missing := [name for name in args.name if name not in known]:
+            raise KechoError(f"no service {missing[0]} is up")
+        found["services"] = [service for service in found["services"] if service["name"] in args.name]
+    for service in found["services"]:
+        _add_sockets(service)
+    for line in filter(None, map(rundir.damage, rundir.entries())):
+        print(f"kecho-ctl: {line}", file=sys.stderr)
+    if args.json:
+        print(json.dumps(found))
+    else:
+        print(terminal.status_text(found["services"]), end="")
+        print(terminal.listen_text(found["services"]), end="")
+        print(terminal.sockets_text(found["services"], None if args.name else 10), end="")
+    return 0
+
+
+def _add_sockets(service: dict[str, Any]) -> None:
+    from kecho.kernel import features, sockets
+
+    service["sockets"] = None
+    if service["state"] != "up":
+        service["why"] = {"sockets": "the service is not up"}
+    elif service["netns"] != features.netns_inode():
+        service["why"] = {"sockets": "the service is in another network namespace"}
+    else:
+        service["sockets"] = sockets.connections(service["port"])

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MIT
+"""``kecho-ctl tune``: shows which limits of the system a run would hit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from kecho.cli.options import Subparsers, add_command, integer, positive
+
+
+def add(commands: Subparsers) -> None:
+    """Adds the command to the parser."""
+    parser = add_command(
+        commands,
+        "tune",
+        run,
+        "show which limits of the system a run would hit, and put back what a killed run left raised",
+        """\
+`bench --tune` raises these limits for the time of the run.
+
+examples:
+  kecho-ctl tune --connections 15000      what so many connections at once need
+  sudo kecho-ctl tune --restore           after a run that was killed; the next bench as root does it too
+""",
+    )
+    parser.add_argument("--connections", type=integer, default=10000, metavar="N", help="at once (default %(default)s)")
+    parser.add_argument("--restore", action="store_true", help="put back what a killed run left raised")
+    parser.add_argument("--json", action="store_true", help="print an object (docs/metrics.md)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs it; returns the exit code."""
+    from kecho.system import limits, tune
+
+    if args.restore:
+        said: list[str] = []
+        said += map(tune.still_needed, tune.restore(said.append))
+        print("\n".join(said or ["nothing was left raised"]))
+        return 0
+    connections = positive(str(args.connections), "--connections", int)
+    found = limits.examine(limits.Needs.of_run(connections, connections, paced=False), tune.current())
+    print(json.dumps(found) if args.json else limits.text(found))
+    return 0

@@ -39,9 +39,7 @@ def imports(path: Path, known: dict[str, Path]) -> set[str]:
     return found & known.keys()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="backends/module.py looks into service/rundir: remove this mark with that import"
-)
+@pytest.mark.xfail(strict=True, reason="backends/module.py looks into service/rundir: the mark goes with that")
 def test_each_room_imports_only_from_below() -> None:
     known = modules()
     floor = {f"kecho.{room}": number for number, room in enumerate(ROOMS)}

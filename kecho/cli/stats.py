@@ -55,10 +55,7 @@ def run(args: argparse.Namespace) -> int:
         due += interval
         time.sleep(max(0.0, due - time.monotonic()))
         now = service.snapshot()
-        try:
-            since = now - last
-        except ValueError:  # reset meanwhile
-            since = now
+        since = now.since(last, time.monotonic_ns())
         if args.json:
             print(json.dumps(since.to_json()), flush=True)
         else:

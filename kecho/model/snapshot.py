@@ -105,6 +105,15 @@ class Snapshot:
             paths={name: stats - other.paths[name] for name, stats in self.paths.items()},
         )
 
+    def since(self, earlier: Snapshot, now_ns: int) -> Snapshot:
+        """What happened since `earlier`, or, if the counting began anew after it, since then.
+
+        `now_ns` is when this snapshot was taken, on the clock of `since_ns`.
+        """
+        if self.since_ns == earlier.since_ns:
+            return self - earlier
+        return replace(self, uptime_s=(now_ns - self.since_ns) / 1e9)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,

@@ -70,6 +70,17 @@ def test_difference_over_a_reset_is_refused() -> None:
         replace(snapshot(echoes=20, uptime_s=2.0), since_ns=1) - snapshot(echoes=10, uptime_s=1.0)
 
 
+def test_an_interval_across_a_reset_begins_with_the_reset() -> None:
+    """Not with the service: its rate would be that of its whole life."""
+    before = replace(snapshot(echoes=100, uptime_s=3600.0), since_ns=10**9)
+    after = replace(snapshot(echoes=30, uptime_s=3601.0), since_ns=3_600_600_000_000)
+    interval = after.since(before, now_ns=3_601_000_000_000)
+    assert interval.uptime_s == pytest.approx(0.4)
+    assert interval.paths["msg"].echoes == 30
+    later = replace(snapshot(echoes=50, uptime_s=3602.0), since_ns=after.since_ns)
+    assert later.since(after, now_ns=0) == later - after
+
+
 @pytest.mark.parametrize("schema", [None, 0, 2, "1"])
 def test_another_schema_is_refused(schema: object) -> None:
     obj = {**snapshot(echoes=1, uptime_s=1.0).to_json(), "schema": schema}

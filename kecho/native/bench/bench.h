@@ -123,6 +123,7 @@ struct thread {
 	uint64_t late_max_ns;
 	uint64_t unsent;	/* open: due before the end and never begun */
 	struct samples samples; /* empty but with --raw */
+	struct samples rounds;	/* burst, first thread only: how long each round took, in ns */
 	int epoll_fd;
 	unsigned char *buffer; /* buffer_bytes, more than any reply */
 	size_t buffer_bytes;
@@ -224,6 +225,7 @@ bool drive(struct thread *thread, uint64_t (*due)(struct thread *thread, uint64_
 struct result {
 	const struct options *options;
 	const struct histogram *histogram;
+	const struct samples *rounds; /* of a burst, in order of length; else empty */
 	uint64_t elapsed_ns;
 	uint64_t late_sum_ns;
 	uint64_t late_max_ns;

@@ -15,6 +15,7 @@ void histogram_merge(struct histogram *into, const struct histogram *from)
 {
 	into->total += from->total;
 	into->sum += from->sum;
+	into->squares += from->squares;
 	if (from->min < into->min)
 		into->min = from->min;
 	if (from->max > into->max)
@@ -40,23 +41,21 @@ uint64_t histogram_slot_width(unsigned int slot)
 	return 1ull << slot_bucket(slot);
 }
 
-uint64_t histogram_percentile(const struct histogram *h, double percentile)
+bool histogram_percentile(const struct histogram *h, unsigned int permille, uint64_t missing,
+			  uint64_t *value)
 {
-	uint64_t rank = (uint64_t)(percentile * (double)h->total / 100 + 0.5);
-	uint64_t seen = 0;
+	uint64_t samples = h->total + missing, seen = 0;
+	uint64_t rank = samples / 1000 * permille + (samples % 1000 * permille + 999) / 1000;
+	unsigned int slot = 0;
 
-	if (rank < 1)
-		rank = 1;
-	for (unsigned int slot = 0; slot < HISTOGRAM_SLOTS; slot++) {
-		seen += h->counts[slot];
-		if (seen >= rank) {
-			uint64_t highest =
-				histogram_slot_lowest(slot) + histogram_slot_width(slot) - 1;
-
-			return highest < h->max ? highest : h->max;
-		}
-	}
-	return h->max;
+	if (rank > h->total)
+		return false;
+	while (slot < HISTOGRAM_SLOTS - 1 && (seen += h->counts[slot]) < rank)
+		slot++;
+	*value = histogram_slot_lowest(slot) + histogram_slot_width(slot) - 1;
+	if (*value > h->max)
+		*value = h->max;
+	return true;
 }
 
 double histogram_mean(const struct histogram *h)
@@ -66,13 +65,11 @@ double histogram_mean(const struct histogram *h)
 
 double histogram_stdev(const struct histogram *h)
 {
-	double mean = histogram_mean(h), squares = 0;
+	long double n = (long double)h->total, mean, variance;
 
-	for (unsigned int slot = 0; slot < HISTOGRAM_SLOTS; slot++) {
-		double middle = (double)histogram_slot_lowest(slot) +
-				(double)(histogram_slot_width(slot) - 1) / 2;
-
-		squares += (double)h->counts[slot] * (middle - mean) * (middle - mean);
-	}
-	return h->total ? sqrt(squares / (double)h->total) : 0;
+	if (!h->total)
+		return 0;
+	mean = (long double)h->sum / n;
+	variance = (long double)h->squares / n - mean * mean;
+	return variance > 0 ? (double)sqrtl(variance) : 0;
 }

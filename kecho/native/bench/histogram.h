@@ -3,6 +3,7 @@
 #ifndef KECHO_NATIVE_HISTOGRAM_H
 #define KECHO_NATIVE_HISTOGRAM_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /*
@@ -23,6 +24,7 @@
 struct histogram {
 	uint64_t total;
 	uint64_t sum;
+	unsigned __int128 squares; /* sum of the squares */
 	uint64_t min; /* UINT64_MAX while there is no sample */
 	uint64_t max;
 	uint64_t counts[HISTOGRAM_SLOTS];
@@ -47,6 +49,7 @@ static inline void histogram_record(struct histogram *h, uint64_t value)
 		value = HISTOGRAM_HIGHEST;
 	h->counts[histogram_slot(value)]++;
 	h->sum += value;
+	h->squares += (unsigned __int128)value * value;
 	if (value < h->min)
 		h->min = value;
 	if (value > h->max)
@@ -59,12 +62,15 @@ uint64_t histogram_slot_lowest(unsigned int slot);
 uint64_t histogram_slot_width(unsigned int slot);
 
 /*
- * HdrHistogram's rule: the highest value equivalent to the one at rank max(1, floor(percentile /
- * 100 * total + 0.5)). Other than there, never above max, which is exact here. 0 without samples.
+ * Nearest rank: the highest value of the slot that holds the sample of rank
+ * ceil(permille * samples / 1000), and never above max, which is exact. The samples are those here
+ * and `missing` more, each of which would be longer than all of these. False when it is one of
+ * those. 0 without samples.
  */
-uint64_t histogram_percentile(const struct histogram *h, double percentile);
+bool histogram_percentile(const struct histogram *h, unsigned int permille, uint64_t missing,
+			  uint64_t *value);
 
-/* Exact mean; deviation of the population, from the slots' middles. Both 0 without samples. */
+/* Exact; the deviation is that of the population. Both 0 without samples. */
 double histogram_mean(const struct histogram *h);
 double histogram_stdev(const struct histogram *h);
 

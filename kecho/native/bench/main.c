@@ -74,6 +74,7 @@ static struct thread *thread_new(struct run *run, unsigned int index, uint32_t f
 static void thread_free(struct thread *thread)
 {
 	samples_free(&thread->samples);
+	samples_free(&thread->rounds);
 	free(thread->payload.template);
 	free(thread->buffer);
 	close(thread->epoll_fd);
@@ -100,6 +101,8 @@ static struct result collect(struct run *run, bool interrupted)
 		result.warmups += thread->warmups;
 	}
 	result.histogram = &run->threads[0]->histogram;
+	samples_sort(&run->threads[0]->rounds);
+	result.rounds = &run->threads[0]->rounds;
 	return result;
 }
 

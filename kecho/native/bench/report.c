@@ -6,12 +6,12 @@
 
 static const struct {
 	const char *key, *title;
-	double percentile;
+	unsigned int permille;
 } percentiles[] = {
-	{"p50", "p50", 50},
-	{"p90", "p90", 90},
-	{"p99", "p99", 99},
-	{"p999", "p99.9", 99.9},
+	{"p50", "p50", 500},
+	{"p90", "p90", 900},
+	{"p99", "p99", 990},
+	{"p999", "p99.9", 999},
 };
 #define PERCENTILES (sizeof(percentiles) / sizeof(percentiles[0]))
 
@@ -44,26 +44,40 @@ void report_text(const struct result *r)
 		printf("  %-10s %16.3f us  at most %.3f us; %llu never sent\n", "late by",
 		       (double)r->late_sum_ns / (double)h->total / 1e3,
 		       (double)r->late_max_ns / 1e3, (unsigned long long)r->unsent);
+	if (r->rounds->count)
+		printf("  %-10s %16.3f us  p50; at most %.3f us\n", "round",
+		       (double)r->rounds->values[(r->rounds->count - 1) / 2] / 1e3,
+		       (double)r->rounds->values[r->rounds->count - 1] / 1e3);
 	printf("  latency\n");
 	print_us("min", (double)h->min);
 	print_us("mean", histogram_mean(h));
 	print_us("stdev", histogram_stdev(h));
-	for (size_t i = 0; i < PERCENTILES; i++)
-		print_us(percentiles[i].title,
-			 (double)histogram_percentile(h, percentiles[i].percentile));
+	for (size_t i = 0; i < PERCENTILES; i++) {
+		uint64_t ns;
+
+		if (histogram_percentile(h, percentiles[i].permille, r->unsent, &ns))
+			print_us(percentiles[i].title, (double)ns);
+		else
+			printf("    %-8s %16s\n", percentiles[i].title, "never sent");
+	}
 	print_us("max", (double)h->max);
 }
 
-static void print_latency(const struct histogram *h)
+static void print_latency(const struct histogram *h, uint64_t unsent)
 {
 	const char *comma = "";
 
 	printf("{\"count\":%llu,\"min\":%llu,\"mean\":%.3f,\"stdev\":%.3f",
 	       (unsigned long long)h->total, (unsigned long long)(h->total ? h->min : 0),
 	       histogram_mean(h), histogram_stdev(h));
-	for (size_t i = 0; i < PERCENTILES; i++)
-		printf(",\"%s\":%llu", percentiles[i].key,
-		       (unsigned long long)histogram_percentile(h, percentiles[i].percentile));
+	for (size_t i = 0; i < PERCENTILES; i++) {
+		uint64_t ns;
+
+		if (histogram_percentile(h, percentiles[i].permille, unsent, &ns))
+			printf(",\"%s\":%llu", percentiles[i].key, (unsigned long long)ns);
+		else
+			printf(",\"%s\":null", percentiles[i].key);
+	}
 	printf(",\"max\":%llu,\"buckets\":[", (unsigned long long)h->max);
 	for (unsigned int slot = 0; slot < HISTOGRAM_SLOTS; slot++) {
 		uint64_t lowest = histogram_slot_lowest(slot);
@@ -78,25 +92,37 @@ static void print_latency(const struct histogram *h)
 	printf("]}");
 }
 
+static void print_rounds(const struct result *r)
+{
+	const struct samples *rounds = r->rounds;
+
+	printf(",\"rounds\":%u", r->options->rounds);
+	if (rounds->count)
+		printf(",\"round_ns\":{\"min\":%llu,\"p50\":%llu,\"max\":%llu}",
+		       (unsigned long long)rounds->values[0],
+		       (unsigned long long)rounds->values[(rounds->count - 1) / 2],
+		       (unsigned long long)rounds->values[rounds->count - 1]);
+}
+
 /* Nothing here needs escaping: the host is a numeric address. */
 void report_json(const struct result *r)
 {
 	const struct options *o = r->options;
 
 	printf("{\"schema\":1,\"mode\":\"%s\",\"host\":\"%s\",\"port\":%u,\"connections\":%u,"
-	       "\"threads\":%u,\"size_bytes\":%zu,\"warmup_s\":%g,\"seed\":%llu",
+	       "\"threads\":%u,\"size_bytes\":%zu,\"warmup_s\":%.15g,\"seed\":%llu",
 	       o->mode->name, o->host, o->port, o->connections, o->threads, o->size_bytes,
 	       (double)o->warmup_ns / 1e9, (unsigned long long)o->seed);
 	if (o->hold)
 		printf(",\"held\":true");
 	if (o->mode == &mode_burst)
-		printf(",\"rounds\":%u", o->rounds);
+		print_rounds(r);
 	else
 		printf(",\"warmup_requests\":%llu", (unsigned long long)r->warmups);
 	if (o->mode == &mode_pipeline)
 		printf(",\"depth\":%u", o->depth);
 	if (o->mode == &mode_open)
-		printf(",\"rate_per_s\":%g,\"unsent\":%llu,\"late_ns\":{\"mean\":%.3f,\"max\":%"
+		printf(",\"rate_per_s\":%.15g,\"unsent\":%llu,\"late_ns\":{\"mean\":%.3f,\"max\":%"
 		       "llu}",
 		       o->rate, (unsigned long long)r->unsent,
 		       r->histogram->total ? (double)r->late_sum_ns / (double)r->histogram->total
@@ -106,6 +132,6 @@ void report_json(const struct result *r)
 	       "ns\":",
 	       (unsigned long long)r->elapsed_ns, (unsigned long long)r->histogram->total,
 	       (unsigned long long)result_bytes(r), r->interrupted ? "true" : "false");
-	print_latency(r->histogram);
+	print_latency(r->histogram, r->unsent);
 	printf("}\n");
 }

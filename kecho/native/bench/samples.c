@@ -17,6 +17,19 @@ bool samples_grow(struct samples *s)
 	return true;
 }
 
+static int compare(const void *a, const void *b)
+{
+	const uint64_t *x = a, *y = b;
+
+	return (*x > *y) - (*x < *y);
+}
+
+void samples_sort(struct samples *s)
+{
+	if (s->count)
+		qsort(s->values, s->count, sizeof(*s->values), compare);
+}
+
 void samples_free(struct samples *s)
 {
 	free(s->values);

@@ -17,6 +17,8 @@ struct samples {
 
 /* False when memory has run out. */
 bool samples_grow(struct samples *s);
+/* From the smallest to the largest. */
+void samples_sort(struct samples *s);
 void samples_free(struct samples *s);
 /* As little-endian u64, in the order of completion. False with errno set. */
 bool samples_write(const struct samples *s, FILE *file);

@@ -110,14 +110,15 @@ def test_hold_is_exact_on_one_connection(target: Server, warmup: float) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_time_held_is_no_latency(target: Server, mode: str) -> None:
-    """No request took longer than all of them together, once they were let go."""
+    """No request took longer than the whole run without the second in which it was held."""
+    begun_ns = time.monotonic_ns()
     process = held(target, *MODES[mode], "--warmup", 0.05, "--count", 100)
     time.sleep(1)
-    let_go_ns = time.monotonic_ns()
     out, _ = process.communicate("\n", timeout=TIMEOUT_S)
     result = json.loads(out)
     assert result["requests"] == 100
-    assert result["latency_ns"]["max"] <= time.monotonic_ns() - let_go_ns
+    # In the open loop a request may have been due before the hold; it waited then, too.
+    assert result["latency_ns"]["max"] <= time.monotonic_ns() - begun_ns - 1e9
 
 
 def test_interrupted_while_held(target: Server) -> None:
@@ -132,6 +133,18 @@ def test_open_loop_sends_what_is_due_and_no_more(target: Server) -> None:
     result = bench_json(target.port, "--rate", 1000, "--duration", 0.5, "--connections", 4, "--threads", 2)
     assert result["requests"] + result["unsent"] == 500
     assert result["rate_per_s"] == 1000
+
+
+def test_requests_of_several_threads_are_due_in_turn(target: Server) -> None:
+    """At 0, 1 and 2 ms before 2.5: three. If all threads had theirs at the same times, it would be four."""
+    threads = ("--threads", 2, "--connections", 2)
+    result = bench_json(target.port, "--rate", 1000, "--duration", 0.0025, *threads)
+    assert result["requests"] + result["unsent"] == 3
+
+
+@pytest.mark.parametrize("rate", ["1234567", "0.125", "99999999"])
+def test_the_rate_is_told_as_it_was_given(target: Server, rate: str) -> None:
+    assert bench_json(target.port, "--rate", rate, "--count", 1)["rate_per_s"] == float(rate)
 
 
 def stalling(stall_s: float, after: int) -> ScriptedServer:
@@ -179,6 +192,29 @@ def test_what_cannot_be_sent_is_told() -> None:
         result = bench_json(crawls.port, "--rate", 10_000, "--duration", 0.1, "--io-timeout", 0.2)
     assert 1 <= result["requests"] < 30
     assert result["requests"] + result["unsent"] == 1000
+    # Percentiles are of all that were due: the median was never sent.
+    assert {result["latency_ns"][name] for name in ("p50", "p90", "p99", "p999")} == {None}
+
+
+def test_percentiles_of_an_overloaded_run_are_of_all_that_was_due() -> None:
+    """The server becomes slow after half of the requests: p50 of all is known, and the slowest tenth was never sent."""
+    lock = threading.Lock()
+    answered = 0
+
+    def tires(sock: socket.socket) -> None:
+        nonlocal answered
+        while data := sock.recv(4096):
+            with lock:
+                answered += 1
+                slow = answered > 300
+            time.sleep(0.05 if slow else 0)
+            sock.sendall(data)
+
+    with ScriptedServer(tires) as server:
+        result = bench_json(server.port, "--rate", 1000, "--duration", 0.5, "--io-timeout", 1)
+    assert result["requests"] > 250 and result["unsent"] > 50, result
+    assert result["latency_ns"]["p50"] is not None
+    assert result["latency_ns"]["p90"] is result["latency_ns"]["p999"] is None
 
 
 def test_a_known_delay_is_measured() -> None:
@@ -276,7 +312,7 @@ def test_raw_samples_agree_with_numpy_and_hdrhistogram(target: Server, mode: str
     assert len(samples) == count
     assert (samples.min(), samples.max()) == (latency["min"], latency["max"])
     assert samples.mean() == pytest.approx(latency["mean"], rel=1e-6)
-    assert samples.std() == pytest.approx(latency["stdev"], rel=1e-2)
+    assert samples.std() == pytest.approx(latency["stdev"], rel=1e-9, abs=1e-3), "of the samples, not of their slots"
 
     reader = hdrh_log.HistogramLogReader(str(log), hdrh_histogram.HdrHistogram(1, 3_600_000_000_000, 3))
     histogram = reader.get_next_interval_histogram()
@@ -286,11 +322,11 @@ def test_raw_samples_agree_with_numpy_and_hdrhistogram(target: Server, mode: str
     for sample in samples:
         theirs.record_value(int(sample))
     ordered = np.sort(samples)
-    for name, percentile in (("p50", 50), ("p90", 90), ("p99", 99), ("p999", 99.9)):
+    for name, permille in (("p50", 500), ("p90", 900), ("p99", 990), ("p999", 999)):
         value = latency[name]
-        assert value == min(histogram.get_value_at_percentile(percentile), latency["max"])
-        assert value == min(theirs.get_value_at_percentile(percentile), latency["max"])
-        rank = max(1, int(percentile / 100 * count + 0.5))
+        rank = -(-permille * count // 1000)
+        assert value == min(histogram.get_value_at_percentile(100 * rank / count), latency["max"])
+        assert value == min(theirs.get_value_at_percentile(100 * rank / count), latency["max"])
         assert value == pytest.approx(int(ordered[rank - 1]), rel=1e-3)
     for lo, hi, n in latency["buckets"]:
         assert histogram.get_count_at_value(lo) == n == int(((samples >= lo) & (samples < hi)).sum())
@@ -339,13 +375,13 @@ def count_instructions(tmp_path: Path, *command: object) -> int:
 
 @pytest.mark.skipif(not shutil.which("valgrind"), reason="needs valgrind")
 def test_the_client_costs_at_most_five_percent(target: Server, tmp_path: Path) -> None:
-    """The slope over the number of round trips; start-up and the report fall out."""
+    """The slope over the number of round trips; start-up falls out, and the report's walk to the percentiles nearly."""
     source = Path(__file__).parent / "bare-loop.c"
     subprocess.run(["cc", "-O2", "-o", tmp_path / "bare", source], check=True, timeout=TIMEOUT_S)
 
     def slope(*command: object) -> float:
-        few, many = (count_instructions(tmp_path, *command, n) for n in (100, 2100))
-        return (many - few) / 2000
+        few, many = (count_instructions(tmp_path, *command, n) for n in (100, 10_100))
+        return (many - few) / 10_000
 
     bare = slope(tmp_path / "bare", target.port)
     ours = slope(build("plain") / "bench", "--port", target.port, "--count")

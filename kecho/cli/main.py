@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from kecho.cli import output
 from kecho.cli.commands import build_parser
 from kecho.cli.completion import print_completion
 from kecho.model.errors import KechoError, one_line
@@ -17,25 +17,38 @@ from kecho.model.errors import KechoError, one_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    output.prepare()
+    code = _told(lambda: _run(argv))
+    return _told(sys.stdout.flush) or code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser = build_parser()
     try:
-        parser = build_parser()
         args = parser.parse_args(argv)
-        if args.print_completion:
-            return print_completion(parser, args.print_completion)
-        if args.command is None:
-            parser.print_help()
-            return 2
-        return int(args.run(args))
+    except SystemExit as e:  # after --help or --version
+        return int(e.code or 0)
+    if args.print_completion:
+        return print_completion(parser, args.print_completion)
+    if args.command is None:
+        parser.print_help()
+        return 2
+    return int(args.run(args))
+
+
+def _told(step: Callable[[], int | None]) -> int:
+    """The exit code of a step; what went wrong in it is one line on standard error."""
+    try:
+        return step() or 0
     except KechoError as e:
-        print(f"kecho-ctl: {one_line(e)}", file=sys.stderr)
-        return e.exit_code
+        code, line = e.exit_code, one_line(e)
     except OSError as e:
-        print(f"kecho-ctl: {one_line(e)}", file=sys.stderr)
-        return 1
+        code, line = 1, one_line(e)
     except KeyboardInterrupt:
-        with contextlib.suppress(OSError):
-            os.write(2, b"\n")
-        return 130
+        code, line = 130, ""
+    with contextlib.suppress(OSError):  # nobody listens
+        print(f"kecho-ctl: {line}" if line else "", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+_PLAIN = {"µ": "u", "×": "x", "–": "-", "…": "..", "÷": "/", "≥": ">=", "≤": "<=", "→": "->", "█": "#"}
 _UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"))
 
 
@@ -53,6 +54,6 @@ def plural(n: int, noun: str) -> str:
 
 def ascii_only(text: str) -> str:
     """`text` for a terminal that is not UTF-8."""
-    for char, plain in (("µ", "u"), ("×", "x"), ("–", "-"), ("…", ".."), ("÷", "/"), ("≥", ">=")):
+    for char, plain in _PLAIN.items():
         text = text.replace(char, plain)
     return text.encode("ascii", "replace").decode()

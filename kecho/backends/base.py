@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -88,10 +88,15 @@ def check(mode: str) -> None:
             feature.probe()
 
 
-def choose() -> tuple[str, str]:
-    """(mode, why): the first mode that this machine can run, and what keeps it from the ones before."""
+def choose(modes: Sequence[str] = MODES) -> tuple[str, str]:
+    """(mode, why): the first of `modes` that this machine can run, and what keeps it from the ones before.
+
+    Raises UsageError if `modes` is empty, Unavailable if it can run none of them.
+    """
+    if not modes:
+        raise UsageError("no mode has all of these options")
     reasons = []
-    for mode in MODES:
+    for mode in modes:
         try:
             check(mode)
         except Unavailable as e:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 
 from kecho import __version__
-from kecho.cli import bench, doctor, down, reset, stats, status, tune, up
+from kecho.cli import bench, check, doctor, down, logs, reset, stats, status, tune, up
 from kecho.cli.options import Parser, Subparsers
 
 _DESCRIPTION = "Run a TCP echo service that never leaves the kernel, and measure it."
@@ -15,8 +15,9 @@ examples:
   sudo kecho-ctl up --mode sockmap       bring a service up; returns when it answers
   kecho-ctl status                       what is up
   kecho-ctl stats                        latency histograms, from inside the kernel
-  kecho-ctl stats 1 10 --json            every second, ten times, one object a line
+  kecho-ctl stats 1                      echoes, rate and percentiles of each second
   kecho-ctl bench                        measure what is up
+  kecho-ctl check                        does it echo?
   sudo kecho-ctl down                    and take it down
   kecho-ctl doctor                       what this machine can run
 
@@ -31,6 +32,8 @@ COMMANDS = (
     status.add,
     stats.add,
     reset.add,
+    check.add,
+    logs.add,
     bench.add_parser,
     bench.add_plot_parser,
     tune.add,

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from kecho.cli.options import Subparsers, add_command, add_name
 from kecho.model import config
+from kecho.model.errors import KechoError, one_line
 
 
 def add(commands: Subparsers) -> None:
@@ -21,7 +23,16 @@ def run(args: argparse.Namespace) -> int:
     from kecho.service import rundir
     from kecho.service.client import Client
 
+    failed: list[KechoError] = []
     for name in rundir.names() if args.all else args.name or [config.DEFAULT_NAME]:
-        Client(name).down()
-        print(f"{name} is down")
+        try:
+            Client(name).down()
+        except KechoError as e:
+            failed.append(e)
+        else:
+            print(f"{name} is down")
+    for error in failed[:-1]:
+        print(f"kecho-ctl: {one_line(error)}", file=sys.stderr)
+    if failed:
+        raise failed[-1]
     return 0

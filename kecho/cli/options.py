@@ -4,13 +4,19 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeAlias
+from pathlib import Path
+from typing import NoReturn, TypeAlias, TypeVar
 
 from kecho.model import config
 from kecho.model.errors import UsageError
+
+PICTURES = (".png", ".svg", ".pdf")
+T = TypeVar("T", int, float)
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,24 +49,38 @@ def add_name(parser: argparse.ArgumentParser, nargs: str = "?") -> None:
 
 
 def integer(text: str) -> int:
-    """A whole number, for argparse."""
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    """A whole number, for argparse: ASCII digits and a sign, no more than anything here could need."""
+    if not re.fullmatch(r"-?[0-9]{1,30}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
 
 
-def positive(text: str | None, what: str, kind: Any) -> Any:
-    """The value of an argument called `what`, above 0; None for None. Raises UsageError."""
+def is_number(text: str) -> bool:
+    """Whether `text` is meant as a number, and not as a service's name."""
+    return re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", text, re.IGNORECASE) is not None
+
+
+def positive(text: str | None, what: str, kind: Callable[[str], T]) -> T | None:
+    """The value of an argument called `what`, above 0 and below 10^9; None for None. Raises UsageError."""
     if text is None:
         return None
     try:
-        value = kind(text)
+        value = kind(text) if is_number(text) else None
     except ValueError:
-        value = 0
-    if not 0 < value < 1e9:
+        value = None
+    if value is None or not 0 < value < 1e9:
         raise UsageError(f"{what} {text}: must be a number above 0")
     return value
+
+
+def picture(text: str) -> str:
+    """The name of a picture that can be written, for argparse."""
+    path = Path(text)
+    if path.suffix not in PICTURES:
+        raise argparse.ArgumentTypeError(f"{text!r} must end in one of {', '.join(PICTURES)}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write to {text!r}")
+    return text
 
 
 def width() -> int:

@@ -6,10 +6,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from kecho.cli.options import Subparsers, add_command, positive, width
+from kecho.cli.options import Subparsers, add_command, is_number, picture, positive, width
 from kecho.model import config
+from kecho.model.errors import UsageError
+
+if TYPE_CHECKING:
+    from kecho.model.snapshot import Snapshot
+    from kecho.service.client import Client
 
 
 def add(commands: Subparsers) -> None:
@@ -18,65 +24,99 @@ def add(commands: Subparsers) -> None:
         commands,
         "stats",
         run,
-        "show echoes, bytes and latency histograms, path by path",
+        "show echoes, bytes and latency, path by path, as the kernel has counted them",
         """\
 examples:
   kecho-ctl stats                    since the service came up
-  kecho-ctl stats 1                  what each second brought, until Ctrl-C
-  kecho-ctl stats 1 10 --json        ten of them, one object a line
+  kecho-ctl stats 1                  a line a second for each path, until Ctrl-C
+  kecho-ctl stats base 1 10          ten of them, of the service called base
+  kecho-ctl stats 1 10 --histogram   the histogram of each interval
+  kecho-ctl stats 1 10 --json        one object a line
   kecho-ctl stats --plot latency.png
 """,
     )
-    parser.add_argument("interval", nargs="?", metavar="INTERVAL", help="seconds; show what each one brought")
-    parser.add_argument("count", nargs="?", metavar="COUNT", help="end after that many")
-    parser.add_argument("--name", default=config.DEFAULT_NAME, help="of the service (default %(default)s)")
-    parser.add_argument("--per-cpu", action="store_true", help="each CPU by itself too")
+    parser.usage = "%(prog)s [options] [NAME] [INTERVAL [COUNT]]"
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="NAME INTERVAL COUNT",
+        help=f"the service (default {config.DEFAULT_NAME}); seconds, to show what each interval brings; how many",
+    )
+    parser.add_argument("--name", help="of the service, in another way")
+    parser.add_argument("--histogram", action="store_true", help="with INTERVAL: the histogram of each, not a line")
+    parser.add_argument("--per-cpu", action="store_true", help="each CPU by itself too, in histograms")
     parser.add_argument("--json", action="store_true", help="print an object a line (docs/metrics.md)")
-    parser.add_argument("--plot", metavar="FILE", help="draw the histograms into FILE (.png, .svg, .pdf)")
+    parser.add_argument(
+        "--plot", type=picture, metavar="FILE", help="draw the histogram of all that is shown: .png, .svg or .pdf"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs it; returns the exit code."""
     from kecho.service.client import Client
-    from kecho.show import terminal
 
-    # `stats NAME` is what one types after `down NAME`.
-    if args.interval is not None and not args.interval[:1].isdigit() and args.count is None:
-        args.name, args.interval = args.interval, None
-    interval = positive(args.interval, "INTERVAL", float)
-    count = positive(args.count, "COUNT", int)
-    service = Client(args.name)
-    last = service.snapshot()
+    words = list(args.words)
+    name = words.pop(0) if words and not is_number(words[0]) else None
+    if name and args.name:
+        raise UsageError(f"{name} and --name {args.name}: name one service")
+    if len(words) > 2:
+        raise UsageError(f"{words[2]}: there is nothing after COUNT")
+    interval = positive(words[0], "INTERVAL", float) if words else None
+    count = positive(words[1], "COUNT", int) if words[1:] else None
+    service = Client(name or args.name or config.DEFAULT_NAME)
     if interval is None:
-        _show(last, args)
+        snapshot = service.snapshot()
+        _draw(snapshot, args)
+        _show(snapshot, args)
         return 0
-    due = time.monotonic()
-    while count is None or count > 0:
-        due += interval
-        time.sleep(max(0.0, due - time.monotonic()))
-        now = service.snapshot()
-        since = now.since(last, time.monotonic_ns())
-        if args.json:
-            print(json.dumps(since.to_json()), flush=True)
-        else:
-            print(terminal.stats_text(since, per_cpu=args.per_cpu, width=width(), interval=True), flush=True)
-        last = now
-        count = None if count is None else count - 1
-    if args.plot:
-        _show(last, args)
+    _watch(service, interval, count, args)
     return 0
 
 
-def _show(snapshot: Any, args: argparse.Namespace) -> None:
-    from kecho.show import terminal
+def _watch(service: Client, interval_s: float, count: int | None, args: argparse.Namespace) -> None:
+    """Shows each interval. Ended by Ctrl-C too, it draws what was shown."""
+    from kecho.show import stats_lines
 
+    shown = 0
+    first = last = service.snapshot()
+    try:
+        for now in _every(service, interval_s, count):
+            since = now.since(last, time.monotonic_ns())
+            if args.json or args.histogram or args.per_cpu:
+                _show(since, args, interval=True)
+            else:
+                if shown % stats_lines.HEADER_EVERY == 0:
+                    print(stats_lines.header())
+                for line in stats_lines.interval_lines(since, time.time()):
+                    print(line, flush=True)
+                    shown += 1
+            last = now
+    finally:
+        if last is not first:
+            _draw(last.since(first, time.monotonic_ns()), args)
+
+
+def _every(service: Client, interval_s: float, count: int | None) -> Iterator[Snapshot]:
+    due = time.monotonic()
+    while count is None or count > 0:
+        due += interval_s
+        time.sleep(max(0.0, due - time.monotonic()))
+        yield service.snapshot()
+        count = None if count is None else count - 1
+
+
+def _draw(snapshot: Snapshot, args: argparse.Namespace) -> None:
     if args.plot:
         from kecho.show.stats_plot import plot_stats
 
         plot_stats(snapshot, args.plot)
-    if args.interval is not None:
-        return
+
+
+def _show(snapshot: Snapshot, args: argparse.Namespace, interval: bool = False) -> None:
+    from kecho.show import terminal
+
     if args.json:
-        print(json.dumps(snapshot.to_json()))
-    else:
-        print(terminal.stats_text(snapshot, per_cpu=args.per_cpu, width=width()), end="")
+        print(json.dumps(snapshot.to_json()), flush=True)
+        return
+    text = terminal.stats_text(snapshot, per_cpu=args.per_cpu, width=width(), interval=interval)
+    print(text, end="\n" if interval else "", flush=True)

@@ -20,7 +20,7 @@ def add(commands: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it; returns the exit code."""
+    """Runs it; returns the exit code: 1 if a service that it lists is not up."""
     from kecho.service import client, rundir
     from kecho.show import terminal
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         print(terminal.status_text(found["services"]), end="")
         print(terminal.listen_text(found["services"]), end="")
         print(terminal.sockets_text(found["services"], None if args.name else 10), end="")
-    return 0
+    return 0 if all(service["state"] == "up" for service in found["services"]) else 1
 
 
 def _add_sockets(service: dict[str, Any]) -> None:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from kecho.cli.options import Subparsers, add_command, integer, positive
+from kecho.cli.options import Subparsers, add_command, integer
+from kecho.model.errors import UsageError
 
 
 def add(commands: Subparsers) -> None:
@@ -38,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
         said += map(tune.still_needed, tune.restore(said.append))
         print("\n".join(said or ["nothing was left raised"]))
         return 0
-    connections = positive(str(args.connections), "--connections", int)
+    connections = args.connections
+    if connections < 1:
+        raise UsageError(f"--connections {connections}: must be a number above 0")
     found = limits.examine(limits.Needs.of_run(connections, connections, paced=False), tune.current())
     print(json.dumps(found) if args.json else limits.text(found))
     return 0

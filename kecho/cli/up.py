@@ -5,10 +5,22 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from typing import Any
 
 from kecho.backends.base import MODES
 from kecho.cli.options import Subparsers, add_command, integer
 from kecho.model import config
+from kecho.model.errors import UsageError
+
+# Options that only some modes have, by their names in the parsed arguments.
+_ONLY = {
+    "path": ("sockmap",),
+    "limit": ("sockmap",),
+    "no_latency": ("sockmap",),
+    "bench": ("module",),
+    "no_inline": ("module",),
+    "engine": ("user",),
+}
 
 
 def add(commands: Subparsers) -> None:
@@ -43,31 +55,31 @@ examples:
     )
     parser.add_argument(
         "--path",
-        default="auto",
         help="sockmap: auto (default) serves local clients by msg and remote ones by skb; or msg, or skb",
     )
     parser.add_argument(
         "--limit",
         type=integer,
-        default=config.DEFAULT_LIMIT_BYTES,
         metavar="BYTES",
-        help="sockmap: what a connection may have on its way in the kernel (default %(default)s)",
+        help=f"sockmap: what a connection may have on its way in the kernel (default {config.DEFAULT_LIMIT_BYTES})",
     )
     parser.add_argument(
         "--bench",
         type=integer,
-        default=0,
         metavar="0|1",
         help="module: 0 (default) an unbound workqueue, 1 a per-CPU one",
     )
     parser.add_argument(
         "--engine",
-        default=config.ENGINES[0],
         metavar="NAME",
-        help=f"user: what the server waits with, {' or '.join(config.ENGINES)} (default %(default)s)",
+        help=f"user: what the server waits with, {' or '.join(config.ENGINES)} (default {config.ENGINES[0]})",
     )
-    parser.add_argument("--no-inline", action="store_true", help="module: echo on the workqueue, not in softirq")
-    parser.add_argument("--no-latency", action="store_true", help="sockmap: take no time stamps, only count")
+    parser.add_argument(
+        "--no-inline", action="store_true", default=None, help="module: echo on the workqueue, not in softirq"
+    )
+    parser.add_argument(
+        "--no-latency", action="store_true", default=None, help="sockmap: take no time stamps, only count"
+    )
     parser.add_argument("--foreground", action="store_true", help="stay, and end on Ctrl-C")
 
 
@@ -75,27 +87,21 @@ def run(args: argparse.Namespace) -> int:
     """Runs it; returns the exit code."""
     from kecho.backends.base import backend, choose
     from kecho.kernel import features
+    from kecho.service.client import Client
     from kecho.service.controller import run_background, run_foreground
 
+    given = {option: modes for option, modes in _ONLY.items() if getattr(args, option) is not None}
     mode, why = args.mode, ""
     if mode != "auto":
         backend(mode)
+        for option, modes in given.items():
+            if mode not in modes:
+                raise UsageError(f"--{option.replace('_', '-')} is for --mode {', '.join(modes)}")
     binds = tuple(args.bind) if args.bind else tuple(b for b in config.DEFAULT_BINDS if features.can_bind(b))
-    service = config.Config(
-        mode=mode,
-        name=args.name,
-        port=args.port,
-        binds=binds,
-        backlog=args.backlog,
-        path=args.path,
-        limit_bytes=args.limit,
-        latency=not args.no_latency,
-        bench=args.bench,
-        inline=not args.no_inline,
-        engine=args.engine,
-    )
+    chosen = {field: value for field, value in _fields(args).items() if value is not None}
+    service = config.Config(mode=mode, name=args.name, port=args.port, binds=binds, backlog=args.backlog, **chosen)
     if mode == "auto":
-        mode, why = choose()
+        mode, why = choose([one for one in MODES if all(one in modes for modes in given.values())])
         service = replace(service, mode=mode)
 
     def ready(line: str) -> None:
@@ -103,6 +109,23 @@ def run(args: argparse.Namespace) -> int:
 
     if args.foreground:
         run_foreground(service, ready)
-    else:
-        ready(run_background(service))
+        return 0
+    line = run_background(service)
+    try:
+        ready(line)
+    except OSError:  # nobody will know that it is up
+        Client(service.name).down()
+        raise
     return 0
+
+
+def _fields(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a Config that only some modes have; None for what was not given."""
+    return {
+        "path": args.path,
+        "limit_bytes": args.limit,
+        "latency": False if args.no_latency else None,
+        "bench": args.bench,
+        "inline": False if args.no_inline else None,
+        "engine": args.engine,
+    }

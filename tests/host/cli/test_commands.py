@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -88,13 +89,48 @@ def test_stats_of_an_interval(service: Up, path: str) -> None:
     assert all(0 < line["uptime_s"] < 60 for line in lines)
 
 
-def test_stats_of_an_interval_as_text(service: Up, kecho: Kecho) -> None:
+def test_stats_as_lines(service: Up, kecho: Kecho, path: str) -> None:
+    """A line an interval for a path that echoed, and one without figures where none did."""
+    one = service(path=path)
+    idle = kecho("stats", one.name, ".1", "2")
+    assert idle.returncode == 0 and idle.stderr == ""
+    header, *lines = idle.stdout.splitlines()
+    assert header.split() == ["time", "path", "active", "echo/s", "MB/s", "p50", "p99", "max"]
+    assert len(lines) == 2 and all(line.split()[1:] == ["-", "0", "0", "0", "-", "-", "-"] for line in lines)
+    command = [support.KECHO_CTL, "stats", one.name, "0.5", "3"]
+    with subprocess.Popen(command, env=support.clean_env(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.readline()
+        echoes(one, 211)
+        busy = [line.split() for line in process.stdout if f" {path} " in line]
+    assert process.returncode == 0
+    assert busy and all(float(line[3].replace(",", "")) > 0 for line in busy)
+    if path != "user":
+        assert re.search(r"\d (ns|µs|ms)", " ".join(busy[0][5:]))
+
+
+def test_stats_of_an_interval_as_histograms(service: Up, kecho: Kecho) -> None:
     one = service(path="msg")
-    done = kecho("stats", "0.1", "3", "--name", one.name)
+    done = kecho("stats", "0.1", "3", "--histogram", "--name", one.name)
     assert done.returncode == 0 and done.stderr == ""
     assert_narrow(done.stdout)
     assert len(re.findall(rf"^{one.name} ", done.stdout, re.MULTILINE)) == 3
     assert done.stdout.count("in 0.") == 3
+
+
+def test_stats_draws_what_it_showed_when_ctrl_c_ends_it(service: Up, tmp_path: Path) -> None:
+    one = service(path="msg")
+    picture = tmp_path / "x.png"
+    command = [support.KECHO_CTL, "stats", one.name, "0.2", "--plot", picture]
+    with subprocess.Popen(command, env=support.clean_env(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        while " msg " not in process.stdout.readline():
+            echoes(one, 50)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert_picture(picture)
 
 
 @pytest.mark.parametrize("path", ["msg", "user"])
@@ -196,12 +232,15 @@ def test_doctor_without_root(kecho: Kecho) -> None:
 # ---- help ----
 
 
-@pytest.mark.parametrize("command", ["", "up", "down", "status", "stats", "reset", "bench", "plot", "tune", "doctor"])
+COMMANDS = ("up", "down", "status", "stats", "reset", "check", "logs", "bench", "plot", "tune", "doctor")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help(kecho: Kecho, command: str) -> None:
     done = kecho(*command.split(), "--help", env={**support.clean_env(), "COLUMNS": "100"})
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.startswith(f"usage: kecho-ctl {command}".rstrip())
-    if command in ("", "up", "stats", "bench", "plot", "tune"):
+    if command in ("", "up", "stats", "check", "bench", "plot", "tune"):
         assert "examples:\n" in done.stdout
         assert re.search(rf"^ +(sudo )?kecho-ctl {command}", done.stdout.partition("examples:")[2], re.MULTILINE)
 

@@ -97,6 +97,13 @@ def in_shell(script: str, name: str, *args: str) -> subprocess.CompletedProcess[
         (["--limit=99999999999999999999"], ["--limit", "99999999999999999999"]),
         (["--path=foo"], ["--path", "foo", "msg", "skb"]),
         (["--engine=foo"], ["--engine", "foo", "epoll", "io_uring"]),
+        (["--port=2_6_0_0_5"], ["--port", "2_6_0_0_5"]),
+        (["--port=２６００５"], ["--port"]),
+        (["--mode=user", "--path=skb"], ["--path", "--mode sockmap"]),
+        (["--mode=user", "--no-latency"], ["--no-latency", "--mode sockmap"]),
+        (["--mode=sockmap", "--engine=io_uring"], ["--engine", "--mode user"]),
+        (["--mode=sockmap", "--no-inline"], ["--no-inline", "--mode module"]),
+        (["--path=skb", "--engine=epoll"], ["no mode has all of these options"]),
         (["--frobnicate"], ["--frobnicate"]),
         (["surplus"], ["surplus"]),
     ],
@@ -139,7 +146,15 @@ def test_a_busy_port_names_who_has_it(kecho: Kecho, name: str, mode: str) -> Non
     [
         (["frobnicate"], ["frobnicate", "up"]),
         (["stats", "0"], ["INTERVAL", "0"]),
-        (["stats", "x", "y"], ["INTERVAL", "x"]),
+        (["stats", "x", "y"], ["INTERVAL", "y"]),
+        (["stats", "x", "--name=y"], ["x", "y"]),
+        (["stats", "1e99"], ["INTERVAL", "1e99"]),
+        (["stats", "--plot=x"], ["--plot", "'x'", ".png"]),
+        (["stats", "--plot="], ["--plot", ".png"]),
+        (["stats", "--plot=/nonexistent/x.png"], ["--plot", "/nonexistent/x.png"]),
+        (["check", "--timeout=0"], ["--timeout", "0"]),
+        (["check", "127.0.0.1:x"], ["127.0.0.1:x"]),
+        (["tune", "--connections=0"], ["--connections", "0"]),
         (["stats", "1", "0"], ["COUNT", "0"]),
         (["stats", "1", "x"], ["COUNT", "x"]),
         (["stats", "1", "1.5"], ["COUNT", "1.5"]),
@@ -175,7 +190,9 @@ def test_no_command_shows_the_help_and_fails(kecho: Kecho) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["down"], ["reset"], ["status"], ["stats"], ["stats", "--name"], ["bench"]], ids=" ".join
+    "args",
+    [["down"], ["reset"], ["status"], ["stats"], ["stats", "--name"], ["bench"], ["check"], ["logs"]],
+    ids=" ".join,
 )
 def test_no_such_service(kecho: Kecho, name: str, args: list[str]) -> None:
     assert_refused(kecho(*args, name), 1, name)

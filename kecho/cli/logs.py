@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: MIT
+"""``kecho-ctl logs``: prints what a service had to say beyond one line."""
+
+from __future__ import annotations
+
+import argparse
+
+from kecho.cli.options import Subparsers, add_command, add_name
+from kecho.model import config
+from kecho.model.errors import KechoError
+
+
+def add(commands: Subparsers) -> None:
+    """Adds the command to the parser."""
+    parser = add_command(commands, "logs", run, "print the log of a service, which is empty where nothing went wrong")
+    add_name(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs it; returns the exit code."""
+    from kecho.service import rundir
+
+    name = args.name or config.DEFAULT_NAME
+    if name not in rundir.names():
+        raise KechoError(f"no service {name} is up, and none has left a log")
+    try:
+        text = (rundir.directory(name) / "log").read_text(errors="replace")
+    except FileNotFoundError:
+        return 0
+    print(text, end="" if text.endswith("\n") or not text else "\n")
+    return 0

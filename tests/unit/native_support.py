@@ -13,7 +13,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,21 @@ STATS_FIELDS = ("active", "total", "rejected", "aborted", "echoes", "bytes")
 
 @functools.cache
 def build(variant: str) -> Path:
-    """Build the programs, plain or with sanitizers ("asan"), and return the directory they are in."""
-    directory = {"plain": "build", "asan": "build/asan"}[variant]
+    """Build the programs and return the directory they are in.
+
+    Plain, with sanitizers ("asan"), or with those, tiny queues and system calls that refuse ("unwilling").
+    """
+    directory = {"plain": "build", "asan": "build/asan", "unwilling": "build/unwilling"}[variant]
     command = ["make", "-s", "-f", "kecho/native/native.mk", f"BUILD={directory}"]
-    if variant == "asan":
+    if variant != "plain":
         command.append("SAN=1")
+    if variant == "unwilling":
+        refusing = ROOT / "tests/unit/native/unwilling-kernel.c"
+        command += [
+            "CFLAGS=-DSQ_ENTRIES=8 -DCQ_ENTRIES=1024 -DBUFFER_BYTES=1024",
+            f"LDFLAGS=-D_GNU_SOURCE -g {refusing} -Wl,--wrap=malloc",
+            f"{directory}/user-echo-server",
+        ]
     subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     return ROOT / directory
 
@@ -107,7 +117,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def server(*args: object, variant: str = "asan", prefix: tuple[str, ...] = ()) -> Iterator[Server]:
+def server(
+    *args: object, variant: str = "asan", prefix: tuple[str, ...] = (), env: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """A server that is ready. It must end by SIGTERM with status 0 and a silent stderr."""
     port = free_port()
     stats_fd = os.memfd_create("stats")
@@ -115,7 +127,12 @@ def server(*args: object, variant: str = "asan", prefix: tuple[str, ...] = ()) -
     command = [*prefix, program("user-echo-server", variant), "--port", str(port), "--die-with-parent"]
     command += ["--ready-fd", str(ready_write), "--stats-fd", str(stats_fd), *map(str, args)]
     process = subprocess.Popen(
-        command, pass_fds=(ready_write, stats_fd), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        pass_fds=(ready_write, stats_fd),
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     os.close(ready_write)
     try:

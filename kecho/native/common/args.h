@@ -8,7 +8,13 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
-enum exit_code { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_CANNOT = 3 };
+enum exit_code {
+	EXIT_DONE = 0,
+	EXIT_FAILED = 1,
+	EXIT_USAGE = 2,
+	EXIT_CANNOT = 3,
+	EXIT_PORT_TAKEN = 4
+};
 
 /*
  * A numeric IPv4 or IPv6 address with a port, and how to print it: "127.0.0.1:12345",

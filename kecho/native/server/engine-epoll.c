@@ -14,9 +14,11 @@
 
 #define EVENTS_PER_WAIT	 256
 #define ACCEPTS_PER_WAIT 256
-#define BUFFER_BYTES	 (256 * 1024)
-#define RECVS_PER_EVENT	 16  /* of a full buffer each, before others get their turn */
-#define PAUSE_MS	 100 /* for which a listener rests when connections cannot even be refused */
+#ifndef BUFFER_BYTES /* tests make it small */
+#define BUFFER_BYTES (256 * 1024)
+#endif
+#define RECVS_PER_EVENT 16  /* of a full buffer each, before others get their turn */
+#define PAUSE_MS	100 /* for which a listener rests when connections cannot even be refused */
 
 struct epoll_engine;
 
@@ -95,6 +97,7 @@ static void conn_close(struct epoll_engine *engine, struct conn *conn)
 static void conn_abort(struct epoll_engine *engine, struct conn *conn)
 {
 	stats_add(&engine->stats->aborted, 1);
+	socket_reset(conn->source.fd);
 	conn_close(engine, conn);
 }
 
@@ -226,6 +229,7 @@ static void conn_open(struct epoll_engine *engine, int fd)
 
 err_reject:
 	free(conn);
+	socket_reset(fd);
 	close(fd);
 	stats_add(&engine->stats->rejected, 1);
 }

@@ -144,6 +144,12 @@ static void ring_enable(const struct io_uring *ring)
 		die(EXIT_FAILED, "engine io_uring: cannot enable the ring: %s", strerror(errno));
 }
 
+void uring_check_submit(int result)
+{
+	if (result < 0 && !is_passing(-result) && result != -EBUSY && result != -ENOMEM)
+		die(EXIT_FAILED, "engine io_uring: cannot submit: %s", strerror(-result));
+}
+
 static void uring_serve(struct worker *worker)
 {
 	struct uring_engine *engine = worker->engine;
@@ -157,9 +163,9 @@ static void uring_serve(struct worker *worker)
 		unsigned int head, n = 0;
 
 		if (uring_close_round(engine))
-			io_uring_submit_and_wait(&engine->ring, 1);
+			uring_check_submit(io_uring_submit_and_wait(&engine->ring, 1));
 		else
-			io_uring_submit_and_get_events(&engine->ring);
+			uring_check_submit(io_uring_submit_and_get_events(&engine->ring));
 		io_uring_for_each_cqe(&engine->ring, head, cqe)
 		{
 			handle(engine, cqe);

@@ -58,7 +58,8 @@ static const char usage[] =
 	"  --uid UID         be this user and group, and in no other, once all addresses listen\n"
 	"  --help            print this\n"
 	"\n"
-	"Exit status: 0 ended by a signal, 1 failed, 2 wrong usage, 3 this machine cannot.\n"
+	"Exit status: 0 ended by a signal, 1 failed, 2 wrong usage, 3 this machine cannot,\n"
+	"4 the port is taken.\n"
 	"\n"
 	"Examples:\n"
 	"  user-echo-server                             127.0.0.1 and ::1, port 12345\n"
@@ -204,8 +205,8 @@ static void listen_all(struct server *server, const struct options *o)
 		if (fd >= 0)
 			server->listeners[server->nlisteners++] = fd;
 		else if (o->nbinds || i == 0 || !is_missing_family(errno))
-			die(EXIT_FAILED, "cannot listen on %s: %s", addresses[i].text,
-			    strerror(errno));
+			die(errno == EADDRINUSE ? EXIT_PORT_TAKEN : EXIT_FAILED,
+			    "cannot listen on %s: %s", addresses[i].text, strerror(errno));
 		else
 			addresses[i].text[0] = '\0';
 	}

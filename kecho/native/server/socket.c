@@ -57,6 +57,7 @@ bool spare_admits(int fd)
 	pthread_mutex_lock(&lock);
 	admits = open_locked();
 	if (!admits) {
+		socket_reset(fd);
 		close(fd);
 		open_locked();
 	}
@@ -74,8 +75,10 @@ static enum refusal refuse_locked(int listener)
 	close_locked();
 	fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 	refusal = fd >= 0 ? REFUSED : is_passing(errno) ? NONE_WAITS : CANNOT_REFUSE;
-	if (fd >= 0)
+	if (fd >= 0) {
+		socket_reset(fd);
 		close(fd);
+	}
 	open_locked();
 	return refusal;
 }
@@ -88,6 +91,13 @@ enum refusal refuse_one(int listener)
 	refusal = refuse_locked(listener);
 	pthread_mutex_unlock(&lock);
 	return refusal;
+}
+
+void socket_reset(int fd)
+{
+	const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+
+	connect(fd, &nowhere, sizeof(nowhere)); /* tcp_disconnect() */
 }
 
 bool socket_is_acknowledged(int fd)

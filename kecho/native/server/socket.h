@@ -14,7 +14,7 @@ static inline bool is_passing(int error)
 
 /*
  * When descriptors have run out, accept() fails, and the connection stays in the backlog and keeps
- * the listener readable. A spare descriptor, given up for a moment, lets it be accepted and closed.
+ * the listener readable. A spare descriptor, given up for a moment, lets it be accepted and reset.
  *
  * The process has one, for all threads. In that moment another thread's accept() may get it, so
  * whoever has accepted asks spare_admits(): else connections would end up with every spare
@@ -23,17 +23,23 @@ static inline bool is_passing(int error)
 bool spare_open(void);
 void spare_close(void);
 
-/* False: the accepted connection has been closed, to have the spare descriptor back. */
+/* False: the accepted connection has been reset, to have the spare descriptor back. */
 bool spare_admits(int fd);
 
 enum refusal {
-	REFUSED,      /* one connection was accepted and closed */
+	REFUSED,      /* one connection was accepted and reset */
 	NONE_WAITS,   /* none was there */
 	CANNOT_REFUSE /* the listener has to rest a while */
 };
 
 /* listener: non-blocking. */
 enum refusal refuse_one(int listener);
+
+/*
+ * Breaks a connection off by a reset, so that nobody takes it for the end of a stream. The
+ * descriptor stays; what waits on it learns of the error.
+ */
+void socket_reset(int fd);
 
 /*
  * A socket that is closed with data in flight becomes an orphan, which the kernel may drop after a

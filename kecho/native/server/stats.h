@@ -26,7 +26,7 @@ struct stats_header {
 struct stats_block {
 	uint64_t active;   /* connections now open */
 	uint64_t total;	   /* connections ever accepted to be served */
-	uint64_t rejected; /* connections closed at once, for want of descriptors or memory */
+	uint64_t rejected; /* connections reset at once, for want of descriptors or memory */
 	uint64_t aborted;  /* connections that ended in an error: reset, timed out */
 	uint64_t echoes;   /* payloads taken in by one receive and handed back whole */
 	uint64_t bytes;	   /* bytes handed back */

@@ -40,6 +40,7 @@ static void submit_send(struct uring_engine *engine, struct conn *conn)
 			   MSG_DONTWAIT | MSG_WAITALL | MSG_NOSIGNAL);
 	sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
 	sqe_tag(sqe, conn, SEND);
+	conn->send_end = engine->ring.sq.sqe_tail;
 	conn->sending = true;
 	conn->ops++;
 	conn->next_send = engine->sends;
@@ -104,6 +105,7 @@ static void conn_abort(struct uring_engine *engine, struct conn *conn)
 	if (conn->closing)
 		return;
 	stats_add(&engine->stats->aborted, 1);
+	socket_reset(conn->fd);
 	conn_close(engine, conn);
 }
 
@@ -168,6 +170,7 @@ void uring_conn_open(struct uring_engine *engine, int fd)
 	}
 	conn = aligned_alloc(_Alignof(struct conn), sizeof(*conn));
 	if (!conn) {
+		socket_reset(fd);
 		close(fd);
 		stats_add(&engine->stats->rejected, 1);
 		return;
@@ -213,19 +216,20 @@ void uring_on_recv(struct uring_engine *engine, void *object, const struct io_ur
 	conn_settle(engine, conn);
 }
 
-/* Whether the connection has something to do as soon as its send is known to have succeeded. */
+/*
+ * Whether the connection has something to do as soon as its send is settled. A send that failed may
+ * have left no buffer: it was submitted in mid-round, for want of room in the queue.
+ */
 static bool conn_has_more(const struct uring_engine *engine, const struct conn *conn)
 {
-	return engine->next_buffer[conn->first] != NO_BUFFER || !conn->receiving || conn->closing;
+	return conn->send_failed || engine->next_buffer[conn->first] != NO_BUFFER ||
+	       !conn->receiving || conn->closing;
 }
 
-/*
- * Before the system call that submits what this round has prepared. Whether it has to wait for a
- * completion: not if there is more to do at once, since a successful send does not end the wait.
- */
 bool uring_close_round(struct uring_engine *engine)
 {
-	bool more = engine->sends && engine->starved; /* it gives buffers back */
+	/* The kernel left some, or buffers will be given back. */
+	bool more = engine->submitted || (engine->sends && engine->starved);
 	struct conn *conn;
 
 	while ((conn = engine->sends)) {
@@ -251,13 +255,20 @@ void uring_on_send(struct uring_engine *engine, void *object, const struct io_ur
 		conn_abort(engine, conn);
 }
 
-/* All completions of this round have been handled. */
+/* A send that the kernel has not taken yet still needs its buffer. */
 void uring_settle_sends(struct uring_engine *engine)
 {
-	struct conn *conn;
+	unsigned int taken = engine->ring.sq.sqe_tail - io_uring_sq_ready(&engine->ring);
+	struct conn *conn, *next = engine->submitted;
 
-	while ((conn = engine->submitted)) {
-		engine->submitted = conn->next_send;
+	engine->submitted = NULL;
+	while ((conn = next)) {
+		next = conn->next_send;
+		if ((int)(taken - conn->send_end) < 0) {
+			conn->next_send = engine->submitted;
+			engine->submitted = conn;
+			continue;
+		}
 		conn->ops--;
 		conn->sending = false;
 		if (conn->closing)

@@ -22,13 +22,17 @@
  *
  * Such a send completes only if it failed or was short (MSG_WAITALL makes short a failure): one
  * that succeeds would end the wait of the very system call that submits it, and there would be two
- * calls a message. When the completions of a round have been handled, the sends submitted before
- * it that were not among them have succeeded.
+ * calls a message. When the completions of a round have been handled, the sends that the kernel
+ * had taken before it and that were not among them have succeeded.
  */
-#define SQ_ENTRIES   1024
-#define CQ_ENTRIES   16384
-#define BUFFERS	     32 /* a power of two; all of them together bound what a client can make us copy */
+#ifndef SQ_ENTRIES /* tests make them few */
+#define SQ_ENTRIES 1024
+#define CQ_ENTRIES 16384
+#endif
+#define BUFFERS 32 /* a power of two; all of them together bound what a client can make us copy */
+#ifndef BUFFER_BYTES
 #define BUFFER_BYTES (64 * 1024)
+#endif
 #define BUFFER_GROUP 0
 #define NO_BUFFER    UINT16_MAX
 #define PAUSE_NS     100000000 /* for which a listener rests when it cannot even refuse */
@@ -50,9 +54,10 @@ struct conn {
 	unsigned int ops; /* submitted and not completed for good; it lives until there is none */
 	uint16_t first, last; /* buffers received and not sent; the first one may be on its way */
 	bool receiving;
-	bool sending;	  /* a buffer or a chunk */
-	bool send_failed; /* or was short */
-	bool ended;	  /* the client has sent all it will */
+	bool sending;	       /* a buffer or a chunk */
+	unsigned int send_end; /* the tail of the submission queue right after its send */
+	bool send_failed;      /* or was short */
+	bool ended;	       /* the client has sent all it will */
 	bool closing;
 	bool starved; /* in the list of those that wait for buffers */
 	struct chunk *chunks;
@@ -85,13 +90,19 @@ struct uring_engine {
 	struct conn *submitted; /* in rounds before, and not settled yet */
 };
 
-/* A submission to fill in; what is prepared is submitted when there is no room for more. */
+/* What came of a submission: dies of an error that does not pass. */
+void uring_check_submit(int result);
+
+/*
+ * A submission to fill in. What is prepared is submitted when there is no room for more; the kernel
+ * may take less than it is offered, and the rest stays in the queue.
+ */
 static inline struct io_uring_sqe *sqe_get(struct uring_engine *engine)
 {
 	struct io_uring_sqe *sqe;
 
 	while (!(sqe = io_uring_get_sqe(&engine->ring)))
-		io_uring_submit(&engine->ring);
+		uring_check_submit(io_uring_submit(&engine->ring));
 	return sqe;
 }
 

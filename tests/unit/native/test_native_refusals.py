@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: MIT
+"""user-echo-server where the kernel refuses, or does less than it is asked to. Built with tiny queues."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from native_support import TIMEOUT_S, Server, build, server, wait_for
+
+ENGINES = ["epoll", "io_uring"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built_with_liburing() -> None:
+    if not Path("/usr/include/liburing.h").exists():
+        pytest.skip("no liburing to build with")
+    build("unwilling")
+
+
+def slow_reader(running: Server, stack: contextlib.ExitStack) -> socket.socket:
+    """A client with little room for what comes back, and segments so small that the server's send buffer is too."""
+    sock = stack.enter_context(socket.socket())
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 500)
+    sock.settimeout(TIMEOUT_S)
+    sock.connect(("127.0.0.1", running.port))
+    return sock
+
+
+def fill(running: Server, socks: list[socket.socket]) -> dict[socket.socket, int]:
+    """What each has sent when nothing more is taken of any, and nothing moves any more. Nobody reads."""
+    sent = dict.fromkeys(socks, 0)
+    for sock in socks:
+        sock.setblocking(False)
+    while True:
+        before = (sum(sent.values()), running.stats()["bytes"])
+        for sock in socks:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sent[sock] += sock.send(bytes(65536))
+        time.sleep(0.1)
+        if before == (sum(sent.values()), running.stats()["bytes"]):
+            break
+    for sock in socks:
+        sock.settimeout(TIMEOUT_S)
+    return sent
+
+
+def receive(sock: socket.socket, size: int) -> bytes:
+    got = bytearray()
+    while len(got) < size:
+        part = sock.recv(size - len(got))
+        assert part, "the end of the stream"
+        got += part
+    return bytes(got)
+
+
+def echoes(sock: socket.socket, seed: int, rounds: int) -> None:
+    """Payloads that nobody else sends must come back."""
+    rng = random.Random(seed)
+    for _ in range(rounds):
+        data = rng.randbytes(rng.randrange(1, 20_000))
+        sock.sendall(data)
+        assert receive(sock, len(data)) == data, "bytes that are not its own"
+
+
+@pytest.mark.parametrize("most", [0, 1, 3], ids=["all", "1", "3"])
+def test_submissions_beyond_the_queue(most: int) -> None:
+    """The queue fills in mid-round, and the kernel takes at most so many submissions at once.
+
+    A send that fails in mid-round leaves its connection without a buffer; one that was not taken must keep its own, or
+    it sends what another client has put there.
+    """
+    with (
+        server("--engine=io_uring", variant="unwilling", env={"SUBMITTED_AT_MOST": str(most)}) as running,
+        contextlib.ExitStack() as stack,
+    ):
+        failed: list[BaseException] = []
+
+        def client(seed: int) -> None:
+            try:
+                with running.connect() as sock:
+                    echoes(sock, seed, 50)
+            except BaseException as e:
+                failed.append(e)
+
+        threads = [threading.Thread(target=client, args=(seed,)) for seed in range(20)]
+        for thread in threads:
+            thread.start()
+        readers = [slow_reader(running, stack) for _ in range(150)]
+        for sock, sent in fill(running, readers).items():
+            receive(sock, sent)
+        for thread in threads:
+            thread.join()
+        assert not failed, failed[0]
+
+
+def test_slow_readers_keep_no_buffer() -> None:
+    """What cannot be sent is copied, and what comes behind it too: the ring's 32 buffers stay for the others."""
+    with server("--engine=io_uring", variant="unwilling") as running, contextlib.ExitStack() as stack:
+        fill(running, [slow_reader(running, stack) for _ in range(150)])
+        with running.connect() as sock:
+            echoes(sock, 1, 20)
+
+
+def test_a_turn_for_others(tmp_path: Path) -> None:
+    """One client has sent 40 buffers before the other sends a byte; it is read for one turn, then the other is."""
+    log = tmp_path / "log"
+    with (
+        server("--engine=epoll", variant="unwilling", env={"RECV_LOG": str(log)}) as running,
+        running.connect() as busy,
+        running.connect() as other,
+    ):
+        echoes(busy, 1, 1)
+        echoes(other, 2, 1)
+        running.process.send_signal(signal.SIGSTOP)
+        try:
+            os.truncate(log, 0)
+            busy.sendall(bytes(40 * 1024))
+            wait_for(lambda: queued(running.port) == 40 * 1024, "all of it is queued at the server")
+            other.sendall(b"x")
+            wait_for(lambda: queued(running.port) == 40 * 1024 + 1, "and the byte")
+        finally:
+            running.process.send_signal(signal.SIGCONT)
+        assert other.recv(1) == b"x"
+        receive(busy, 40 * 1024)
+        turns = log.read_text().split()
+    assert turns.count(turns[0]) >= 40
+    assert next(at for at, fd in enumerate(turns) if fd != turns[0]) == 16, "a turn is 16 receives of a full buffer"
+
+
+def queued(port: int) -> int:
+    """Bytes that wait to be read by the server of that port."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(row[4].split(":")[1], 16) for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "01")
+
+
+def answered(running: Server, sent: int) -> bool:
+    stats = running.stats()
+    return stats["bytes"] >= sent or stats["aborted"] > 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_memory_for_what_is_left_over(engine: str) -> None:
+    """The stream cannot go on, so it is reset: an end would say that all has come back."""
+    with (
+        server("--engine", engine, variant="unwilling", env={"NO_MEMORY_FOR": "1"}) as running,
+        contextlib.ExitStack() as stack,
+    ):
+        sock, sent = slow_reader(running, stack), 0
+        while not running.stats()["aborted"]:  # nothing is left unread at the server: that alone would be a reset
+            sock.sendall(bytes(500))
+            sent += 500
+            wait_for(functools.partial(answered, running, sent), "echoed, or given up")
+        running.wait_stats(active=0, total=1, aborted=1)
+        with pytest.raises(ConnectionResetError):
+            while sock.recv(4096):
+                pass
+            raise AssertionError("the end of the stream")
+
+
+def test_a_client_that_cannot_be_watched() -> None:
+    """It is counted, and learns at once that it is not served."""
+    with server("--engine=epoll", variant="unwilling", env={"EPOLL_CTL_REFUSED": "12"}) as running:
+        with contextlib.ExitStack() as stack:
+            served = 0
+            with pytest.raises(ConnectionResetError):
+                while True:
+                    sock = stack.enter_context(running.connect())
+                    with contextlib.suppress(BrokenPipeError):
+                        sock.sendall(b"x")
+                    assert sock.recv(1) == b"x"
+                    served += 1
+            assert served < 12
+            running.wait_stats(active=served, total=served, rejected=1)
+        running.wait_stats(active=0)
+        assert len(os.listdir(f"/proc/{running.process.pid}/fd")) < 12

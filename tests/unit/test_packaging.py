@@ -139,3 +139,13 @@ def test_every_test_that_security_md_names_exists() -> None:
             assert functions and not missing, f"{file} has no {missing}"
             named += len(functions)
     assert named >= 40 and named >= len(re.findall(r"\btest_\w+(?!\w*\.py)\b", text)) - text.count(".py")
+
+
+def test_every_link_of_the_documentation_leads_somewhere() -> None:
+    links = 0
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+                links += 1
+    assert links > 40

@@ -24,18 +24,22 @@ include kecho/native/native.mk
 include tests/vm/vm.mk tests/uml/uml.mk
 
 build: native ## build the C programs, and the module where the running kernel's headers are
-	@if [ -e kmod/Makefile ] && [ -e /lib/modules/$$(uname -r)/build ]; then $(MAKE) --no-print-directory kmod; fi
+	@if scripts/kernels --build $$(uname -r) >/dev/null 2>&1; then $(MAKE) --no-print-directory kmod; fi
 
 kmod: ## build the module [KVER=]
 	@$(MAKE) --no-print-directory -C kmod
 
-setup: ## install what is missing; needs root only if something is
-	@scripts/keep-owner scripts/setup
+# $(call need,GROUPS): what a target installs, and no more.
+need = @scripts/keep-owner scripts/setup $(1)
+
+setup: ## install what is missing to build, test and lint; needs root only if something is
+	$(call need,build test lint)
 
 setup-vm: ## the same, and what the virtual machines need
-	@scripts/keep-owner scripts/setup --vm
+	$(call need,build test lint vm)
 
-demo: setup ## measure a user-space server against sockmap; needs root
+demo: ## measure a user-space server against sockmap; needs root
+	$(call need,build)
 	@scripts/keep-owner $(MAKE) -s build
 	@scripts/keep-owner scripts/demo
 
@@ -43,7 +47,8 @@ demo: setup ## measure a user-space server against sockmap; needs root
 # As root, unless PYTEST_ARGS chooses among the tests, virtual machines run beside those on this kernel, one after the
 # other: neither keeps two CPUs busy.
 CHECK_VM := $(if $(AT_ROOT),$(if $(PYTEST_ARGS),,yes))
-check: $(if $(AT_ROOT),setup-vm,setup) ## run the tests; without root only those that need none [PYTEST_ARGS=]
+check: ## run the tests; without root only those that need none [PYTEST_ARGS=]
+	$(call need,build test $(if $(AT_ROOT),install $(if $(CHECK_VM),vm)))
 	@scripts/keep-owner $(MAKE) -s build build/stream $(if $(CHECK_VM),vm-build)
 	$(if $(AT_ROOT),,@echo "make check: no root, so only tests/unit; all of it: sudo make check")
 	$(if $(CHECK_VM),@echo "make check: tests in virtual machines go on meanwhile; each machine reports when it is done")
@@ -53,11 +58,13 @@ check-here: ## only the tests on this kernel, with what is installed and built [
 	@env -u MAKEFLAGS -u MAKELEVEL timeout --foreground -k 10 $(CHECK_TIMEOUT) \
 		$(VENV)/python -m pytest $(PYTEST_ARGS) tests/unit $(if $(AT_ROOT),$(wildcard tests/host))
 
-soak: setup ## run the property test's engine for HOURS; needs root [HOURS=1 SOAK_ARGS=]
+soak: ## run the property test's engine for HOURS; needs root [HOURS=1 SOAK_ARGS=]
+	$(call need,build test)
 	@scripts/keep-owner $(MAKE) -s build
 	@scripts/keep-owner $(VENV)/python tests/host/soak.py --hours=$(HOURS) $(SOAK_ARGS)
 
-lint: setup ## check style and types, look for mistakes in C
+lint: ## check style and types, look for mistakes in C
+	$(call need,build lint)
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
@@ -65,22 +72,25 @@ lint: setup ## check style and types, look for mistakes in C
 	cppcheck --quiet --std=c11 --enable=style,performance,portability --suppress=missingIncludeSystem \
 		--suppress=unusedStructMember --error-exitcode=1 -Ikecho/native $(NATIVE_DEFINES) kecho/native
 	printf '%s\n' kecho/native/*/*.c | xargs -P $$(nproc) -I{} clang-tidy --quiet {} -- -std=gnu11 -Ikecho/native $(NATIVE_DEFINES) 2>/dev/null
-	shellcheck $(SHELL_FILES)
-	@for build in $(wildcard /lib/modules/*/build); do \
-		kver=$$(basename $$(dirname $$build)) && echo "sparse, and gcc W=1, for $$kver" && \
+	shellcheck -x $(SHELL_FILES)
+	@for kver in $$(scripts/kernels); do \
+		echo "sparse, and gcc W=1, for $$kver" && \
 		$(MAKE) -s -C kmod KVER=$$kver OUT=$(abspath $(BUILD))/lint-$$kver C=2 CF=-Wsparse-error W=1 KCFLAGS=-Werror || exit; \
 	done
 
-fmt: setup ## format Python and C
+fmt: ## format Python and C
+	$(call need,build lint)
 	$(VENV)/ruff check --fix-only .
 	$(VENV)/ruff format .
 	clang-format -i $(C_FILES)
 
-plot: setup ## draw the last result of kecho-ctl bench
+plot: ## draw the last result of kecho-ctl bench
+	$(call need,build)
 	@test -e results/last.json || { echo "make plot: no result yet; kecho-ctl bench writes one" >&2; exit 1; }
 	@$(VENV)/kecho-ctl plot results/last.json -o results/last.png
 
-install: setup ## install under PREFIX (/usr/local)
+install: ## install under PREFIX (/usr/local)
+	$(call need,build install)
 	@scripts/keep-owner scripts/install $(PREFIX)
 
 uninstall: ## remove what `make install` installed under PREFIX

@@ -104,11 +104,22 @@ def can_bind(address: str) -> bool:
 # ---- headers ----
 
 
+# Where scripts/setup unpacks kernels (scripts/common.sh).
+_KERNELS = Path(os.environ.get("KECHO_CACHE", "/var/lib/kecho"), "kernels")
+
+
 def headers() -> Headers:
-    """The running kernel's headers if installed, else the newest others. Raises Unavailable if there are none."""
+    """The running kernel's headers if installed, else the newest others. Raises Unavailable if there are none.
+
+    Others may be unpacked in `_KERNELS`, where a package would bring a kernel along.
+    """
     if (Path("/lib/modules") / release() / "build/include").is_dir() or Path("/sys/kernel/kheaders.tar.xz").exists():
         return Headers(release(), None, ())
-    builds = [*Path("/lib/modules").glob("*/build"), *Path("/usr/src").glob("linux-headers-*")]
+    builds = [
+        *Path("/lib/modules").glob("*/build"),
+        *Path("/usr/src").glob("linux-headers-*"),
+        *_KERNELS.glob("*/lib/modules/*/build"),
+    ]
     found = {build.resolve() for build in builds if (build / "include/generated/uapi/linux/version.h").exists()}
     if not found:
         raise Unavailable("no kernel headers are installed", "apt-get install linux-headers-amd64")

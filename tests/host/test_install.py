@@ -13,8 +13,10 @@ import support
 
 import kecho
 
-KERNELS = sorted(build.parent.name for build in Path("/lib/modules").glob("*/build") if build.exists())
-WRITTEN = ("/usr/src", "/lib/modules", "/var/lib/dkms")
+KERNELS = subprocess.run(
+    [support.ROOT / "scripts/kernels"], stdout=subprocess.PIPE, text=True, check=True
+).stdout.split()
+WRITTEN = [d for d in ("/usr/src", "/lib/modules", "/var/lib/dkms", "/var/lib/kecho") if Path(d).exists()]
 # What is written to these folders goes to a file system that ends with the shell; it ends with its input.
 _OVERLAYS = f"""
 mount -t tmpfs tmpfs "$1"
@@ -65,6 +67,9 @@ def test_install_dkms_uninstall(run: Run, tmp_path: Path) -> None:
     run("grep", "-q", "complete .*kecho-ctl", prefix / "share/bash-completion/completions/kecho-ctl")
     run("grep", "-q", "^.TH KECHO", prefix / "share/man/man1/kecho-ctl.1")
 
+    if not Path("/lib/modules", kver).exists():  # a kernel that is unpacked only
+        build = Path(run(support.ROOT / "scripts/kernels", "--build", kver).strip())
+        run("ln", "-s", build.parent, f"/lib/modules/{kver}")
     run("dkms", "install", f"fastecho/{version}", "-k", kver)
     module = run("modinfo", "-k", kver, "-n", "fastecho").strip()
     assert module == f"/lib/modules/{kver}/updates/dkms/fastecho.ko"

@@ -1,6 +1,7 @@
-# The tests in virtual machines; the top-level Makefile includes this. KVER= chooses the kernel, by version or series.
+# The tests in virtual machines; the top-level Makefile includes this. KVER= chooses the kernel, as --kver of scripts/vm.
 
-VM_KVER     = $(shell scripts/vm $(if $(KVER),--kver $(KVER)) --print-kver)
+KVER       ?= own
+VM_KVER     = $(shell scripts/kernels --version $(KVER))
 VM_TIMEOUT ?= 3600
 VM_TOOLS   := build/pingpong build/floors build/stream
 vpath %.c tests/vm tests/host
@@ -10,7 +11,7 @@ VM_ARGS    ?=
 VM_BOOT = scripts/vm --kver $(VM_KVER) --append slab_nomerge --timeout $(VM_TIMEOUT)
 
 # The longest first: two run at a time, and the tests on this kernel may be one of them.
-VM_SHORT_JOBS = vm-short-6.1 vm-short-6.12 vm-short-mode vm-short-hostile vm-short-clock
+VM_SHORT_JOBS = vm-short-own vm-short-newest vm-short-mode vm-short-hostile vm-short-clock
 
 .PHONY: check-vm check-vm-behaviour check-vm-instructions bench-instructions vm-build $(VM_SHORT_JOBS)
 
@@ -26,11 +27,11 @@ bench-instructions: vm-build ## print instructions a round trip, every backend a
 	@scripts/vm --kver $(VM_KVER) --icount --timeout 3600 \
 		'PYTHONPATH=tests/host .venv/bin/python tests/vm/instructions.py'
 
-# What make check runs: the tests of behaviour on both kernels, with fewer rounds of load, and the five paths between them;
-# on 6.1 also those of kecho-ctl's mode module, some of hostility and of odd segments, and the quick ones of those that
+# What make check runs: the tests of behaviour on the distribution's own kernel and on the newest that it has, with fewer
+# rounds of load, and the five paths between them; on its own also those of kecho-ctl's mode module, some of hostility and of odd segments, and the quick ones of those that
 # count instructions.
-VM_PATHS_6.1  = softirq workqueue msg
-VM_PATHS_6.12 = softirq workqueue-percpu skb
+VM_PATHS_own    = softirq workqueue msg
+VM_PATHS_newest = softirq workqueue-percpu skb
 VM_SHORT_ENV = KECHO_VM_LOAD_ROUNDS=10 KECHO_TEST_SHRINK=16 KECHO_TEST_STREAM_MB=16
 VM_CLOCK = (round_trip and bare) or unload_under_traffic or unload_with_idle
 VM_SHORT = tests/vm/run -m "not instructions" -k
@@ -38,7 +39,7 @@ VM_SHORT = tests/vm/run -m "not instructions" -k
 # $(call report,COMMAND): its output in one piece when it is done, for others run beside it.
 report = out=$$($(1) 2>&1); status=$$?; printf '\nmake %s:\n%s\n' $@ "$$out"; exit $$status
 
-vm-short-6.1 vm-short-6.12: vm-short-%:
+vm-short-own vm-short-newest: vm-short-%:
 	@$(call report,scripts/vm --kver $* --append slab_nomerge --timeout $(VM_TIMEOUT) \
 		'KECHO_TEST_PATHS="$(VM_PATHS_$*)" $(VM_SHORT_ENV) $(VM_SHORT) "not test_module_mode and not test_hostile"')
 
@@ -46,18 +47,16 @@ vm-short-mode: VM_CHOSEN = test_module_mode
 vm-short-hostile: VM_CHOSEN = test_segments and skb \
 	or test_hostile and (softirq or module) and (never_read or slow or overflow or refused)
 vm-short-mode vm-short-hostile:
-	@$(call report,scripts/vm --kver 6.1 --append slab_nomerge --timeout $(VM_TIMEOUT) \
+	@$(call report,scripts/vm --append slab_nomerge --timeout $(VM_TIMEOUT) \
 		'$(VM_SHORT_ENV) $(VM_SHORT) "$(VM_CHOSEN)"')
 
 vm-short-clock:
-	@$(call report,scripts/vm --kver 6.1 --append slab_nomerge --timeout $(VM_TIMEOUT) --icount \
+	@$(call report,scripts/vm --append slab_nomerge --timeout $(VM_TIMEOUT) --icount \
 		'KECHO_VM_ICOUNT=1 tests/vm/run -s -m "instructions or unload" -k "$(VM_CLOCK)"')
 
 # For every kernel: one test wants a module that is built for another.
 vm-build: $(VM_TOOLS) native
-	@for build in /lib/modules/*/build; do \
-		$(MAKE) --no-print-directory -C kmod KVER=$$(basename $$(dirname $$build)) || exit; \
-	done
+	@for kver in $$(scripts/kernels); do $(MAKE) --no-print-directory -C kmod KVER=$$kver || exit; done
 
 $(VM_TOOLS): build/%: %.c
 	@mkdir -p $(@D)

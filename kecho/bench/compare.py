@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""Measures several targets in turn, A B A B …, and notes what each service counted during exactly its own runs."""
+"""Measures several targets round by round, and notes what each service counted during exactly its own runs."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kecho.bench.result import Run
-from kecho.bench.runner import Options, Progress, measure
-from kecho.bench.targets import Where
+from kecho.bench.plan import Plan
+from kecho.bench.result import Result
+from kecho.bench.run import Run
+from kecho.bench.runner import Progress, RunOptions, measure
+from kecho.bench.targets import Target
 from kecho.model.errors import KechoError
 from kecho.model.snapshot import PathStats, Snapshot
 from kecho.system.limits import ListenCounts
@@ -18,16 +22,17 @@ from kecho.system.limits import ListenCounts
 
 @dataclass(frozen=True)
 class Step:
-    """One run that is about to be made: the `number`-th of `total`."""
+    """One run that is about to be made: the `number`-th of `total`, perhaps the last of its round."""
 
-    target: Where
-    options: Options
+    target: Target
+    options: RunOptions
     repeat: int
     number: int
     total: int
+    ends_round: bool = False
 
 
-def pin(options: Options, alone: bool) -> Options:
+def pin(options: RunOptions, alone: bool) -> RunOptions:
     """Where the client runs: unless `cpus` says otherwise, `alone` on the last CPU that this process may use."""
     if options.cpus == "none":
         return replace(options, cpus=None)
@@ -36,12 +41,55 @@ def pin(options: Options, alone: bool) -> Options:
     return options
 
 
-def steps(targets: Sequence[Where], sweep: Sequence[Options], repeats: int) -> Iterator[Step]:
-    """Interleaved, A B A B …, so that what changes on the machine meanwhile meets all targets of a load alike."""
-    order = itertools.product(sweep, range(repeats), targets)
-    total = len(sweep) * repeats * len(targets)
-    for number, (options, repeat, target) in enumerate(order):
-        yield Step(target, options, repeat, number, total)
+def steps(plan: Plan, targets: Sequence[Target]) -> Iterator[Step]:
+    """In a round every target has its turn, so that what changes on the machine meanwhile meets all alike.
+
+    The order is drawn anew for each round: with A B A B … a target would always come after the same other one.
+    """
+    draw = random.Random(plan.seed)
+    total = len(plan.sweep) * plan.repeats * len(targets)
+    number = 0
+    for options, repeat in itertools.product(plan.sweep, range(plan.repeats)):
+        order = draw.sample(targets, len(targets))
+        for target in order:
+            yield Step(target, options, repeat, number, total, target is order[-1])
+            number += 1
+
+
+def measure_all(
+    plan: Plan,
+    targets: Sequence[Target],
+    empty: Result,
+    show: Callable[[Step, Progress], None],
+    save: Callable[[Result], None],
+) -> Result:
+    """Every run, or those until Ctrl-C, the last one perhaps in part. Calls `save` after each round.
+
+    A target that fails is measured no further, and the others are. Raises KechoError if nothing could be measured.
+    """
+    result = empty
+    try:
+        for step in steps(plan, targets):
+            name = step.target.name
+            if name not in result.failed:
+                try:
+                    done = run(step, functools.partial(show, step))
+                except KechoError as e:
+                    if e.exit_code != 1:  # nobody's target is at fault
+                        raise
+                    result = replace(result, failed={**result.failed, name: str(e)})
+                else:
+                    if done.latency.count:
+                        result = replace(result, runs=(*result.runs, done))
+                    if done.interrupted:
+                        return replace(result, interrupted=True)
+            if step.ends_round and result.runs:
+                save(result)
+    except KeyboardInterrupt:
+        return replace(result, interrupted=True)
+    if not result.runs:
+        raise KechoError(next(iter(result.failed.values()), "no request was answered"))
+    return result
 
 
 def run(step: Step, on_progress: Callable[[Progress], None] = lambda _: None) -> Run:
@@ -79,14 +127,14 @@ def run(step: Step, on_progress: Callable[[Progress], None] = lambda _: None) ->
     )
 
 
-def _place(target: Where) -> dict[str, object]:
+def _place(target: Target) -> dict[str, object]:
     """Where the client was."""
     if target.client is None:
         return {"topology": "loopback"}
     return {"topology": "veth", "delay_ms": target.client.delay_ms}
 
 
-def _counted(target: Where, before: Snapshot | None) -> tuple[Mapping[str, PathStats] | None, str]:
+def _counted(target: Target, before: Snapshot | None) -> tuple[Mapping[str, PathStats] | None, str]:
     """What the service counted since `before`, or why that is not known."""
     if target.snapshot is None or before is None:
         return None, ""

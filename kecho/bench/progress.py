@@ -1,33 +1,36 @@
 # SPDX-License-Identifier: MIT
-"""A progress bar with the rate, on stderr while a benchmark runs, if a person is looking and it takes long enough."""
+"""A line with progress and rate, on stderr while a benchmark runs, if a person is looking and it takes long enough."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from kecho.bench.compare import Step
-from kecho.bench.runner import Options, Progress
-from kecho.model.units import plural
+from kecho.bench.plan import DEFAULT_ROUNDS
+from kecho.bench.runner import Progress, RunOptions
+from kecho.model.units import plural, uptime
 
 SILENT_S = 2.0
+_BAR_COLUMNS = 24
 Show = Callable[[Step, Progress], None]
 
 
-def share(progress: Progress, options: Options) -> float:
+def share(progress: Progress, options: RunOptions) -> float:
     """How much of one run is done, from 0 to 1, as far as its options tell."""
     if options.count:
         done = progress.requests / options.count
     elif options.burst:
-        done = progress.requests / (options.burst * (options.rounds or 10))
+        done = progress.requests / (options.burst * (options.rounds or DEFAULT_ROUNDS))
     else:
         done = progress.elapsed_s / max(1e-3, (options.warmup_s or 0) + (options.duration_s or 0))
     return min(1.0, done)
 
 
-def describe(options: Options) -> str:
+def describe(options: RunOptions) -> str:
     """The load, in short: ``100 connections, 64 B``."""
     return f"{plural(options.burst or options.connections, 'connection')}, {options.size_bytes:,} B"
 
@@ -43,38 +46,27 @@ def bar() -> Iterator[Show]:
     if not (sys.stdout.isatty() and sys.stderr.isatty()):
         yield lambda step, progress: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    drawing = Bar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[doing]}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    task = drawing.add_task("bench", total=1.0, doing="")
     begin = time.monotonic()
     last: dict[int, Progress] = {}  # by the number of the step
 
     def show(step: Step, progress: Progress) -> None:
         before = last.get(step.number, progress)
         last[step.number] = progress
-        if not drawing.live.is_started:
-            if time.monotonic() - begin < SILENT_S:
-                return
-            drawing.start()
+        elapsed_s = time.monotonic() - begin
+        if elapsed_s < SILENT_S:
+            return
+        done = (step.number + share(progress, step.options)) / step.total
         running = progress.phase == before.phase == "run"
-        drawing.update(
-            task,
-            description=f"{step.number + 1}/{step.total} {step.target.name}, {describe(step.options)}",
-            completed=(step.number + share(progress, step.options)) / step.total,
-            doing=f"{rate(before, progress):,.0f}/s" if running else progress.phase,
+        parts = (
+            f"{step.number + 1}/{step.total} {step.target.name}, {describe(step.options)}",
+            f"[{'#' * round(done * _BAR_COLUMNS):{_BAR_COLUMNS}}]",
+            f"{rate(before, progress):,.0f}/s" if running else progress.phase,
+            f"{uptime(elapsed_s * (1 - done) / done)} left" if done else "",
         )
+        columns = shutil.get_terminal_size().columns - 1
+        print(f"\r{'  '.join(parts)[:columns]}\x1b[K", end="", file=sys.stderr, flush=True)
 
     try:
         yield show
     finally:
-        drawing.stop()
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

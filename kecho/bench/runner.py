@@ -13,6 +13,7 @@ from typing import Any
 
 from kecho.bench.latency import Latency
 from kecho.model.errors import KechoError, UsageError
+from kecho.model.record import known
 from kecho.native import programs
 from kecho.system.topology import Remote
 
@@ -20,8 +21,8 @@ _INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
-class Options:
-    """What bench is asked to do; None leaves the choice to it. It checks the values itself."""
+class RunOptions:
+    """What bench is asked to do in one run; None leaves the choice to it. It checks the values itself."""
 
     connections: int = 1
     threads: int = 1
@@ -89,7 +90,7 @@ class Measurement:
 def measure(
     host: str,
     port: int,
-    options: Options,
+    options: RunOptions,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_hold: Callable[[], None] | None = None,
     client: Remote | None = None,
@@ -126,14 +127,15 @@ def measure(
                     on_progress(progress)
 
             try:
-                said += _follow(process.stderr or (), follow)
-            except KeyboardInterrupt:
-                # From a terminal bench has had the signal too; a second one changes nothing.
-                process.send_signal(signal.SIGINT)
-                said += _follow(process.stderr or (), lambda _: None)
-                if process.wait() == -signal.SIGINT:  # it had not begun to listen for it
-                    raise
-            except BaseException:
+                try:
+                    said += _follow(process.stderr or (), follow)
+                except KeyboardInterrupt:
+                    # From a terminal bench has had the signal too; a second one changes nothing.
+                    process.send_signal(signal.SIGINT)
+                    said += _follow(process.stderr or (), lambda _: None)
+                    if process.wait() == -signal.SIGINT:  # it had not begun to listen for it
+                        raise
+            except BaseException:  # a second Ctrl-C too
                 process.kill()
                 raise
         out.seek(0)
@@ -157,7 +159,7 @@ def _follow(lines: Iterable[str], on_progress: Callable[[Progress], None]) -> li
 def parse_progress(line: str) -> Progress | None:
     """A line of ``bench --progress``; None if it is something else."""
     try:
-        return Progress(**json.loads(line)["progress"])
+        return Progress(**known(Progress, json.loads(line)["progress"]))
     except (ValueError, TypeError, KeyError):
         return None
 
@@ -175,7 +177,7 @@ def parse(answer: bytes | str) -> Measurement:
     """The object that ``bench --json`` prints. Raises KechoError if it is none."""
     try:
         obj = json.loads(answer)
-        latency = Latency.from_json(obj.pop("latency_ns"))
+        latency = Latency.from_json(obj.pop("latency_ns"), obj.get("unsent", 0))
         # What it did, without the outcome.
         options = {key: value for key, value in obj.items() if key not in _OUTCOME}
         return Measurement(options, obj["elapsed_ns"], obj["interrupted"], latency)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kecho.backends import base as backends
-from kecho.bench.targets import Where, reachable
+from kecho.bench.targets import Target, reachable
 from kecho.kernel import features
 from kecho.model.config import DEFAULT_BACKLOG, DEFAULT_BINDS, Config, family_of
 from kecho.model.errors import KechoError, Unavailable, UsageError
@@ -39,7 +39,7 @@ _PORTS = range(10_000, 65_536)
 class Fleet:
     """The services that are up, and why the others are not."""
 
-    targets: tuple[Where, ...]
+    targets: tuple[Target, ...]
     left_out: Mapping[str, str]
 
 
@@ -60,13 +60,16 @@ def parse(text: str) -> tuple[str, ...]:
 def brought_up(names: Sequence[str], connections: int, binds: Sequence[str] = ()) -> Iterator[Fleet]:
     """Brings `names` up on ports of their own, with a backlog for `connections` at once; takes them down in the end.
 
-    They listen on `binds`, by default for local clients.
+    They listen on `binds`, by default for local clients. What this machine cannot run is left out. Whatever ends this
+    process, the services end with it.
 
-    What this machine cannot run is left out. Raises Unavailable if that leaves nothing, or without root; KechoError
-    if a service does not come up. Whatever ends this process, the services end with it.
+    Raises Unavailable if nothing is left, or without root; KechoError if a service does not come up.
     """
+    if not names:
+        yield Fleet((), {})
+        return
     rundir.check_privilege()
-    targets: list[Where] = []
+    targets: list[Target] = []
     left_out: dict[str, str] = {}
     stack = contextlib.ExitStack()
     try:
@@ -84,7 +87,7 @@ def brought_up(names: Sequence[str], connections: int, binds: Sequence[str] = ()
 
 
 @contextlib.contextmanager
-def _service(variant: str, connections: int, binds: Sequence[str]) -> Iterator[Where]:
+def _service(variant: str, connections: int, binds: Sequence[str]) -> Iterator[Target]:
     from kecho.service.controller import run_background
 
     mode = VARIANTS[variant]["mode"]
@@ -94,7 +97,7 @@ def _service(variant: str, connections: int, binds: Sequence[str]) -> Iterator[W
     config = Config(name=name, port=free_port(binds), binds=tuple(binds), backlog=backlog, **VARIANTS[variant])
     try:
         run_background(config, dies_with_parent=True)
-        yield Where(variant, reachable(binds), config.port, mode, Client(name).snapshot)
+        yield Target(variant, reachable(binds), config.port, mode, Client(name).snapshot)
     finally:
         if rundir.directory(name).is_dir():
             Client(name).down()

@@ -8,38 +8,17 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from kecho.bench.runner import Options
-from kecho.bench.targets import Where
+from kecho.bench.plan import Plan
+from kecho.bench.targets import Target
 from kecho.kernel import features, sockets
 from kecho.model.errors import KechoError
 from kecho.system import topology, tune
 from kecho.system.limits import Limits, Needs, distortions, wanted
 
-DEFAULT_ROUNDS = 10  # of a burst (bench-options.c)
-
-
-def needs_of(sweep: Sequence[Options], repeats: int) -> Needs:
-    """What all runs against one server ask of the system's limits. Pure."""
-    made = [_made(options) for options in sweep]
-    return Needs.of_run(
-        max(options.burst or options.connections for options in sweep),
-        None if None in made else repeats * sum(n or 0 for n in made),
-        paced=not any(options.crr for options in sweep),
-    )
-
-
-def _made(options: Options) -> int | None:
-    """The connections that a run makes, one after another or at once; None for as many as there is time for."""
-    if options.crr:
-        return None if options.count is None or options.warmup_s else options.count
-    return options.burst * (options.rounds or DEFAULT_ROUNDS) if options.burst else options.connections
-
 
 @contextlib.contextmanager
-def entered(
-    needs: Needs, tuned: bool, veth: bool, delay_ms: float, report: tune.Report
-) -> Iterator[topology.Remote | None]:
-    """Raises limits and makes a place for the client, if it is to be; undone in the end. Where the client then is.
+def entered(plan: Plan, report: tune.Report) -> Iterator[topology.Remote | None]:
+    """Raises limits and makes a place for the client, if the plan says so. Gives that place; undoes all in the end.
 
     Puts back first what a killed run left raised, if that is for this process to do.
     """
@@ -49,21 +28,22 @@ def entered(
         except KechoError as e:  # no reason not to measure
             report(str(e))
     with contextlib.ExitStack() as stack:
-        if tuned:
+        if plan.tuned:
             # Behind veth the client has ports of its own. And let all wait: a server may be slow to accept.
-            made = 0 if veth else needs.made
+            needs = plan.needs
+            made = 0 if plan.veth else needs.made
             stack.enter_context(tune.raised(replace(needs, waiting=needs.connections, made=made), report))
-        yield stack.enter_context(topology.veth(delay_ms)) if veth else None
+        yield stack.enter_context(topology.veth(plan.delay_ms)) if plan.veth else None
 
 
-def placed(targets: Sequence[Where], client: topology.Remote | None) -> list[Where]:
+def placed(targets: Sequence[Target], client: topology.Remote | None) -> list[Target]:
     """The targets as the client reaches them. Raises KechoError for one that it cannot reach."""
     if client is None:
         return list(targets)
     return [replace(target, host=client.reach(target.host, target.port), client=client) for target in targets]
 
 
-def warnings(targets: Sequence[Where], needs: Needs, client: topology.Remote | None) -> list[str]:
+def warnings(targets: Sequence[Target], needs: Needs, client: topology.Remote | None) -> list[str]:
     """What of the limits will show in the figures, a sentence each."""
     limits = Limits.now()
     if client:
@@ -74,7 +54,7 @@ def warnings(targets: Sequence[Where], needs: Needs, client: topology.Remote | N
     return found
 
 
-def _backlogs(targets: Sequence[Where]) -> dict[str, int]:
+def _backlogs(targets: Sequence[Target]) -> dict[str, int]:
     """How many connections may wait at each target that is on this machine."""
     found = {}
     for target in targets:

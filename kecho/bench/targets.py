@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +15,12 @@ from kecho.model.errors import KechoError, UsageError, one_line
 from kecho.model.snapshot import Snapshot
 from kecho.system.topology import Remote
 
+CONNECT_S = 3.0  # that an address of several may take to answer
+
 
 @dataclass(frozen=True)
-class Where:
-    """A target before it is measured. `mode` is empty, and `snapshot` None, for a server that is not ours.
+class Target:
+    """What is measured. `mode` is empty, and `snapshot` None, for a server that is not ours.
 
     `client` is where the client runs, if not beside it.
     """
@@ -34,7 +37,7 @@ class Where:
         return endpoint(self.host, self.port)
 
 
-def choose(names: Sequence[str]) -> list[Where]:
+def choose(names: Sequence[str]) -> list[Target]:
     """The targets that `names` name, all services that are up if there is none; the baseline first.
 
     Raises UsageError for an address that is none, KechoError for a service that is not up.
@@ -54,13 +57,13 @@ def choose(names: Sequence[str]) -> list[Where]:
     return baseline_first([_of_address(name) if ":" in name else _of_service(name, services) for name in names])
 
 
-def baseline_first(targets: Sequence[Where]) -> list[Where]:
+def baseline_first(targets: Sequence[Target]) -> list[Target]:
     """The first in mode user comes first, the others keep their order."""
     baseline = next((target for target in targets if target.mode == "user"), targets[0])
     return [baseline, *(target for target in targets if target is not baseline)]
 
 
-def _of_service(name: str, services: Mapping[str, Mapping[str, Any]]) -> Where:
+def _of_service(name: str, services: Mapping[str, Mapping[str, Any]]) -> Target:
     from kecho.service.client import Client
 
     service = services.get(name)
@@ -70,7 +73,7 @@ def _of_service(name: str, services: Mapping[str, Mapping[str, Any]]) -> Where:
     if service["state"] != "up":
         raise KechoError(f"service {name} is not up: it {service['state']}")
     host = reachable(service["binds"])
-    return Where(name, host, service["port"], service["mode"], Client(name).snapshot)
+    return Target(name, host, service["port"], service["mode"], Client(name).snapshot)
 
 
 def reachable(binds: Sequence[str]) -> str:
@@ -81,7 +84,7 @@ def reachable(binds: Sequence[str]) -> str:
     return str(address)
 
 
-def _of_address(text: str) -> Where:
+def _of_address(text: str) -> Target:
     host, _, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -93,4 +96,13 @@ def _of_address(text: str) -> Where:
         found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as e:
         raise KechoError(f"{text}: {one_line(e)}") from e
-    return Where(text, str(found[0][4][0]), int(port))
+    return Target(text, _answering([str(one[4][0]) for one in found], int(port)), int(port))
+
+
+def _answering(addresses: Sequence[str], port: int) -> str:
+    """The first address of a name that takes a connection; the first of all if none does, and bench then says why."""
+    different = list(dict.fromkeys(addresses))
+    for address in different if len(different) > 1 else ():
+        with contextlib.suppress(OSError), socket.create_connection((address, port), CONNECT_S):
+            return address
+    return different[0]

@@ -1,34 +1,28 @@
 # SPDX-License-Identifier: MIT
-"""``kecho-ctl bench`` and ``kecho-ctl plot``: their options, what they print, and their exit codes."""
+"""``kecho-ctl bench``: measures the response time of services, and of any echo server."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import itertools
 import json
-import math
-import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TypeVar
 
 from kecho import __version__
-from kecho.bench import compare, progress, services, surroundings, targets
+from kecho.bench import compare, outputs, progress, services, surroundings, targets
 from kecho.bench.host import Host
-from kecho.bench.result import MIN_ROUNDS, Result, Run, load
-from kecho.bench.runner import Options
-from kecho.cli.options import Subparsers
-from kecho.model.errors import KechoError, UsageError
-from kecho.show import terminal
+from kecho.bench.interval import MIN_ROUNDS
+from kecho.bench.plan import STDOUT, Plan
+from kecho.bench.result import Result
+from kecho.bench.runner import RunOptions
+from kecho.cli import values
+from kecho.cli.options import Subparsers, add_command
+from kecho.model.errors import UsageError
 from kecho.system import topology
-
-T = TypeVar("T")
 
 INTERRUPTED = 130
 DEFAULT_REPEATS = 3
@@ -36,14 +30,13 @@ DEFAULT_DURATION_S = 2.0
 COMPARE_REPEATS = 10  # an interval needs rounds more than it needs requests
 COMPARE_DURATION_S = 1.0
 DEFAULT_WARMUP_S = 0.2
-STDOUT = "-"
-PICTURES = (".png", ".svg", ".pdf")
 
-_BENCH_EXAMPLES = f"""\
+_EXAMPLES = f"""\
 With a single connection the client runs on one CPU, the last it may use (--cpus none: anywhere).
-The ratio is the p50 of the baseline over that of the target; the baseline is the first service
-in mode user, else the first target. From {MIN_ROUNDS} rounds on it comes with a 95 % interval, and only
-what that supports is called a difference. Put --json last, or write --json=FILE.
+The baseline is the first service in mode user, else the first target. A ratio says how many times
+shorter than the baseline's a target's p50 is, and how many times more requests it answers a second.
+Every figure is the median of the rounds. From {MIN_ROUNDS} rounds on a ratio has a 95 % interval, and only what
+that supports is called a difference. Put --json last, or write --json=FILE.
 
 --compare takes {", ".join(itertools.islice(services.VARIANTS, 4))},
 {", ".join(itertools.islice(services.VARIANTS, 4, None))}; for root.
@@ -60,179 +53,144 @@ examples:
   kecho-ctl bench --json | jq .targets
   sudo kecho-ctl bench --compare user,sockmap --topology veth
   sudo kecho-ctl bench --tune --connections 15000 --threads 2
-"""
-_PLOT_EXAMPLES = """\
-examples:
-  kecho-ctl bench --json=result.json && kecho-ctl plot result.json -o result.png
-  kecho-ctl plot results/last.json -o out.svg      the last run in this checkout
-  kecho-ctl plot monday.json friday.json -o out.png
+
+exit status:
+  0 done; 1 a target failed (what was measured is kept); 2 wrong usage; 3 this machine cannot;
+  130 interrupted, after printing what was measured until then
 """
 
 
-def _add(
-    subparsers: Subparsers, name: str, run: Callable[..., int], text: str, description: str, epilog: str
-) -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = subparsers.add_parser(name, help=text, description=description, epilog=epilog, formatter_class=raw)
-    parser.set_defaults(run=run)
-    return parser
-
-
-def add_parser(subparsers: Subparsers) -> None:
-    """Adds ``bench``; the parsed arguments have `run`, a function of them that returns the exit code."""
-    parser = _add(
-        subparsers,
-        "bench",
-        run,
-        "measure the response time of services and of any echo server",
-        "Measure the response time of echo servers from the client's side, in turn, verifying every byte.",
-        _BENCH_EXAMPLES,
-    )
+def add(commands: Subparsers) -> None:
+    """Adds the command to the parser."""
+    text = "measure the response time of services and of any echo server"
+    parser = add_command(commands, "bench", run, text, _EXAMPLES)
     add = parser.add_argument
-    add("targets", nargs="*", metavar="TARGET", help="a service's name, or HOST:PORT (default: all that are up)")
-    add("--compare", type=_variants, metavar="MODE,…", help="bring these up, measure them in turn, take them down")
+    add(
+        "targets",
+        nargs="*",
+        metavar="TARGET",
+        help="the name of a service, or HOST:PORT of any echo server (default: all services that are up)",
+    )
+    add(
+        "--compare",
+        type=values.variants,
+        metavar="MODE,…",
+        help="bring these services up, measure them in turn, and take them down",
+    )
     add(
         "--connections",
-        type=_list_of(_whole),
+        type=values.list_of(values.whole),
         metavar="N,…",
-        help="made first and released at once (default 1); several: a sweep",
+        help="how many connections the client makes and keeps busy (default 1); several numbers are a sweep",
     )
     add(
         "--threads",
-        type=_whole,
+        type=values.whole,
         default=1,
         metavar="M",
-        help="of the client (default 1); in a sweep at most as many as connections",
+        help="how many threads the client has (default 1); in a sweep at most one a connection",
     )
     add(
         "--size",
-        type=_list_of(_size),
+        type=values.list_of(values.size),
         default=(64,),
         metavar="B,…",
-        help="of a message in bytes, 1 to 1M (default 64); several: a sweep",
+        help="how many bytes a message has, 1 to 1M (default 64); several sizes are a sweep",
     )
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--count", type=_whole, metavar="K", help="requests in each run")
+    length.add_argument("--count", type=values.whole, metavar="K", help="measure K requests in each run")
     length.add_argument(
         "--duration",
-        type=_seconds,
+        type=values.seconds,
         metavar="S",
-        help=f"seconds of each run (default {DEFAULT_DURATION_S:g}; with --compare {COMPARE_DURATION_S:g})",
+        help=f"measure S seconds in each run (default {DEFAULT_DURATION_S:g}; with --compare {COMPARE_DURATION_S:g})",
     )
-    add("--warmup", type=_seconds, metavar="S", help=f"seconds before each (default {DEFAULT_WARMUP_S:g})")
+    add(
+        "--warmup",
+        type=values.seconds,
+        metavar="S",
+        help=f"warm up for S seconds before each run (default {DEFAULT_WARMUP_S:g})",
+    )
     workload = parser.add_argument_group("instead of the closed loop").add_mutually_exclusive_group()
     workload.add_argument(
-        "--rate", type=_rate, metavar="R", help="open loop: R requests a second, latency from when each was due"
+        "--rate",
+        type=values.rate,
+        metavar="R",
+        help="open loop: R requests a second are due, and latency counts from when each was",
     )
-    workload.add_argument("--burst", type=_whole, metavar="N", help="N connections, one message each, all at once")
-    workload.add_argument("--crr", action="store_true", help="a connection a request, latency from connect on")
-    workload.add_argument("--depth", type=_whole, metavar="D", help="D requests under way on each connection")
-    add("--rounds", type=_whole, metavar="R", help="of a burst (default 10)")
-    add("--connect-timeout", type=_seconds, metavar="S", help="a connection may take (default 10)")
-    add("--io-timeout", type=_seconds, metavar="S", help="a reply may take (default 10)")
-    add("--cpus", metavar="LIST", help="CPUs of the client's threads, as in 0,2-3; none: wherever they land")
+    workload.add_argument(
+        "--burst",
+        type=values.whole,
+        metavar="N",
+        help="N connections send one message each, all at once; latency counts from that moment",
+    )
+    workload.add_argument(
+        "--crr", action="store_true", help="make a connection for each request; latency counts from connect() on"
+    )
+    workload.add_argument(
+        "--depth", type=values.whole, metavar="D", help="keep D requests under way on each connection"
+    )
+    add("--rounds", type=values.whole, metavar="R", help="repeat a burst R times in each run (default 10)")
+    add("--connect-timeout", type=values.seconds, metavar="S", help="give a connection S seconds (default 10)")
+    add("--io-timeout", type=values.seconds, metavar="S", help="give a reply S seconds (default 10)")
+    add("--cpus", metavar="LIST", help="run the client's threads on these CPUs, as in 0,2-3, or on any: none")
     add(
         "--repeat",
-        type=_whole,
+        type=values.whole,
         metavar="R",
-        help=f"runs of each target, in turn (default {DEFAULT_REPEATS}; with --compare {COMPARE_REPEATS})",
+        help=f"make R rounds, each target once in each (default {DEFAULT_REPEATS}; with --compare {COMPARE_REPEATS})",
     )
     add("--tune", action="store_true", help="raise limits of the system for the time of the runs; for root")
     add(
         "--topology",
         choices=topology.CHOICES,
         default="loopback",
-        help="veth: the client in a network namespace behind a veth pair; for root",
+        help="put the client on loopback, or in a network namespace behind a veth pair (for root)",
     )
-    add("--delay", type=_milliseconds, default=0.0, metavar="MS", help="with --topology veth: on each way, by netem")
-    add("--seed", type=_whole, metavar="N", help="of the payloads and of the resampling (default 1)")
-    add("--json", nargs="?", type=_file, const=STDOUT, metavar="FILE", help="the result as JSON, to stdout or to FILE")
-    add("--csv", type=_file, metavar="FILE", help="a row a run, the columns of kecho.bench.table")
-    add("--plot", type=_picture, metavar="FILE", help="draw the result: .png, .svg or .pdf")
-
-
-def add_plot_parser(subparsers: Subparsers) -> None:
-    """Adds ``plot``, in the same way."""
-    parser = _add(
-        subparsers,
-        "plot",
-        run_plot,
-        "draw saved results of bench",
-        "Draw what `kecho-ctl bench --json=FILE` wrote: percentiles, or of a sweep latency against load.",
-        _PLOT_EXAMPLES,
+    add(
+        "--delay",
+        type=values.number(
+            lambda value: 0 < value <= topology.MOST_DELAY_MS, f"ms above 0, up to {topology.MOST_DELAY_MS:g}"
+        ),
+        default=0.0,
+        metavar="MS",
+        help="with --topology veth, delay each way by MS milliseconds (netem)",
     )
-    parser.add_argument("results", nargs="+", metavar="RESULT", help="a file that bench wrote")
-    parser.add_argument(
-        "-o", "--output", type=_picture, required=True, metavar="FILE", help="the picture: .png, .svg or .pdf"
+    add("--seed", type=values.whole, metavar="N", help="draw payloads, and the order in a round, from N (default 1)")
+    add(
+        "--json",
+        nargs="?",
+        type=values.file,
+        const=STDOUT,
+        metavar="FILE",
+        help="print the result as JSON, or save it to FILE after each round",
+    )
+    add("--csv", type=values.file, metavar="FILE", help="save a table with a row for each run (docs/metrics.md)")
+    add("--plot", type=values.picture, metavar="FILE", help="draw the result: .png, .svg or .pdf")
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """Everything that the command line says. Raises UsageError for options that exclude others."""
+    veth = args.topology == "veth"
+    if args.delay and not veth:
+        raise UsageError("--delay is for --topology veth")
+    return Plan(
+        sweep=sweep_of(args),
+        repeats=args.repeat or (COMPARE_REPEATS if args.compare else DEFAULT_REPEATS),
+        targets=tuple(args.targets),
+        variants=args.compare or (),
+        seed=args.seed or 1,
+        tuned=args.tune,
+        veth=veth,
+        delay_ms=args.delay,
+        json=args.json,
+        csv=args.csv,
+        plot=args.plot,
     )
 
 
-def _list_of(one: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
-    def parse(text: str) -> tuple[T, ...]:
-        found = tuple(one(part) for part in text.split(","))
-        if len(set(found)) < len(found):
-            raise argparse.ArgumentTypeError(f"{text!r} names a value twice")
-        return found
-
-    return parse
-
-
-def _variants(text: str) -> tuple[str, ...]:
-    try:
-        return services.parse(text)
-    except UsageError as e:
-        raise argparse.ArgumentTypeError(str(e)) from e
-
-
-def _file(text: str) -> str:
-    """Nobody wants to hear after the runs that there is no such folder."""
-    if text != STDOUT and (not text or os.path.isdir(text) or not os.path.isdir(os.path.dirname(text) or ".")):
-        raise argparse.ArgumentTypeError(f"cannot write to {text!r}")
-    return text
-
-
-def _picture(text: str) -> str:
-    if Path(text).suffix not in PICTURES:
-        raise argparse.ArgumentTypeError(f"{text!r} must end in one of {', '.join(PICTURES)}")
-    return _file(text)
-
-
-def _whole(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def _size(text: str) -> int:
-    factor = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:].upper(), 1)
-    return _whole(text[:-1] if factor > 1 else text) * factor
-
-
-def _number(text: str, fits: Callable[[float], bool], what: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan  # which fits nowhere
-    if not fits(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of {what}")
-    return value
-
-
-def _rate(text: str) -> float:
-    return _number(text, lambda value: 0 < value <= 1e9, "requests a second")
-
-
-def _seconds(text: str) -> float:
-    return _number(text, lambda value: 0 <= value <= 86400, "seconds from 0 to 86400")
-
-
-def _milliseconds(text: str) -> float:
-    most = topology.MOST_DELAY_MS
-    return _number(text, lambda value: 0 < value <= most, f"ms above 0, up to {most:g}")
-
-
-def sweep_of(args: argparse.Namespace) -> tuple[Options, ...]:
-    """What bench is asked, load by load, from the command line. Raises UsageError for options that exclude others."""
+def sweep_of(args: argparse.Namespace) -> tuple[RunOptions, ...]:
+    """What the load generator is asked, load by load. Raises UsageError for options that exclude others."""
     burst = args.burst is not None
     if burst:
         for option in ("count", "duration", "warmup"):
@@ -246,7 +204,7 @@ def sweep_of(args: argparse.Namespace) -> tuple[Options, ...]:
     sweep_over = args.connections or (1,)
     default_s = COMPARE_DURATION_S if args.compare else DEFAULT_DURATION_S
     sweep = [
-        Options(
+        RunOptions(
             connections=connections,
             threads=min(args.threads, connections) if len(sweep_over) > 1 else args.threads,
             size_bytes=size,
@@ -272,92 +230,57 @@ def sweep_of(args: argparse.Namespace) -> tuple[Options, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """``kecho-ctl bench``. Raises KechoError; what was measured before a failure is lost, before a Ctrl-C kept."""
-    sweep = sweep_of(args)
-    repeats = args.repeat or (COMPARE_REPEATS if args.compare else DEFAULT_REPEATS)
-    veth = args.topology == "veth"
-    if args.delay and not veth:
-        raise UsageError("--delay is for --topology veth")
-    # What surrounds all runs is entered here, and undone in reverse whatever happens.
-    with contextlib.ExitStack() as around:
-        chosen = targets.choose(args.targets) if args.targets or not args.compare else []
-        needs = surroundings.needs_of(sweep, repeats)
-        client = around.enter_context(surroundings.entered(needs, args.tune, veth, args.delay, _say))
-        left_out = {}
-        if args.compare:
-            connections = max(options.burst or options.connections for options in sweep)
-            binds = client.addresses if client else ()
-            fleet = around.enter_context(services.brought_up(args.compare, connections, binds))
-            chosen = targets.baseline_first([*chosen, *fleet.targets])
-            left_out = dict(fleet.left_out)
-            for name, why in left_out.items():
-                _say(f"{name} is left out: {why}")
-        chosen = surroundings.placed(chosen, client)
-        for warning in surroundings.warnings(chosen, needs, client):
-            _say(warning)
-        host = Host.this()
-        date = datetime.now(UTC).isoformat(timespec="seconds")
-        runs, interrupted = _measure_all(compare.steps(chosen, sweep, repeats))
-    if not runs:
+    """Runs it; returns the exit code. Raises KechoError."""
+    result = measure(plan := plan_of(args))
+    if not result.runs:
         return INTERRUPTED
-    command = shlex.join(sys.argv)
-    result = Result(host, date, __version__, command, chosen[0].name, tuple(runs), interrupted, left_out)
-    _put_out(result, args)
-    return INTERRUPTED if result.interrupted else 0
+    show(plan, result)
+    for why in result.failed.values():
+        _say(why)
+    return INTERRUPTED if result.interrupted else 1 if result.failed else 0
+
+
+def measure(plan: Plan) -> Result:
+    """Makes the surroundings, measures all that is planned, and undoes the surroundings whatever happens."""
+    named = targets.choose(plan.targets) if plan.targets or not plan.variants else []
+    with (
+        surroundings.entered(plan, _say) as client,
+        services.brought_up(plan.variants, plan.connections, client.addresses if client else ()) as fleet,
+    ):
+        chosen = surroundings.placed(targets.baseline_first([*named, *fleet.targets]), client)
+        for name, why in fleet.left_out.items():
+            _say(f"{name} is left out: {why}")
+        for warning in surroundings.warnings(chosen, plan.needs, client):
+            _say(warning)
+        empty = Result(
+            host=Host.this(),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            version=__version__,
+            command=shlex.join(sys.argv),
+            baseline=chosen[0].name,
+            runs=(),
+            left_out=dict(fleet.left_out),
+            order=tuple(target.name for target in chosen),
+        )
+        with progress.bar() as show_progress:
+            return compare.measure_all(plan, chosen, empty, show_progress, functools.partial(outputs.save_all, plan))
+
+
+def show(plan: Plan, result: Result) -> None:
+    """Prints the result, and writes it where the plan says."""
+    if plan.json == STDOUT:
+        print(json.dumps(result.to_json()))
+    else:
+        from kecho.show import bench_text
+
+        print(bench_text.bench_table(result, shutil.get_terminal_size().columns), end="")
+    outputs.save_all(plan, result)
+    if plan.plot:
+        from kecho.show import bench_plot
+
+        bench_plot.plot_bench({"": result}, plan.plot)
 
 
 def _say(line: str) -> None:
     """At once: one may not want to wait for the runs then."""
     print(f"kecho-ctl: {line}", file=sys.stderr, flush=True)
-
-
-def _measure_all(steps: Iterable[compare.Step]) -> tuple[list[Run], bool]:
-    """Every run, or those until Ctrl-C, the last one perhaps in part; and whether it was pressed."""
-    runs: list[Run] = []
-    try:
-        with progress.bar() as show:
-            for step in steps:
-                done = compare.run(step, functools.partial(show, step))
-                if done.latency.count:
-                    runs.append(done)
-                if done.interrupted:
-                    return runs, True
-    except KeyboardInterrupt:
-        return runs, True
-    return runs, False
-
-
-def _put_out(result: Result, args: argparse.Namespace) -> None:
-    if args.json == STDOUT:
-        print(json.dumps(result.to_json()))
-    else:
-        width = shutil.get_terminal_size().columns
-        print(terminal.bench_table(result, width), end="")
-    _save_last(result)
-    if args.json not in (None, STDOUT):
-        result.save(Path(args.json))
-    if args.csv:
-        from kecho.bench import table
-
-        table.save_csv(result, Path(args.csv))
-    if args.plot:
-        from kecho.show import bench_plot
-
-        bench_plot.plot_bench({"": result}, args.plot)
-
-
-def _save_last(result: Result) -> None:
-    """Leaves the result where `make plot` looks for it, in a checkout or where somebody keeps results."""
-    folder = Path("results")
-    if folder.is_dir() or (Path("Makefile").is_file() and Path("kecho").is_dir()):
-        with contextlib.suppress(OSError, KechoError):
-            folder.mkdir(exist_ok=True)
-            result.save(folder / "last.json")
-
-
-def run_plot(args: argparse.Namespace) -> int:
-    """``kecho-ctl plot``."""
-    from kecho.show import bench_plot
-
-    bench_plot.plot_bench({path: load(path) for path in args.results}, args.output)
-    return 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 
 from kecho import __version__
-from kecho.cli import bench, check, doctor, down, logs, reset, stats, status, tune, up
+from kecho.cli import bench, check, doctor, down, logs, plot, reset, stats, status, tune, up
 from kecho.cli.options import Parser, Subparsers
 
 _DESCRIPTION = "Run a TCP echo service that never leaves the kernel, and measure it."
@@ -34,8 +34,8 @@ COMMANDS = (
     reset.add,
     check.add,
     logs.add,
-    bench.add_parser,
-    bench.add_plot_parser,
+    bench.add,
+    plot.add,
     tune.add,
     doctor.add,
 )

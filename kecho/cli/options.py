@@ -4,18 +4,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn, TypeAlias, TypeVar
 
 from kecho.model import config
 from kecho.model.errors import UsageError
 
-PICTURES = (".png", ".svg", ".pdf")
 T = TypeVar("T", int, float)
 
 
@@ -71,16 +68,6 @@ def positive(text: str | None, what: str, kind: Callable[[str], T]) -> T | None:
     if value is None or not 0 < value < 1e9:
         raise UsageError(f"{what} {text}: must be a number above 0")
     return value
-
-
-def picture(text: str) -> str:
-    """The name of a picture that can be written, for argparse."""
-    path = Path(text)
-    if path.suffix not in PICTURES:
-        raise argparse.ArgumentTypeError(f"{text!r} must end in one of {', '.join(PICTURES)}")
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"cannot write to {text!r}")
-    return text
 
 
 def width() -> int:

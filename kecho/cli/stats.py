@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from kecho.cli.options import Subparsers, add_command, is_number, picture, positive, width
+from kecho.cli.options import Subparsers, add_command, is_number, positive, width
+from kecho.cli.values import picture
 from kecho.model import config
 from kecho.model.errors import UsageError
 

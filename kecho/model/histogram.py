@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,14 @@ def slot(value: int) -> int:
         return value
     shift = value.bit_length() - 1 - SUB_BITS
     return (shift << SUB_BITS) + (value >> shift)
+
+
+def rank(q: float, count: int) -> int:
+    """The rank of percentile `q` among `count` samples, the smallest being 1: nearest rank, ⌈q·count⌉.
+
+    The one rule for every percentile in kecho. In whole millionths: 0.999 * 7000 is more than 6993 in floating point.
+    """
+    return max(1, -(-round(q * 1_000_000) * count // 1_000_000))
 
 
 def bounds(index: int) -> tuple[int, int]:
@@ -68,13 +75,12 @@ class Histogram:
         return sum(sum(counts.values()) for counts in self.cpus.values())
 
     def percentile(self, q: float) -> int | None:
-        """The middle of the slot that holds the sample of rank ⌈q·count⌉ (nearest rank); None if there is none."""
+        """The middle of the slot that holds the sample of that `rank`; None if there is none."""
         counts = self.merged()
-        total = sum(counts.values())
-        rank = max(1, math.ceil(q * total))
+        left = rank(q, sum(counts.values()))
         for index, n in counts.items():
-            rank -= n
-            if rank <= 0:
+            left -= n
+            if left <= 0:
                 low, high = bounds(index)
                 return (low + high - 1) // 2
         return None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 
@@ -15,3 +16,8 @@ def plain(record: object, names: Iterable[str]) -> dict[str, Any]:
 def picked(obj: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """These fields of a JSON object, for the record. Raises KeyError for one that is missing."""
     return {name: obj[name] for name in names}
+
+
+def known(record: type[Any], obj: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a JSON object that this dataclass has too: a later version may have written more."""
+    return {field.name: obj[field.name] for field in fields(record) if field.name in obj}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kecho.model.histogram import Histogram
-from kecho.model.record import picked, plain
+from kecho.model.record import known, picked, plain
 
 SCHEMA = 1
 
@@ -134,7 +134,7 @@ class Snapshot:
             **picked(obj, _IDENTITY),
             uptime_s=obj["uptime_s"],
             kernel=obj["kernel"],
-            connections=Connections(**obj["connections"]),
+            connections=Connections(**known(Connections, obj["connections"])),
             paths={name: PathStats.from_json(stats) for name, stats in obj["paths"].items()},
             since_ns=obj["since_ns"],
         )

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +17,15 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from kecho.bench import table
-from kecho.bench.result import CONFIDENCE, Interval, Result, Target
+from kecho.bench.interval import CONFIDENCE, Interval
+from kecho.bench.result import Result
+from kecho.bench.summary import Summary, median
 from kecho.model import histogram
 from kecho.model.errors import KechoError
 from kecho.model.histogram import Histogram
 from kecho.model.units import duration, plural, ratio, three_digits
 from kecho.show import canvas
+from kecho.show.bench_text import headline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +41,7 @@ class _Series:
 
     label: str
     result: Result
-    target: Target
+    target: Summary
     look: tuple[str, Any, str]
 
 
@@ -45,7 +51,7 @@ def plot_bench(found: Mapping[str, Result], path: str | Path) -> None:
     Under one load: percentile curves, p50 with p99, and histograms inside and outside. Of a sweep: latency against
     load. Several results are drawn together; ratios are those within each.
     """
-    if not any(target.latency.count for result in found.values() for target in result.targets()):
+    if not any(target.requests for result in found.values() for target in result.targets):
         raise KechoError("nothing to draw: the result has no sample")
     loads = {load for result in found.values() for load in result.loads()}
     with canvas.style():
@@ -69,8 +75,8 @@ def _percentile_figure(found: Mapping[str, Result]) -> Figure:
     named = [
         (target.label + _suffix(file, found), result, target)
         for file, result in found.items()
-        for target in result.targets()
-        if target.latency.count
+        for target in result.targets
+        if target.requests
     ]
     series = [_Series(*one, look) for one, look in zip(named, canvas.looks(len(named)), strict=True)]
     observed = [one for one in series if _inside(one.target)]
@@ -86,28 +92,43 @@ def _percentile_figure(found: Mapping[str, Result]) -> Figure:
     return figure
 
 
-def _inside(target: Target) -> Histogram | None:
-    return target.inside.latency if target.inside and target.inside.latency else None
+def _inside(target: Summary) -> Histogram | None:
+    """What the service measured, over all paths and rounds."""
+    measured = [run.inside.latency for run in target.runs if run.inside and run.inside.latency]
+    return functools.reduce(operator.add, measured) if measured else None
+
+
+def _known(target: Summary, name: str) -> float:
+    """A percentile; NaN, which draws nothing, for one that was never sent."""
+    value = target.percentiles[name]
+    return math.nan if value is None else value
+
+
+def _curve(target: Summary) -> pd.DataFrame:
+    """The upper end of each bucket, and the share of samples above those before it; every round counts the same.
+
+    Requests that were never sent are slower than all, so that the curve ends before them.
+    """
+    latencies = [run.latency for run in target.runs]
+    rows = [(high, n / (one.count + one.unsent)) for one in latencies for _, high, n in one.buckets]
+    shares = pd.DataFrame(rows, columns=["high", "share"]).groupby("high")["share"].sum() / len(target.runs)
+    before = shares.cumsum().shift(fill_value=0).clip(upper=1 - 1e-12)
+    return pd.DataFrame({"nines": 1 / (1 - before.to_numpy()), "latency": (shares.index - 1).to_numpy()})
 
 
 def _draw_curves(axes: Axes, series: Sequence[_Series]) -> None:
     """Latency up, the share of faster samples to the right, stretched towards the slowest as 1 ÷ (1 − share)."""
     targets = [one.target for one in series]
-    most = max(target.latency.count for target in targets)
+    most = max(target.requests for target in targets)
     end = max(10.0, 2.0 * most)
-    low = min(target.latency.min for target in targets)
-    high = max(target.latency.max for target in targets)
+    low = min(target.min for target in targets)
+    high = max(target.max for target in targets)
     for one in series:
         target, (colour, dashes, _) = one.target, one.look
-        frame = pd.DataFrame(target.latency.buckets, columns=["low", "high", "count"])
-        before = frame["count"].cumsum().shift(fill_value=0)
-        curve = pd.DataFrame(
-            {
-                "nines": 1 / (1 - before / target.latency.count),
-                "latency": (frame["high"] - 1).clip(upper=target.latency.max),
-            }
-        )
-        curve.loc[len(curve)] = [end, target.latency.max]
+        curve = _curve(target)
+        curve["latency"] = curve["latency"].clip(upper=target.max)
+        if not any(run.latency.unsent for run in target.runs):
+            curve.loc[len(curve)] = [end, target.max]
         axes.plot(
             curve["nines"],
             curve["latency"],
@@ -134,17 +155,19 @@ def _draw_curves(axes: Axes, series: Sequence[_Series]) -> None:
 
 def _draw_dots(axes: Axes, series: Sequence[_Series]) -> None:
     """A row a target: p50 as a filled mark, p99 as a hollow one, and in a column of their own the ratios."""
-    low = min(one.target.latency.percentile(0.5) for one in series)
-    high = max(one.target.latency.percentile(0.99) for one in series)
+    known = [ns for one in series for name in ("p50", "p99") if (ns := one.target.percentiles[name]) is not None]
+    low, high = min(known, default=1000.0), max(known, default=1000.0)
     for row, one in enumerate(series):
         target, (colour, _, marker) = one.target, one.look
-        p50, p99 = (target.latency.percentile(q) for q in (0.5, 0.99))
+        p50, p99 = (_known(target, name) for name in ("p50", "p99"))
         axes.plot([p50, p99], [row, row], color=colour, linewidth=2.5, alpha=0.5, zorder=2)
         axes.plot(p99, row, marker, color=colour, markerfacecolor="white", markersize=9, markeredgewidth=1.7, zorder=3)
         axes.plot(p50, row, marker, color=colour, markersize=10, zorder=4)
-        for ns, text, up, size in ((p50, duration(p50), 1, 11), (p99, f"p99 {duration(p99)}", -1, 9)):
+        for ns, name, up, size in ((p50, "", 1, 11), (p99, "p99 ", -1, 9)):
+            if math.isnan(ns):
+                continue
             axes.annotate(
-                text,
+                f"{name}{duration(ns)}",
                 (ns, row),
                 xytext=(0, 9 * up),
                 textcoords="offset points",
@@ -156,7 +179,9 @@ def _draw_dots(axes: Axes, series: Sequence[_Series]) -> None:
             )
         _write_ratio(axes, row, one)
     axes.annotate(
-        "baseline's p50 ÷ p50" + (f"\nwith {CONFIDENCE:.0%} interval" if any(map(_interval, series)) else ""),
+        "p50 shorter by"
+        + (f", {CONFIDENCE:.0%} interval;" if any(map(_interval, series)) else ";")
+        + "\nmore requests/s by",
         (1.02, 1.0),
         xycoords="axes fraction",
         xytext=(0, 6),
@@ -177,7 +202,7 @@ def _draw_dots(axes: Axes, series: Sequence[_Series]) -> None:
 
 def _interval(one: _Series) -> Interval | None:
     comparison = one.result.compare(one.target)
-    return comparison.interval if comparison else None
+    return comparison.p50.interval if comparison else None
 
 
 def _write_ratio(axes: Axes, row: int, one: _Series) -> None:
@@ -187,7 +212,7 @@ def _write_ratio(axes: Axes, row: int, one: _Series) -> None:
     is_base = one.target.name == one.result.baseline
     bold = comparison is not None and not is_base and comparison.verdict != "undecided"
     axes.annotate(
-        "baseline" if is_base else ratio(comparison.ratio if comparison else None),
+        "baseline" if is_base else ratio(comparison.p50.value if comparison else None),
         (1.02, row),
         xycoords=axes.get_yaxis_transform(),
         va="center",
@@ -195,12 +220,17 @@ def _write_ratio(axes: Axes, row: int, one: _Series) -> None:
         fontweight="bold" if bold else "normal",
         color="#111111" if bold else canvas.GREY,
     )
-    if comparison and interval:
+    if comparison and not is_base:
+        said = []
+        if interval:
+            said.append(f"{three_digits(interval.low)} – {three_digits(interval.high)}{'' if bold else ': undecided'}")
+        if comparison.requests_per_s:
+            said.append(f"requests/s {ratio(comparison.requests_per_s.value)}")
         axes.annotate(
-            f"{three_digits(interval.low)} – {three_digits(interval.high)}{'' if bold else ': undecided'}",
+            "\n".join(said),
             (1.02, row),
             xycoords=axes.get_yaxis_transform(),
-            xytext=(0, -16),
+            xytext=(0, -20),
             textcoords="offset points",
             va="center",
             fontsize=8,
@@ -211,7 +241,7 @@ def _write_ratio(axes: Axes, row: int, one: _Series) -> None:
 def _span(observed: Sequence[_Series]) -> tuple[float, float]:
     """What the panels of `_draw_inside` show: from the fastest inside to the client's highest p99."""
     lows = [low for one in observed for low, _ in map(histogram.bounds, _shares(one)["inside"])]
-    highs = [one.target.latency.percentile(0.99) for one in observed]
+    highs = [ns for one in observed if (ns := one.target.percentiles["p99"]) is not None]
     return max(1, min(lows, default=1)) / 1.3, max(highs, default=10) * 1.6
 
 
@@ -222,8 +252,9 @@ def _shares(one: _Series) -> dict[str, dict[int, float]]:
     """
     inside = _inside(one.target)
     outside: Counter[int] = Counter()
-    for low, _, n in one.target.latency.buckets:
-        outside[histogram.slot(low)] += n
+    for run in one.target.runs:
+        for low, _, n in run.latency.buckets:
+            outside[histogram.slot(low)] += n
     counts = {"inside": inside.merged() if inside else {}, "outside": dict(sorted(outside.items()))}
     return {where: {slot: 100 * n / sum(of.values()) for slot, n in of.items()} for where, of in counts.items()}
 
@@ -234,7 +265,8 @@ def _draw_inside(axes: Axes, one: _Series, span: tuple[float, float]) -> None:
     shares = _shares(one)
     inside = _inside(one.target)
     assert inside is not None
-    for where, p50 in (("inside", inside.percentile(0.5)), ("outside", one.target.latency.percentile(0.5))):
+    measured = [run.inside.latency.percentile(0.5) for run in one.target.runs if run.inside and run.inside.latency]
+    for where, p50 in (("inside", median(measured)), ("outside", one.target.percentiles["p50"])):
         slots = shares[where]
         edges = [histogram.bounds(slot) for slot in slots]
         axes.bar(
@@ -261,13 +293,17 @@ def _draw_inside(axes: Axes, one: _Series, span: tuple[float, float]) -> None:
 
 
 # What the columns of a sweep show: of the client, and of the service where it measures.
-_SWEEP_COLUMNS = (("p50_ns", "inside_p50_ns", "Median"), ("p99_ns", "inside_p99_ns", "p99"))
+_SWEEP_COLUMNS = (
+    ("p50_ns", "inside_p50_ns", "Median"),
+    ("p99_ns", "inside_p99_ns", "p99"),
+    ("rate_per_s", "", "Requests a second"),
+)
 _INSIDE_DASHES = (0, (1, 2.5))
 _SWEPT = {"connections": "connections (log scale)", "size_bytes": "message size in bytes (log scale)"}
 
 
 def _sweep_figure(found: Mapping[str, Result]) -> Figure:
-    """Latency against what varies: a row for each value of the other, p50 left and p99 right."""
+    """Latency against what varies: a row for each value of the other, p50, p99, and requests a second."""
     import matplotlib.pyplot as plt
 
     frame = table.frame(found)
@@ -279,10 +315,9 @@ def _sweep_figure(found: Mapping[str, Result]) -> Figure:
     labels = list(dict.fromkeys(frame["label"]))
     figure, grid = plt.subplots(
         len(values),
-        2,
-        figsize=(12, 1.6 + 3.4 * len(values)),
+        len(_SWEEP_COLUMNS),
+        figsize=(16, 1.6 + 3.4 * len(values)),
         sharex=True,
-        sharey="row",
         squeeze=False,
         layout="constrained",
     )
@@ -293,8 +328,11 @@ def _sweep_figure(found: Mapping[str, Result]) -> Figure:
             _draw_sweep(axes, part, along, (outside, inside), dict(zip(labels, canvas.looks(len(labels)), strict=True)))
             axes.set_title(f"{title}, {what}")
         low = part[["p50_ns", "inside_p50_ns"]].min().min()
-        canvas.latency_ticks(row[0], "y", low / 1.5, part["p99_ns"].max() * 1.5)
-        row[0].set_ylabel("latency (log scale)")
+        for axes in row[:2]:
+            canvas.latency_ticks(axes, "y", low / 1.5, part["p99_ns"].max() * 1.5)
+            axes.set_ylabel("latency (log scale)")
+        row[2].set_ylabel("requests a second (log scale)")
+        row[2].yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     ticks = sorted(frame[along].unique())
     grid[0][0].set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     for axes in grid[-1]:
@@ -325,7 +363,7 @@ def _draw_sweep(
         axes.plot(
             spread.index, spread["median"], color=colour, linestyle=dashes, marker=marker, linewidth=2, label=label
         )
-        measured = rounds[inside].median().dropna()
+        measured = rounds[inside].median().dropna() if inside else pd.Series(dtype=float)
         axes.plot(measured.index, measured, color=colour, linestyle=_INSIDE_DASHES, linewidth=1.2, marker=".")
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -335,7 +373,7 @@ def _draw_sweep(
 def _origin(result: Result) -> tuple[str, str]:
     host = result.host
     return (
-        "  ·  ".join(result.headline()),
+        "  ·  ".join(headline(result)),
         f"{host.hostname}, {', '.join(host.summary()[1:])}  ·  {host.summary()[0]}  ·  "
         f"{result.date.replace('T', ' ').replace('+00:00', ' UTC')}  ·  kecho {result.version}",
     )

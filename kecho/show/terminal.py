@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Snapshots, services and bench results as text for people, at most as wide as the terminal."""
+"""Snapshots and services as text for people, at most as wide as the terminal."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ import itertools
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kecho.bench.result import CONFIDENCE
 from kecho.model import histogram
 from kecho.model.histogram import SUB, Histogram
 from kecho.model.snapshot import PathStats, Snapshot
-from kecho.model.units import ascii_only, duration, plural, ratio, three_digits, uptime
-
-if TYPE_CHECKING:
-    from kecho.bench.latency import Latency
-    from kecho.bench.result import Comparison, Result, Target
+from kecho.model.units import ascii_only, duration, plural, uptime
 
 MAX_ROWS = 24
 PERCENTILE_TITLES = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9"}
@@ -30,13 +25,13 @@ def _speaks_utf8() -> bool:
     return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
-def _finish(lines: Iterable[str], width: int | None, utf8: bool | None) -> str:
+def finish(lines: Iterable[str], width: int | None, utf8: bool | None) -> str:
     """Joined, plain where the terminal is, and never wider than `width`, if one is given."""
     plain = not (_speaks_utf8() if utf8 is None else utf8)
     return "".join(f"{(ascii_only(line) if plain else line).rstrip()[:width].rstrip()}\n" for line in lines)
 
 
-def _flow(parts: Iterable[str], width: int, indent: str = "") -> Iterator[str]:
+def flow(parts: Iterable[str], width: int, indent: str = "") -> Iterator[str]:
     """`parts` side by side, two spaces apart, on as many lines as they need; further lines are indented."""
     line = ""
     for part in parts:
@@ -49,7 +44,7 @@ def _flow(parts: Iterable[str], width: int, indent: str = "") -> Iterator[str]:
         yield line
 
 
-def _prose(text: str, width: int, indent: str = "") -> list[str]:
+def prose(text: str, width: int, indent: str = "") -> list[str]:
     return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=f"{indent}  ")
 
 
@@ -70,15 +65,15 @@ def stats_text(
     reader's terminal is; found out if not given.
     """
     plain = not (_speaks_utf8() if utf8 is None else utf8)
-    return _finish(_stats_lines(snapshot, per_cpu, width, interval, plain), width, utf8)
+    return finish(_stats_lines(snapshot, per_cpu, width, interval, plain), width, utf8)
 
 
 def _stats_lines(snapshot: Snapshot, per_cpu: bool, width: int, interval: bool, plain: bool) -> Iterator[str]:
     time = f"{'in' if interval else 'up'} {uptime(snapshot.uptime_s)}"
-    yield from _flow((snapshot.name, snapshot.mode, f"port {snapshot.port}", f"kernel {snapshot.kernel}", time), width)
+    yield from flow((snapshot.name, snapshot.mode, f"port {snapshot.port}", f"kernel {snapshot.kernel}", time), width)
     seen = snapshot.connections
     counted = (f"{n:,} {what}" for what, n in vars(seen).items())
-    yield from _flow(("connections:", *counted), width)
+    yield from flow(("connections:", *counted), width)
     for name, stats in snapshot.paths.items():
         yield ""
         yield from _path_lines(name, stats, per_cpu, width, plain)
@@ -89,9 +84,9 @@ def _path_lines(name: str, stats: PathStats, per_cpu: bool, width: int, plain: b
         idle = [f"path {name}:", "no echo yet"]
         if stats.fallbacks:
             idle.append(plural(stats.fallbacks, "fallback"))
-        yield from _flow(idle, width)
+        yield from flow(idle, width)
         return
-    yield from _flow(
+    yield from flow(
         (
             f"path {name}:",
             plural(stats.echoes, "echo"),
@@ -101,7 +96,7 @@ def _path_lines(name: str, stats: PathStats, per_cpu: bool, width: int, plain: b
         width,
     )
     if stats.latency is None:
-        yield from _prose(f"latency not observed: {stats.why or 'no reason given'}", width, "  ")
+        yield from prose(f"latency not observed: {stats.why or 'no reason given'}", width, "  ")
         return
     if not stats.latency.count:
         yield "  latency: no sample"
@@ -116,9 +111,9 @@ def _latency_lines(stats: PathStats, latency: Histogram, width: int, plain: bool
         f"{title} {duration(latency.percentile(histogram.PERCENTILES[key]))}"
         for key, title in PERCENTILE_TITLES.items()
     ]
-    yield from _flow((*figures, f"max {duration(latency.max)}"), width, "  ")
+    yield from flow((*figures, f"max {duration(latency.max)}"), width, "  ")
     if latency.count != stats.echoes:
-        yield from _prose(f"latency of {latency.count:,} of {plural(stats.echoes, 'echo')}", width, "  ")
+        yield from prose(f"latency of {latency.count:,} of {plural(stats.echoes, 'echo')}", width, "  ")
     yield ""
     rows = histogram_rows(latency.merged())
     most = max(n for _, _, n in rows)
@@ -217,110 +212,11 @@ def status_text(services: Sequence[Mapping[str, Any]], utf8: bool | None = None)
             )
         )
     titles = ("name", "mode", "paths", "state", "port", "pid", "uptime", "active", "total")
-    return _finish(table(titles, rows, left=4), None, utf8)
+    return finish(table(titles, rows, left=4), None, utf8)
 
 
 def _or_dash(value: object) -> object:
     return "-" if value is None else value
-
-
-# --- bench ----------------------------------------------------------------------------------------------------------
-
-
-def bench_table(result: Result, width: int = 80, utf8: bool | None = None) -> str:
-    """What a bench run measured: a row a target and load, ratios, inside and outside, what the reader must know."""
-    targets = result.targets()
-    swept = len(result.loads()) > 1
-    titles = ("target", "mode", "path", *PERCENTILE_TITLES.values(), "max", "requests", "ratio")
-    rows = [_target_cells(target, result) for target in targets]
-    lines = [*_flow((*result.headline(), *result.host.summary()), width), ""]
-    lines += _target_table(titles, list(zip(targets, rows, strict=True)), 3, swept)
-    for section in (_comparison_lines, _inside_lines):
-        lines += section(result, swept)
-    if notes := result.notes():
-        lines.append("")
-        for note in notes:
-            lines += _prose(f"note: {note}", width)
-    # A table with long names is wider than the terminal rather than cut.
-    return _finish(lines, max(width, *map(len, lines)), utf8)
-
-
-def _target_table(
-    titles: Sequence[str], rows: Sequence[tuple[Target, Sequence[str]]], left: int, swept: bool
-) -> Iterator[str]:
-    """A table of targets; of a sweep, with the load in front."""
-    if not swept:
-        yield from table(titles, [row for _, row in rows], left)
-        return
-    loads = [(f"{target.load.connections:,}", f"{target.load.size_bytes:,}") for target, _ in rows]
-    both = [(*load, *row) for load, (_, row) in zip(loads, rows, strict=True)]
-    widths = [max(map(len, column)) for column in zip(("conns", "bytes"), *loads, strict=True)]
-    aligned = [(*(cell.rjust(w) for cell, w in zip(row[:2], widths, strict=True)), *row[2:]) for row in both]
-    yield from table(("conns", "bytes", *titles), aligned, left + 2)
-
-
-def _target_cells(target: Target, result: Result) -> tuple[str, ...]:
-    latency = target.latency
-    figures = (*(latency.percentile(q) for q in histogram.PERCENTILES.values()), latency.max)
-    return (
-        target.name,
-        target.mode or "-",
-        target.path or "-",
-        *(duration(ns if latency.count else None, gap="") for ns in figures),
-        f"{latency.count:,}",
-        ratio(result.ratio(target)),
-    )
-
-
-def _comparison_lines(result: Result, swept: bool) -> Iterator[str]:
-    """The ratios with their intervals, and what follows from them."""
-    found = [(t, c) for t in result.targets() if t.name != result.baseline and (c := result.compare(t))]
-    if not any(comparison.interval for _, comparison in found):
-        return
-    yield from ("", f"{result.baseline}'s p50 ÷ p50, with {CONFIDENCE:.0%} intervals by bootstrap of the rounds")
-    rows = [(target, (target.name, *_comparison_cells(comparison))) for target, comparison in found]
-    yield from _target_table(("target", "ratio", "interval", "rounds", "verdict"), rows, 1, swept)
-
-
-def _comparison_cells(comparison: Comparison) -> tuple[str, ...]:
-    interval = comparison.interval
-    return (
-        f"{three_digits(comparison.ratio)}×",
-        f"{three_digits(interval.low)} – {three_digits(interval.high)}" if interval else "-",
-        str(comparison.rounds),
-        comparison.verdict or "too few rounds",
-    )
-
-
-def _inside_lines(result: Result, swept: bool) -> Iterator[str]:
-    """What the services counted in these runs, path by path, with the client's figures beside."""
-    inside = [target for target in result.targets() if target.kernel is not None]
-    if not inside:
-        return
-    warm = not all(run.counts_exactly for run in result.runs)
-    yield ""
-    warmup = ", with the warm-up" if warm else ""
-    yield f"inside: counted by the services during these runs{warmup}; outside: measured by the client"
-    rows = [
-        (target, (target.name, path, *_inside_cells(stats, target.latency)))
-        for target in inside
-        for path, stats in (target.kernel or {}).items()
-        if stats.echoes
-    ]
-    figures = [f"{where} {key}" for key in ("p50", "p99") for where in ("inside", "outside")]
-    yield from _target_table(("target", "path", *figures, "echoes", "bytes", "fallbacks"), rows, 2, swept)
-
-
-def _inside_cells(stats: PathStats, outside: Latency) -> Iterator[str]:
-    for key in ("p50", "p99"):
-        q = histogram.PERCENTILES[key]
-        yield duration(stats.latency.percentile(q) if stats.latency else None, gap="")
-        yield duration(outside.percentile(q) if outside.count else None, gap="")
-    yield from _count_cells(stats)
-
-
-def _count_cells(stats: PathStats) -> tuple[str, ...]:
-    return f"{stats.echoes:,}", f"{stats.bytes:,}", f"{stats.fallbacks:,}"
 
 
 def listen_text(services: Sequence[Mapping[str, Any]]) -> str:

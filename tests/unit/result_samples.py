@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from kecho.bench.host import Host
 from kecho.bench.latency import Latency
-from kecho.bench.result import Host, Result, Run
+from kecho.bench.result import Result
+from kecho.bench.run import Run
 from kecho.model.histogram import Histogram
 from kecho.model.snapshot import PathStats
 

@@ -25,7 +25,7 @@ struct histogram {
 	uint64_t total;
 	uint64_t sum;
 	unsigned __int128 squares; /* sum of the squares */
-	uint64_t min; /* UINT64_MAX while there is no sample */
+	uint64_t min;		   /* UINT64_MAX while there is no sample */
 	uint64_t max;
 	uint64_t counts[HISTOGRAM_SLOTS];
 };

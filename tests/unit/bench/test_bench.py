@@ -6,14 +6,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +24,20 @@ import pytest
 import result_samples as samples
 from hypothesis import given
 from hypothesis import strategies as st
-from native_support import ScriptedServer
+from native_support import ScriptedServer, wait_for
 
-from kecho.bench import compare, progress, runner, targets
+from kecho.bench import compare, outputs, progress, runner, targets
 from kecho.bench.host import Host, compiler
+from kecho.bench.interval import MIN_ROUNDS
 from kecho.bench.latency import Latency
-from kecho.bench.result import MIN_ROUNDS, Result, load
+from kecho.bench.plan import Plan
+from kecho.bench.result import Result, load
+from kecho.bench.run import Run
 from kecho.cli import bench as command
 from kecho.model.errors import KechoError, Unavailable, UsageError, one_line
 from kecho.model.snapshot import Connections, PathStats, Snapshot
 from kecho.native import programs
-from kecho.show.terminal import bench_table
+from kecho.show.bench_text import bench_table, caveats, headline, mismatch, notes
 from kecho.system.limits import ListenCounts
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -43,24 +49,23 @@ VALUES = st.lists(st.integers(0, 10**10), min_size=1, max_size=60)
 
 @given(VALUES, st.sampled_from([0.5, 0.9, 0.99, 0.999]))
 def test_percentile_is_that_of_the_sorted_list_within_its_bucket(values: list[int], q: float) -> None:
-    oracle = sorted(values)[max(1, int(q * len(values) + 0.5)) - 1]
+    oracle = sorted(values)[max(1, math.ceil(Fraction(str(q)) * len(values))) - 1]
     reported = samples.latency(values).percentile(q)
     assert oracle <= reported <= max(values)
     assert samples.hdr_bounds(reported) == samples.hdr_bounds(oracle)
 
 
-@given(st.lists(VALUES, min_size=1, max_size=4))
-def test_merging_is_measuring_together(parts: list[list[int]]) -> None:
-    merged = Latency.merged(map(samples.latency, parts))
-    whole = samples.latency([value for part in parts for value in part])
-    assert replace(merged, mean=0, stdev=0) == replace(whole, mean=0, stdev=0)
-    assert merged.mean == pytest.approx(whole.mean)
-    assert merged.stdev == pytest.approx(whole.stdev, rel=1e-4, abs=1e-3 * max(1, whole.mean))
+def test_of_nothing_there_is_no_percentile() -> None:
+    assert Latency().percentile(0.5) is None
 
 
-def test_merging_nothing() -> None:
-    assert Latency.merged([]) == Latency.merged([Latency()]) == Latency()
-    assert Latency().percentile(0.5) == 0
+@pytest.mark.parametrize(("q", "known"), [(0.5, True), (0.9, True), (0.99, False)])
+def test_what_was_never_sent_is_slower_than_all(q: float, known: bool) -> None:
+    """90 of 100 that were due were answered: the ninetieth is the slowest of those, p99 was never sent."""
+    overloaded = replace(samples.latency(range(1, 91)), unsent=10)
+    assert (overloaded.percentile(q) is not None) is known
+    assert overloaded.percentile(0.9) == 90
+    assert samples.latency(range(1, 91)).percentile(0.99) == 90
 
 
 def test_buckets_that_do_not_add_up_are_refused() -> None:
@@ -71,7 +76,7 @@ def test_buckets_that_do_not_add_up_are_refused() -> None:
 
 def test_result_round_trip(tmp_path: Path) -> None:
     original = samples.three_targets()
-    original.save(tmp_path / "r.json")
+    outputs.save(original, tmp_path / "r.json")
     again = load(tmp_path / "r.json")
     assert again.to_json() == original.to_json()
     assert [run.kernel for run in again.runs] == [run.kernel for run in original.runs]
@@ -111,13 +116,94 @@ def test_load_of_no_file(tmp_path: Path) -> None:
         load(tmp_path / "none.json")
 
 
-def test_ratio_is_baseline_over_target() -> None:
+def test_ratios_are_those_of_the_rounds() -> None:
     result = samples.three_targets()
-    slow, fast, foreign = result.targets()
-    assert result.ratio(slow) == 1
-    assert result.ratio(fast) == slow.latency.percentile(0.5) / fast.latency.percentile(0.5)
-    assert result.ratio(fast) == pytest.approx(14490 / 1749, rel=2e-3)
-    assert (result.ratio(foreign) or 0) < 1
+    slow, fast, foreign = (result.compare(target) for target in result.targets)
+    assert slow and fast and foreign
+    assert slow.p50.value == 1 and slow.p50.interval is None
+    assert fast.p50.value == pytest.approx(14490 / 1749, rel=2e-3)
+    assert fast.requests_per_s and fast.requests_per_s.value == pytest.approx(14495 / 1749.5, rel=1e-6)
+    assert foreign.p50.value < 1
+
+
+def rounds(name: str, p50s_us: list[int], counts: list[int] | None = None) -> list[Run]:
+    """A run a round of this median, by so many requests."""
+    return [samples.run(name, [us * 1000] * (counts[i] if counts else 10), repeat=i) for i, us in enumerate(p50s_us)]
+
+
+@pytest.mark.parametrize("counts", [[10] * 10, [6000] * 4 + [1000] * 6, [10] * 4 + [1000] * 6])
+def test_every_round_counts_the_same(counts: list[int]) -> None:
+    """4 rounds of 10 µs and 6 of 60: p50 is 60 and the ratio 2, however many requests they had (--count)."""
+    result = samples.result(*rounds("slow", [120] * 10), *rounds("fast", [10] * 4 + [60] * 6, counts))
+    _, fast = result.targets
+    assert fast.percentiles["p50"] == pytest.approx(60_000, rel=1e-3)
+    comparison = result.compare(fast)
+    assert comparison and comparison.p50.interval
+    assert comparison.p50.value == pytest.approx(2, rel=2e-3)
+    assert comparison.p50.interval.low <= 2 and comparison.p50.interval.high >= 11.9
+    obj = result.to_json()["targets"][1]
+    assert obj["latency_ns"]["p50"] == fast.percentiles["p50"]
+    assert obj["ratio_p50"] == comparison.p50.value
+
+
+def test_a_result_in_two_modes_says_so_first() -> None:
+    result = samples.result(*rounds("slow", [120] * 10), *rounds("fast", [10] * 4 + [60] * 6))
+    (said,) = caveats(result)
+    assert said.startswith("fast: the p50 of its rounds fall into two groups, 4 at 10.0 µs and 6 at 60.0 µs")
+    text = " ".join(bench_table(result, utf8=True).split())
+    assert text.index("two groups") < text.index("target mode path")
+
+
+def test_a_result_that_scatters_says_so_first() -> None:
+    result = samples.result(*rounds("slow", [100, 110, 120, 130, 140, 151]))
+    assert caveats(result) == ["slow: the p50 of its rounds scatter from 100 µs to 151 µs"]
+    assert caveats(samples.result(*rounds("slow", [100, 101, 104, 102, 100, 103]))) == []
+
+
+def test_latency_and_throughput_that_disagree_are_noted() -> None:
+    """As in a closed loop of 100 connections, one of which has a request under way at a time."""
+    options = {**samples.OPTIONS, "connections": 100}
+    slow = samples.run("slow", [20_000_000] * 100, options=options, elapsed_ns=20_000_000)
+    for elapsed_ns, disagree in ((6_000_000, True), (14_000, False)):
+        fast = samples.run("fast", [14_000] * 100, options=options, elapsed_ns=elapsed_ns)
+        result = samples.result(slow, fast)
+        assert any("requests a second say 3.3×" in said for said in caveats(result)) is disagree
+        assert ("note: fast: p50 says" in bench_table(result, utf8=True)) is disagree
+        (obj,) = (target for target in result.to_json()["targets"] if target["target"] == "fast")
+        assert obj["ratio_requests_per_s"] == pytest.approx(20_000_000 / elapsed_ns)
+    set_rate = {**options, "mode": "open", "rate_per_s": 1000.0}
+    runs = [replace(run, options=set_rate, elapsed_ns=10**9) for run in (slow, fast)]
+    assert not caveats(samples.result(*runs)), "an open loop's rate is set, not measured"
+
+
+def test_a_burst_of_before_latency_counted_from_the_release_says_so() -> None:
+    options = {**samples.OPTIONS, "mode": "burst", "rounds": 3}
+    assert "an older kecho" in caveats(samples.result(samples.run("slow", [5], options=options)))[0]
+    new = {**options, "round_ns": {"min": 1, "p50": 2, "max": 3}}
+    result = samples.result(samples.run("slow", [5], options=new))
+    assert caveats(result) == [] and result.targets[0].round_ns == 2
+    assert result.to_json()["targets"][0]["round_ns"] == 2
+    assert any(line.split()[-1:] == ["round"] for line in bench_table(result).splitlines())
+
+
+def with_more_fields(value: Any) -> Any:
+    """As a later version may have written it: a field more at every level."""
+    if isinstance(value, dict):
+        return {**{key: with_more_fields(one) for key, one in value.items()}, "from_the_future": {"a": [1]}}
+    return [with_more_fields(one) for one in value] if isinstance(value, list) else value
+
+
+def test_a_result_with_more_fields_is_read() -> None:
+    dropped = samples.run("theirs", [1], listened=ListenCounts(1, 2))
+    original = samples.result(*samples.three_targets().runs, dropped)
+    obj = with_more_fields(original.to_json())
+    for run in obj["runs"]:  # a path more is no field
+        (run["kernel"] or {}).pop("from_the_future", None)
+    again = Result.from_json(obj)
+    assert again.host.cpu == original.host.cpu
+    assert [run.latency for run in again.runs] == [run.latency for run in Result.from_json(original.to_json()).runs]
+    assert [run.kernel for run in again.runs] == [run.kernel for run in original.runs]
+    assert again.runs[-1].listened == ListenCounts(1, 2)
 
 
 def test_what_listeners_dropped_is_kept_and_told() -> None:
@@ -125,17 +211,17 @@ def test_what_listeners_dropped_is_kept_and_told() -> None:
     result = samples.result(dropped, quiet)
     assert [run["listen"] for run in result.to_json()["runs"]] == [{"overflows": n - 1, "drops": n} for n in (2, 0)]
     assert Result.from_json(result.to_json()).runs == result.runs
-    (note,) = result.notes()
+    (note,) = notes(result)
     assert note.startswith("theirs: 2 requests for a connection found a full queue")
 
 
 def test_ratio_without_the_baseline_is_none() -> None:
     result = samples.result(samples.run("fast", [1]), baseline="gone")
-    assert result.ratio(result.targets()[0]) is None
+    assert result.compare(result.targets[0]) is None
 
 
 def test_paths_and_kernel_counts_of_a_target() -> None:
-    _, fast, foreign = samples.three_targets().targets()
+    _, fast, foreign = samples.three_targets().targets
     assert (fast.path, foreign.path) == ("msg", "")
     assert fast.kernel is not None
     assert fast.kernel["msg"].echoes == 200
@@ -156,21 +242,24 @@ def test_paths_and_kernel_counts_of_a_target() -> None:
         (640, {"warmup_s": 0.2, "held": True}, ""),
         (704, {"warmup_s": 0.2, "held": True}, ""),
         (705, {"warmup_s": 0.2, "held": True}, "counted 65 bytes more"),
+        (640 + 4 * 64, {"depth": 4}, ""),  # and so many are under way on a connection
+        (640 + 4 * 64 + 1, {"depth": 4}, "counted 257 bytes more"),
+        (640 + 12 * 64, {"depth": 4, "connections": 3}, ""),
     ],
 )
 def test_counts_that_disagree_are_noted(counted_bytes: int, options: dict[str, Any], note: str) -> None:
     kernel = {"msg": PathStats(9, counted_bytes - 64), "user": PathStats(1, 64)}
     run = samples.run("fast", [1000] * 10, kernel=kernel, options={**samples.OPTIONS, **options})
-    assert note in run.mismatch()
-    assert bool(note) is bool(run.mismatch())
-    assert (note in " ".join(samples.result(run).notes())) if note else not samples.result(run).notes()
+    assert note in mismatch(run)
+    assert bool(note) is bool(mismatch(run))
+    assert (note in " ".join(notes(samples.result(run)))) if note else not notes(samples.result(run))
 
 
 def test_figures_of_an_emulated_machine_are_noted() -> None:
     there = replace(samples.three_targets(), host=Host("vm", "6.1.0-56-amd64", "QEMU TCG CPU version 2.5+", 2))
-    (note,) = (note for note in there.notes() if "emulated" in note)
+    (note,) = (note for note in notes(there) if "emulated" in note)
     assert "6.1.0-56-amd64" in note
-    assert not any("emulated" in note for note in samples.three_targets().notes())
+    assert not any("emulated" in note for note in notes(samples.three_targets()))
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -180,12 +269,13 @@ def test_table() -> None:
     lines = bench_table(samples.three_targets(), width=100, utf8=True).splitlines()
     assert lines[0].startswith("closed loop: 1 connection  1 thread  64 B  client on CPU 1  2 interleaved runs each")
     head = next(i for i, line in enumerate(lines) if line.startswith("target"))
-    assert lines[head].split() == ["target", "mode", "path", "p50", "p90", "p99", "p99.9", "max", "requests", "ratio"]
+    percentiles = ["p50", "p90", "p99", "p99.9", "max"]
+    assert lines[head].split() == ["target", "mode", "path", *percentiles, "p50", "ratio", "requests/s", "ratio"]
     assert [line.split()[0] for line in lines[head + 1 : head + 4]] == ["slow", "fast", "127.0.0.1:7"]
     assert len({len(line) for line in lines[head : head + 4]}) == 1
     fast = lines[head + 2].split()
     assert fast[1:4] == ["sockmap", "msg", "1.75µs"]
-    assert fast[-2:] == ["200", "8.3×"]
+    assert fast[-3:] == ["8.3×", "571,592", "8.3×"]
     assert lines[head + 3].split()[1:3] == ["-", "-"]
 
 
@@ -221,7 +311,7 @@ def compared(*medians_ns: int, rounds: int, loads: tuple[tuple[int, int], ...] =
 
 def test_what_the_interval_supports_is_called_a_difference_and_nothing_else() -> None:
     result = compared(10_000, 5_000, 20_000, 10_004, rounds=MIN_ROUNDS)
-    found = {target.name: result.compare(target) for target in result.targets()}
+    found = {target.name: result.compare(target) for target in result.targets}
     verdicts = {name: comparison.verdict for name, comparison in found.items() if comparison}
     assert verdicts == {"t0": "", "t1": "faster", "t2": "slower", "t3": "undecided"}
     obj = {target["target"]: target for target in result.to_json()["targets"]}
@@ -229,7 +319,7 @@ def test_what_the_interval_supports_is_called_a_difference_and_nothing_else() ->
     assert [obj[name]["verdict"] for name in sorted(obj)] == [None, "faster", "slower", "undecided"]
     assert (obj["t0"]["ratio_p50"], obj["t0"]["ratio_p50_interval"]) == (1, None)
     table = bench_table(result, utf8=True)
-    section = table[table.index("95% intervals by bootstrap") :].splitlines()
+    section = table[table.index("against t0, round by round") :].splitlines()
     assert [line.split()[0] for line in section[2:5]] == ["t1", "t2", "t3"]
     assert [line.split()[-1] for line in section[2:5]] == ["faster", "slower", "undecided"]
     assert section[2].split()[1] == "2.00×"
@@ -238,11 +328,11 @@ def test_what_the_interval_supports_is_called_a_difference_and_nothing_else() ->
 
 def test_too_few_rounds_support_nothing() -> None:
     result = compared(10_000, 5_000, rounds=MIN_ROUNDS - 1)
-    comparison = result.compare(result.targets()[1])
+    comparison = result.compare(result.targets[1])
     assert comparison is not None
-    assert (comparison.interval, comparison.verdict, comparison.rounds) == (None, "", MIN_ROUNDS - 1)
+    assert (comparison.p50.interval, comparison.verdict, comparison.rounds) == (None, "", MIN_ROUNDS - 1)
     table = bench_table(result, utf8=True)
-    assert "faster" not in table and "intervals by" not in table
+    assert "faster" not in table and "intervals" not in table
     assert f"--repeat {MIN_ROUNDS} or more" in " ".join(table.split())
 
 
@@ -250,22 +340,22 @@ def test_a_round_that_one_of_them_missed_does_not_count() -> None:
     """As after Ctrl-C: of the last round only the first target was measured."""
     result = compared(10_000, 5_000, rounds=MIN_ROUNDS)
     cut = replace(result, runs=result.runs[:-1])
-    comparison = cut.compare(cut.targets()[1])
+    comparison = cut.compare(cut.targets[1])
     assert comparison is not None
-    assert (comparison.rounds, comparison.interval) == (MIN_ROUNDS - 1, None)
+    assert (comparison.rounds, comparison.p50.interval) == (MIN_ROUNDS - 1, None)
 
 
 def test_a_sweep_compares_under_the_same_load() -> None:
     loads = ((1, 64), (10, 64), (1, 1024))
     result = compared(10_000, 5_000, rounds=2, loads=loads)
     assert [(load.connections, load.size_bytes) for load in result.loads()] == list(loads)
-    targets_ = result.targets()
+    targets_ = result.targets
     assert [(t.load.connections, t.load.size_bytes, t.name) for t in targets_] == [
         (*load, name) for load in loads for name in ("t0", "t1")
     ]
-    assert [t.latency.count for t in targets_] == [40] * 6
+    assert [t.requests for t in targets_] == [40] * 6
     for target in targets_[1::2]:
-        assert result.ratio(target) == pytest.approx(2, rel=0.01)
+        assert (comparison := result.compare(target)) and comparison.p50.value == pytest.approx(2, rel=0.01)
     lines = bench_table(result, utf8=True).splitlines()
     assert lines[0].startswith("closed loop: 1, 10 connections  1 thread  64, 1,024 B")
     head = next(i for i, line in enumerate(lines) if "target" in line)
@@ -284,7 +374,8 @@ def test_what_was_left_out_is_told() -> None:
 
 def test_a_result_of_before_there_was_left_out_is_read() -> None:
     obj = samples.three_targets().to_json()
-    del obj["left_out"]
+    for name in ("left_out", "failed", "order"):
+        del obj[name]
     for name in ("governor", "mitigations", "sysctls", "versions"):
         del obj["host"][name]
     again = Result.from_json(obj)
@@ -323,9 +414,7 @@ def test_table_says_what_went_wrong() -> None:
 
 def parse(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="kecho-ctl")
-    subparsers = parser.add_subparsers()
-    command.add_parser(subparsers)
-    command.add_plot_parser(subparsers)
+    command.add(parser.add_subparsers())
     return parser.parse_args(["bench", *words])
 
 
@@ -393,6 +482,7 @@ def test_compare_has_more_and_shorter_rounds() -> None:
         ["--plot", "x.txt"],
         ["--plot", "/no/such/folder/x.png"],
         ["--csv", "/"],
+        ["--json=/proc/kecho.json"],
         ["--csv", ""],
         ["--json=/no/such/folder/x.json"],
         ["--rate", "0"],
@@ -475,26 +565,46 @@ def test_where_a_service_is_reached(binds: list[str], host: str) -> None:
 
 
 def test_rounds_are_interleaved_load_by_load() -> None:
-    sweep = [runner.Options(connections=1), runner.Options(connections=5)]
-    made = list(compare.steps(targets.choose(["127.0.0.1:1", "127.0.0.1:2"]), sweep, 3))
-    assert [(step.options.connections, step.repeat, step.target.port) for step in made] == [
-        (connections, repeat, port) for connections in (1, 5) for repeat in range(3) for port in (1, 2)
-    ]
+    plan = Plan((runner.RunOptions(connections=1), runner.RunOptions(connections=5)), repeats=3)
+    made = list(compare.steps(plan, targets.choose(["127.0.0.1:1", "127.0.0.1:2"])))
+    rounds_ = [(step.options.connections, step.repeat) for step in made]
+    assert rounds_ == [(connections, repeat) for connections in (1, 5) for repeat in range(3) for _ in range(2)]
     assert [step.number for step in made] == list(range(12))
     assert {step.total for step in made} == {12}
+    assert [step.ends_round for step in made] == [False, True] * 6
+
+
+def test_the_order_in_a_round_is_drawn_by_the_seed() -> None:
+    """Each target has its turn in each round, and none always comes after the same other one."""
+
+    def orders(seed: int) -> list[tuple[int, ...]]:
+        chosen = targets.choose([f"127.0.0.1:{port}" for port in (1, 2, 3)])
+        made = list(compare.steps(Plan((runner.RunOptions(),), repeats=20, seed=seed), chosen))
+        return [tuple(step.target.port for step in made[i : i + 3]) for i in range(0, 60, 3)]
+
+    assert orders(1) == orders(1) != orders(2)
+    assert {tuple(sorted(order)) for order in orders(1)} == {(1, 2, 3)}
+    assert len(set(orders(1))) >= 5
+
+
+def test_a_table_has_the_targets_as_they_were_named() -> None:
+    runs = [samples.run(name, [5], repeat=0) for name in ("c", "a", "b")]
+    result = replace(samples.result(*runs, baseline="b"), order=("a", "b", "c"))
+    assert [target.name for target in result.targets] == ["b", "a", "c"]
+    assert [target.name for target in Result.from_json(result.to_json()).targets] == ["b", "a", "c"]
 
 
 @pytest.mark.parametrize(
     ("options", "done"),
     [
-        (runner.Options(count=100), 0.5),
-        (runner.Options(burst=10), 0.5),
-        (runner.Options(burst=10, rounds=5), 1.0),
-        (runner.Options(duration_s=3.0, warmup_s=1.0), 0.25),
-        (runner.Options(duration_s=0.0), 1.0),
+        (runner.RunOptions(count=100), 0.5),
+        (runner.RunOptions(burst=10), 0.5),
+        (runner.RunOptions(burst=10, rounds=5), 1.0),
+        (runner.RunOptions(duration_s=3.0, warmup_s=1.0), 0.25),
+        (runner.RunOptions(duration_s=0.0), 1.0),
     ],
 )
-def test_progress_share(options: runner.Options, done: float) -> None:
+def test_progress_share(options: runner.RunOptions, done: float) -> None:
     assert progress.share(runner.Progress("run", 1.0, 1, 50), options) == done
 
 
@@ -550,7 +660,7 @@ def test_failures_of_the_load_generator(
 ) -> None:
     fake_bench(tmp_path, monkeypatch, script)
     with pytest.raises(error) as caught:
-        runner.measure("127.0.0.1", 1, runner.Options())
+        runner.measure("127.0.0.1", 1, runner.RunOptions())
     assert type(caught.value) is error
     assert one_line(caught.value).startswith(line)
 
@@ -590,7 +700,7 @@ def echo_server(request: pytest.FixtureRequest, native: None) -> Iterator[int]:
 
 def test_exact_count(echo_server: int) -> None:
     seen: list[runner.Progress] = []
-    measured = runner.measure("127.0.0.1", echo_server, runner.Options(count=10_007, size_bytes=3), seen.append)
+    measured = runner.measure("127.0.0.1", echo_server, runner.RunOptions(count=10_007, size_bytes=3), seen.append)
     assert measured.latency.count == 10_007
     assert not measured.interrupted
     assert measured.options["size_bytes"] == 3
@@ -598,26 +708,31 @@ def test_exact_count(echo_server: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "headline"),
+    ("options", "said"),
     [
-        (runner.Options(count=300, rate_per_s=20_000.0), "open loop at 20,000/s: 1 connection"),
-        (runner.Options(count=300, crr=True), "connect-request-response: 1 connection"),
-        (runner.Options(count=300, depth=4), "pipelined, 4 deep: 1 connection"),
-        (runner.Options(burst=1, rounds=300), "burst: 1 connection"),
+        (runner.RunOptions(count=300, rate_per_s=20_001.5), "open loop at 20,001.5/s: 1 connection"),
+        (runner.RunOptions(count=300, crr=True), "connect-request-response: 1 connection"),
+        (runner.RunOptions(count=300, depth=4), "pipelined, 4 deep: 1 connection"),
+        (runner.RunOptions(burst=1, rounds=300), "burst: 1 connection"),
     ],
 )
-def test_every_way_to_load_a_server(echo_server: int, options: runner.Options, headline: str) -> None:
-    where = targets.Where("s", "127.0.0.1", echo_server)
+def test_every_way_to_load_a_server(echo_server: int, options: runner.RunOptions, said: str) -> None:
+    where = targets.Target("s", "127.0.0.1", echo_server)
     result = samples.result(compare.run(compare.Step(where, options, 0, 0, 1)))
-    assert result.headline()[0] == headline
-    assert result.targets()[0].latency.count == 300
-    assert Result.from_json(result.to_json()).headline() == result.headline()
+    assert headline(result)[0] == said
+    assert result.targets[0].requests == 300
+    assert headline(Result.from_json(result.to_json())) == headline(result)
 
 
 def test_a_rate_that_is_too_high_is_noted() -> None:
     options = {**samples.OPTIONS, "mode": "open", "rate_per_s": 1e6, "unsent": 1234}
-    result = samples.result(samples.run("s", [1000], repeat=2, options=options))
-    assert result.notes() == ["s: 1,234 requests of round 3 never sent: the rate is too high"]
+    obj = samples.result(samples.run("s", [1000], repeat=2, options=options)).to_json()
+    result = Result.from_json(obj)
+    assert notes(result)[0].startswith("s: 1,234 requests of round 3 never sent: the rate is too high")
+    assert set(result.targets[0].percentiles.values()) == {None}
+    assert result.to_json()["targets"][0]["latency_ns"]["p50"] is None
+    (row,) = (line for line in bench_table(result).splitlines() if line.startswith("s "))
+    assert row.split()[3:7] == ["-"] * 4
 
 
 def test_percentiles_are_those_that_bench_prints(echo_server: int) -> None:
@@ -634,6 +749,104 @@ def test_a_mismatch_names_the_target(echo_server: int, capsys: pytest.CaptureFix
     assert f"127.0.0.1:{echo_server}" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert capsys.readouterr().out == ""
+
+
+def test_every_address_of_a_name_is_tried(echo_server: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name with two addresses, and nobody listens at the first."""
+    found = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, echo_server)) for address in ("127.0.0.2", "127.0.0.1")
+    ]
+    real = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **more: found if host == "somewhere" else real(host, *rest, **more)
+    )
+    (target,) = targets.choose([f"somewhere:{echo_server}"])
+    assert (target.name, target.host) == (f"somewhere:{echo_server}", "127.0.0.1")
+
+
+def test_a_target_that_fails_does_not_take_the_others_along(
+    echo_server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It answers twice and then no more: its first rounds are kept, the other's all, and it is said."""
+    monkeypatch.chdir(tmp_path)
+    left = 2
+
+    def tires(sock: socket.socket) -> None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            while data := sock.recv(1 << 16):
+                sock.sendall(data)
+
+    with ScriptedServer(tires) as server:
+        names = (f"127.0.0.1:{echo_server}", f"127.0.0.1:{server.port}")
+        code = command.run(parse(*names, "--count=20", "--warmup=0", "--repeat=4", "--json=out.json"))
+    assert code == 1
+    result = load("out.json")
+    assert [[run.target for run in result.runs].count(name) for name in names] == [4, 2]
+    assert list(result.failed) == [names[1]] and "by the server after 0 of 64" in result.failed[names[1]]
+    said = capsys.readouterr()
+    assert f"{names[1]} failed, and was measured no further" in " ".join(said.out.split())
+    assert said.err.count("\n") == 1 and names[1] in said.err
+
+
+def test_each_round_is_saved_when_it_is_over(echo_server: int, tmp_path: Path) -> None:
+    """What a kill leaves is a whole result with the rounds until then."""
+    plan = Plan((runner.RunOptions(count=10),), repeats=3, json=str(tmp_path / "r.json"), csv=str(tmp_path / "r.csv"))
+    seen = []
+
+    def save(result: Result) -> None:
+        outputs.save_all(plan, result)
+        seen.append(len(load(tmp_path / "r.json").runs))
+
+    chosen = targets.choose([f"127.0.0.1:{echo_server}"])
+    compare.measure_all(plan, chosen, samples.result(), lambda *_: None, save)
+    assert seen == [1, 2, 3]
+    assert len((tmp_path / "r.csv").read_text().splitlines()) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.csv", "r.json"]
+
+
+def test_an_output_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text("before")
+    path.chmod(0o640)
+
+    def breaks(new: Path) -> None:
+        new.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(KechoError, match=r"cannot write .*r\.json: No space left on device"):
+        outputs.replace(str(path), breaks)
+    assert path.read_text() == "before"
+    outputs.replace(str(path), lambda new: new.write_text("after") and None)
+    assert path.read_text() == "after" and path.stat().st_mode & 0o777 == 0o640
+    assert list(tmp_path.iterdir()) == [path]
+    (tmp_path / "link").symlink_to(path)
+    outputs.replace(str(tmp_path / "link"), lambda new: new.write_text("through") and None)
+    assert (tmp_path / "link").is_symlink() and path.read_text() == "through"
+    outputs.replace("/dev/null", lambda new: new.write_text("gone") and None)
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_second_ctrl_c_ends_the_load_generator(tmp_path: Path) -> None:
+    """One that does not stop when it is asked to."""
+    (tmp_path / "bench").write_text(
+        f"#!/bin/sh\ntrap '' INT\necho $$ >{tmp_path}/pid.new\nmv {tmp_path}/pid.new {tmp_path}/pid\nsleep 60 2>&-\n"
+    )
+    (tmp_path / "bench").chmod(0o755)
+    script = "from kecho.bench import runner; runner.measure('127.0.0.1', 1, runner.RunOptions())"
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "KECHO_LIBEXEC": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE) as process:
+        try:
+            wait_for((tmp_path / "pid").exists, "the load generator")
+            child = int((tmp_path / "pid").read_text())
+            for _ in range(2):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.5)
+            process.wait(20)
+            assert not Path(f"/proc/{child}").exists()
+        finally:
+            process.kill()
 
 
 def test_nobody_there(native: None) -> None:
@@ -656,7 +869,7 @@ def test_json_and_last_and_plot(
     assert load(tmp_path / "results/last.json").to_json() == printed
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert command.run(parse(*args[:-2], "--json=out.json")) == 0
-    assert load("out.json").targets()[0].latency.count == 200
+    assert load("out.json").targets[0].requests == 200
     assert "ratio" in capsys.readouterr().out
 
 
@@ -678,19 +891,19 @@ def test_what_the_service_counted_in_exactly_this_run(echo_server: int) -> None:
             "s", "user", echo_server, n, "6.1", Connections(), {"user": PathStats(n, 64 * n, 0, None, "no")}
         )
 
-    where = targets.Where("s", "127.0.0.1", echo_server, "user", snapshot)
-    done = compare.run(compare.Step(where, runner.Options(count=100, warmup_s=0.0), 0, 0, 1))
+    where = targets.Target("s", "127.0.0.1", echo_server, "user", snapshot)
+    done = compare.run(compare.Step(where, runner.RunOptions(count=100, warmup_s=0.0), 0, 0, 1))
     assert done.kernel is not None
     assert done.kernel["user"].echoes == done.latency.count == 100
-    assert (done.path, done.why, done.mismatch()) == ("user", "", "")
+    assert (done.path, done.why, mismatch(done)) == ("user", "", "")
 
 
 def test_a_service_that_was_reset_meanwhile_is_noted(echo_server: int) -> None:
     before = Snapshot("s", "user", 1, 1.0, "6.1", Connections(), {"user": PathStats()})
     after = replace(before, paths={"other": PathStats()})
     snapshots = iter([before, after])
-    where = targets.Where("s", "127.0.0.1", echo_server, "user", lambda: next(snapshots))
-    done = compare.run(compare.Step(where, runner.Options(count=10), 0, 0, 1))
+    where = targets.Target("s", "127.0.0.1", echo_server, "user", lambda: next(snapshots))
+    done = compare.run(compare.Step(where, runner.RunOptions(count=10), 0, 0, 1))
     assert done.kernel is None
     assert "reset or started anew" in done.why
 
@@ -698,7 +911,7 @@ def test_a_service_that_was_reset_meanwhile_is_noted(echo_server: int) -> None:
 def test_ctrl_c_keeps_what_was_measured(native: None, tmp_path: Path) -> None:
     script = (
         "import sys, argparse; from kecho.cli import bench as command\n"
-        "p = argparse.ArgumentParser(); s = p.add_subparsers(); command.add_parser(s)\n"
+        "p = argparse.ArgumentParser(); s = p.add_subparsers(); command.add(s)\n"
         "args = p.parse_args(sys.argv[1:]); sys.exit(args.run(args))"
     )
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}

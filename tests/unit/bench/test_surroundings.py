@@ -12,8 +12,9 @@ import pytest
 from native_support import ScriptedServer, echo
 
 from kecho.bench import surroundings
-from kecho.bench.runner import Options
-from kecho.bench.targets import Where
+from kecho.bench.plan import DEFAULT_ROUNDS, needs_of
+from kecho.bench.runner import RunOptions
+from kecho.bench.targets import Target
 from kecho.system.limits import Needs
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -21,31 +22,31 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def test_bench_makes_so_many_rounds_of_a_burst() -> None:
     source = (ROOT / "kecho/native/bench/options.c").read_text()
-    assert re.findall(r"o->rounds = (\d+);", source) == [str(surroundings.DEFAULT_ROUNDS)]
+    assert re.findall(r"o->rounds = (\d+);", source) == [str(DEFAULT_ROUNDS)]
 
 
 @pytest.mark.parametrize(
     # crr makes all its connections at once, and as many as it has requests.
     ("sweep", "repeats", "connections", "made"),
     [
-        ([Options()], 3, 1, 3),
-        ([Options(connections=n, size_bytes=size) for n in (1, 10, 100) for size in (64, 1024)], 10, 100, 2220),
-        ([Options(connections=200, crr=True, count=5000)], 3, 200, 15_000),
-        ([Options(connections=200, crr=True, count=5000, warmup_s=0.2)], 3, 200, None),
-        ([Options(connections=200, crr=True, duration_s=1.0)], 3, 200, None),
-        ([Options(burst=1000)], 3, 1000, 30_000),
-        ([Options(burst=1000, rounds=2, size_bytes=size) for size in (1, 2)], 3, 1000, 12_000),
+        ([RunOptions()], 3, 1, 3),
+        ([RunOptions(connections=n, size_bytes=size) for n in (1, 10, 100) for size in (64, 1024)], 10, 100, 2220),
+        ([RunOptions(connections=200, crr=True, count=5000)], 3, 200, 15_000),
+        ([RunOptions(connections=200, crr=True, count=5000, warmup_s=0.2)], 3, 200, None),
+        ([RunOptions(connections=200, crr=True, duration_s=1.0)], 3, 200, None),
+        ([RunOptions(burst=1000)], 3, 1000, 30_000),
+        ([RunOptions(burst=1000, rounds=2, size_bytes=size) for size in (1, 2)], 3, 1000, 12_000),
     ],
 )
-def test_needs(sweep: list[Options], repeats: int, connections: int, made: int | None) -> None:
+def test_needs(sweep: list[RunOptions], repeats: int, connections: int, made: int | None) -> None:
     waiting = connections if sweep[0].crr else min(connections, 64)
-    assert surroundings.needs_of(sweep, repeats) == Needs(connections, waiting, made)
+    assert needs_of(sweep, repeats) == Needs(connections, waiting, made)
 
 
 def test_the_queue_of_the_server_that_is_measured() -> None:
     """Of anybody's server on this machine, from the kernel: this one lets 128 wait."""
     with ScriptedServer(echo) as server:
-        target = Where("theirs", "127.0.0.1", server.port)
+        target = Target("theirs", "127.0.0.1", server.port)
         assert surroundings.warnings([target], Needs.of_run(129, 129, paced=False), None) == []
         (warning,) = surroundings.warnings([target], Needs.of_run(130, 130, paced=False), None)
     assert warning.startswith("theirs lets 128 connections wait (up --backlog), and 130 may come at once")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import result_samples as samples
 
-from kecho.bench.result import MIN_ROUNDS, Result
+from kecho.bench.interval import MIN_ROUNDS
+from kecho.bench.result import Result
 from kecho.model.errors import KechoError
 from kecho.model.histogram import Histogram, slot
 from kecho.model.snapshot import Connections, PathStats, Snapshot
@@ -121,7 +122,7 @@ def test_inside_stands_beside_outside_where_the_service_measures() -> None:
 
 
 def test_shares_inside_and_outside_are_of_all_samples() -> None:
-    target = samples.three_targets().targets()[1]
+    target = samples.three_targets().targets[1]
     one = bench_plot._Series("fast", samples.three_targets(), target, canvas.looks(1)[0])
     shares = bench_plot._shares(one)
     for where, values in (("inside", [v // 2 for v in range(1700, 1800)]), ("outside", range(1700, 1800))):
@@ -137,7 +138,8 @@ def test_the_picture_calls_no_difference_that_the_interval_does_not_support() ->
     ]
     figure = bench_plot._percentile_figure({"a.json": samples.result(*runs)})
     drawn = texts(figure)
-    assert sum(text.endswith(": undecided") for text in drawn) == 1
+    assert sum(": undecided\n" in text for text in drawn) == 1
+    assert sum("requests/s 3.0×" in text for text in drawn) == 1
     weights = {text.get_text(): text.get_fontweight() for text in figure.findobj(Text)}
     assert (weights["3.0×"], weights["1.0×"]) == ("bold", "normal")
 

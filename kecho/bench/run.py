@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: MIT
+"""One run of the load generator against one target: what it was asked, what it measured, what the service counted."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kecho.bench.latency import Latency
+from kecho.model.record import known, picked, plain
+from kecho.model.snapshot import PathStats
+from kecho.system.limits import ListenCounts
+
+_FIELDS = ("target", "mode", "endpoint", "repeat", "options", "elapsed_ns", "interrupted")
+
+
+@dataclass(frozen=True, order=True)
+class Load:
+    """What a sweep varies."""
+
+    connections: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """`target` is its name. `mode` is empty for a server that is not ours, `path` where no path is known.
+
+    `options` are the load generator's words for what it did (connections, threads, size_bytes, …). `kernel` is what
+    the service counted meanwhile, by path; None where there is no such count, and `why` then says so if it is a loss.
+    `listened` is what listeners dropped meanwhile.
+    """
+
+    target: str
+    mode: str
+    endpoint: str
+    repeat: int
+    options: Mapping[str, Any]
+    elapsed_ns: int
+    interrupted: bool
+    latency: Latency
+    kernel: Mapping[str, PathStats] | None = None
+    why: str = ""
+    listened: ListenCounts | None = None
+
+    @property
+    def load(self) -> Load:
+        return Load(self.options["connections"], self.options["size_bytes"])
+
+    @property
+    def path(self) -> str:
+        """The path that carried it, by the service's own count; several are joined by ``+``, the busiest first."""
+        used = {name: stats.echoes for name, stats in (self.kernel or {}).items() if stats.echoes}
+        return "+".join(sorted(used, key=lambda name: -used[name]))
+
+    @property
+    def requests_per_s(self) -> float | None:
+        """Requests answered a second; None if it took no time."""
+        return self.latency.count / self.elapsed_ns * 1e9 if self.elapsed_ns else None
+
+    @functools.cached_property
+    def inside(self) -> PathStats | None:
+        """What the service counted, over all paths that carried something; None if none did."""
+        busy = [stats for stats in (self.kernel or {}).values() if stats.echoes]
+        return functools.reduce(operator.add, busy) if busy else None
+
+    @property
+    def counts_exactly(self) -> bool:
+        """Whether `kernel` is without the warm-up."""
+        return not self.options.get("warmup_s") or bool(self.options.get("held"))
+
+    def surplus_bytes(self) -> int:
+        """By how much the service's count contradicts the client's; below 0 if it counted less.
+
+        Bytes are compared, since a large message is several echoes. The service also counts what the client does
+        not: requests of the warm-up that were under way when it ended, and without ``held`` all of the warm-up.
+        """
+        if self.kernel is None:
+            return 0
+        size = self.load.size_bytes
+        surplus = sum(stats.bytes for stats in self.kernel.values()) - self.latency.count * size
+        under_way = self.load.connections * int(self.options.get("depth", 1))
+        if surplus > 0 and (not self.counts_exactly or surplus <= under_way * size):
+            return 0
+        return surplus
+
+    def to_json(self) -> dict[str, Any]:
+        """An object of ``runs`` in docs/metrics.md."""
+        obj: dict[str, Any] = {
+            **plain(self, _FIELDS),
+            "path": self.path,
+            "requests_per_s": self.requests_per_s,
+            "latency_ns": self.latency.to_json(),
+            "kernel": {name: stats.to_json() for name, stats in self.kernel.items()} if self.kernel else None,
+        }
+        if self.why:
+            obj["why"] = {"kernel": self.why}
+        if self.listened:
+            obj["listen"] = asdict(self.listened)
+        return obj
+
+    @classmethod
+    def from_json(cls, obj: Mapping[str, Any]) -> Run:
+        """The inverse. What it does not know it leaves out; raises KeyError for what is missing."""
+        kernel, listen = obj["kernel"], obj.get("listen")
+        return cls(
+            **picked(obj, _FIELDS),
+            latency=Latency.from_json(obj["latency_ns"], obj["options"].get("unsent", 0)),
+            kernel={name: PathStats.from_json(stats) for name, stats in kernel.items()} if kernel else None,
+            why=obj.get("why", {}).get("kernel", ""),
+            listened=ListenCounts(**known(ListenCounts, listen)) if listen else None,
+        )

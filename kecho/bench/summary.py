@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: MIT
+"""All rounds of one target under one load, and how two targets compare. Pure.
+
+Every figure is the median of its rounds, so that each round counts the same, however many requests it had.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kecho.bench import interval
+from kecho.bench.interval import Known, Ratio
+from kecho.bench.run import Load, Run
+from kecho.model.histogram import PERCENTILES
+from kecho.model.snapshot import PathStats
+
+_VERDICTS = {1: "faster", -1: "slower", 0: "undecided"}
+
+
+def median(values: Iterable[float | None]) -> float | None:
+    """None is a value above all others: a percentile that was never sent. None of no values, too."""
+    ordered = sorted(math.inf if value is None else value for value in values)
+    found = statistics.median(ordered) if ordered else math.inf
+    return found if math.isfinite(found) else None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One target under one load."""
+
+    runs: tuple[Run, ...]  # at least one, a round each
+
+    @property
+    def name(self) -> str:
+        return self.runs[0].target
+
+    @property
+    def mode(self) -> str:
+        return self.runs[0].mode
+
+    @property
+    def load(self) -> Load:
+        return self.runs[0].load
+
+    @functools.cached_property
+    def path(self) -> str:
+        """The paths that carried it, as `Run.path` has them."""
+        return "+".join(dict.fromkeys(path for run in self.runs for path in run.path.split("+") if path))
+
+    @property
+    def label(self) -> str:
+        """Name, and mode and path where they say more: ``kecho (sockmap msg)``."""
+        words = (self.mode, self.path)
+        more = " ".join(dict.fromkeys(word for word in words if word and word not in self.name.split(":")))
+        return f"{self.name} ({more})" if more else self.name
+
+    # ---- outside ----
+
+    @property
+    def requests(self) -> int:
+        return sum(run.latency.count for run in self.runs)
+
+    @functools.cached_property
+    def percentiles(self) -> Mapping[str, float | None]:
+        """By name; None for one that was never sent in half of the rounds."""
+        return {name: median(run.latency.percentiles[name] for run in self.runs) for name in PERCENTILES}
+
+    @property
+    def min(self) -> int:
+        return min(run.latency.min for run in self.runs)
+
+    @property
+    def max(self) -> int:
+        return max(run.latency.max for run in self.runs)
+
+    @functools.cached_property
+    def requests_per_s(self) -> float | None:
+        return median(rate for run in self.runs if (rate := run.requests_per_s) is not None)
+
+    @functools.cached_property
+    def round_ns(self) -> float | None:
+        """Of a burst: how long a round took."""
+        took = [run.options["round_ns"]["p50"] for run in self.runs if "round_ns" in run.options]
+        return median(took) if took else None
+
+    @functools.cached_property
+    def p50s(self) -> tuple[int, ...]:
+        """One a round, where it is known."""
+        return tuple(p50 for run in self.runs if (p50 := run.latency.percentiles["p50"]))
+
+    # ---- inside ----
+
+    @functools.cached_property
+    def kernel(self) -> Mapping[str, PathStats] | None:
+        """The service's counts of all rounds together, by path; None unless every round has them."""
+        total: dict[str, PathStats] = {}
+        for run in self.runs:
+            if run.kernel is None:
+                return None
+            for name, stats in run.kernel.items():
+                total[name] = total[name] + stats if name in total else stats
+        return total
+
+    def inside_percentiles(self, path: str) -> Mapping[str, float | None]:
+        """Of a path that the service measures, by name; None for one without a sample."""
+        stats = [run.kernel[path].latency for run in self.runs if run.kernel and path in run.kernel]
+        found = [latency for latency in stats if latency is not None and latency.count]
+        return {name: median(latency.percentile(q) for latency in found) for name, q in PERCENTILES.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of ``targets`` in docs/metrics.md, without its comparison."""
+        latencies = [run.latency for run in self.runs]
+        mean = statistics.fmean(one.mean for one in latencies)
+        square = statistics.fmean(one.stdev**2 + one.mean**2 for one in latencies)
+        obj: dict[str, Any] = {
+            "target": self.name,
+            "mode": self.mode,
+            "path": self.path,
+            **asdict(self.load),
+            "requests_per_s": self.requests_per_s,
+            "latency_ns": {
+                "count": self.requests,
+                "min": self.min,
+                "mean": round(mean, 3),
+                "stdev": round(math.sqrt(max(0.0, square - mean**2)), 3),
+                **self.percentiles,
+                "max": self.max,
+            },
+            "p50_rounds_ns": list(self.p50s),
+            "kernel": {name: self._path_json(name, stats) for name, stats in self.kernel.items()}
+            if self.kernel
+            else None,
+        }
+        if self.round_ns is not None:
+            obj["round_ns"] = self.round_ns
+        return obj
+
+    def _path_json(self, name: str, stats: PathStats) -> dict[str, Any]:
+        """Without the buckets: those are in the runs."""
+        obj = stats.to_json()
+        if stats.latency is not None:
+            del obj["latency_ns"]["per_cpu"]
+            obj["latency_ns"] |= self.inside_percentiles(name)
+        return obj
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A target against the baseline, over the rounds in which both were measured."""
+
+    p50: Ratio  # of the baseline ÷ of the target: how many times faster it is
+    requests_per_s: Ratio | None  # of the target ÷ of the baseline: how many times more it does
+    rounds: int
+
+    @property
+    def verdict(self) -> str:
+        """``faster`` or ``slower`` where the interval supports it, else ``undecided``; empty without one."""
+        return _VERDICTS[self.p50.verdict] if self.p50.interval else ""
+
+    @property
+    def disagreement(self) -> float:
+        """The ratio of p50 over that of requests a second: 1 if both say the same."""
+        return self.p50.value / self.requests_per_s.value if self.requests_per_s else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields of a comparison in an object of ``targets``."""
+        rate = self.requests_per_s
+        return {
+            "ratio_p50": self.p50.value,
+            "ratio_p50_interval": list(self.p50.interval) if self.p50.interval else None,
+            "ratio_requests_per_s": rate.value if rate else None,
+            "ratio_requests_per_s_interval": list(rate.interval) if rate and rate.interval else None,
+            "rounds": self.rounds,
+            "verdict": self.verdict or None,
+        }
+
+
+def compare(base: Summary, other: Summary) -> Comparison | None:
+    """None if in no round both were measured."""
+    p50 = Ratio.of(_p50_ratios(base, other))
+    if p50 is None:
+        return None
+    rate = Ratio.of(_rate_ratios(base, other))
+    rounds = sum(1 for _ in _p50_ratios(base, other))
+    if other is base:  # it is no comparison: no interval
+        return Comparison(Ratio(1.0, None), Ratio(1.0, None) if rate else None, rounds)
+    return Comparison(p50, rate, rounds)
+
+
+def _pairs(base: Summary, other: Summary) -> Iterator[tuple[Run, Run]]:
+    """The runs of both in each round."""
+    ours, theirs = ({run.repeat: run for run in one.runs} for one in (base, other))
+    for repeat in sorted(ours.keys() & theirs.keys()):
+        yield ours[repeat], theirs[repeat]
+
+
+def _p50_ratios(base: Summary, other: Summary) -> Iterator[Known]:
+    """Nothing finer than a bucket is a difference, nor are neighbouring ones."""
+    for ours, theirs in _pairs(base, other):
+        first, second = ours.latency.bucket(0.5), theirs.latency.bucket(0.5)
+        if first and second:
+            low, high = first[0] / second[1], first[1] / max(1, second[0])
+            value = (ours.latency.percentiles["p50"] or 0) / (theirs.latency.percentiles["p50"] or 1)
+            yield Known(low, value, high)
+
+
+def _rate_ratios(base: Summary, other: Summary) -> Iterator[Known]:
+    for ours, theirs in _pairs(base, other):
+        if ours.requests_per_s and theirs.requests_per_s:
+            ratio = theirs.requests_per_s / ours.requests_per_s
+            yield Known(ratio, ratio, ratio)
+
+
+def modes(summary: Summary) -> tuple[list[float], list[float]] | None:
+    """The two groups that the rounds' p50 fall into, if they do."""
+    return interval.modes(summary.p50s)
+
+
+def scatters(summary: Summary) -> bool:
+    """Whether the rounds' p50 are far apart."""
+    return interval.scatters(summary.p50s)

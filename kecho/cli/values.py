@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+"""Values of options, for argparse: what is wrong with one is told in a line."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from kecho.model.errors import UsageError, one_line
+
+T = TypeVar("T")
+
+STDOUT = "-"
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def list_of(one: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    """Values separated by commas, none twice."""
+
+    def parse(text: str) -> tuple[T, ...]:
+        found = tuple(one(part) for part in text.split(","))
+        if len(set(found)) < len(found):
+            raise argparse.ArgumentTypeError(f"{text!r} names a value twice")
+        return found
+
+    return parse
+
+
+def variants(text: str) -> tuple[str, ...]:
+    """What ``bench --compare`` takes."""
+    from kecho.bench import services
+
+    try:
+        return services.parse(text)
+    except UsageError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
+
+
+def file(text: str) -> str:
+    """A file that can be written: nobody wants to hear after the runs that it cannot."""
+    from kecho.bench import outputs
+
+    if text != STDOUT:
+        try:
+            outputs.check(text)
+        except OSError as e:
+            raise argparse.ArgumentTypeError(f"cannot write to {text!r}: {one_line(e)}") from e
+    return text
+
+
+def picture(text: str) -> str:
+    """A file of one of the formats that can be drawn."""
+    if Path(text).suffix not in PICTURES:
+        raise argparse.ArgumentTypeError(f"{text!r} must end in one of {', '.join(PICTURES)}")
+    return file(text)
+
+
+def whole(text: str) -> int:
+    """A whole number above 0."""
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def size(text: str) -> int:
+    """Bytes; K and M may follow."""
+    factor = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:].upper(), 1)
+    return whole(text[:-1] if factor > 1 else text) * factor
+
+
+def number(fits: Callable[[float], bool], what: str) -> Callable[[str], float]:
+    """A number that `fits`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan  # which fits nowhere
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of {what}")
+        return value
+
+    return parse
+
+
+rate = number(lambda value: 0 < value <= 1e9, "requests a second")
+seconds = number(lambda value: 0 <= value <= 86400, "seconds from 0 to 86400")

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: MIT
+"""A result of bench as text for people: what was done, what to know first, tables, and what else to know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from kecho.bench import summary
+from kecho.bench.interval import CONFIDENCE, MIN_ROUNDS, Ratio
+from kecho.bench.result import Result
+from kecho.bench.run import Run
+from kecho.bench.summary import Comparison, Summary
+from kecho.model.histogram import PERCENTILES
+from kecho.model.snapshot import PathStats
+from kecho.model.units import duration, plural, ratio, three_digits
+from kecho.show.terminal import PERCENTILE_TITLES, finish, flow, prose, table
+
+# The load generator's ways to load a server, in words.
+_WORKLOADS = {
+    "closed": "closed loop",
+    "open": "open loop at {rate_per_s:,.10g}/s",
+    "crr": "connect-request-response",
+    "pipeline": "pipelined, {depth} deep",
+}
+_EMULATED = "QEMU TCG"  # the name that QEMU gives a processor which it emulates
+_DISAGREEMENT = 2.0  # of the ratios of p50 and of requests a second, from which on it is noted
+
+
+def bench_table(result: Result, width: int = 80, utf8: bool | None = None) -> str:
+    """What bench measured; a table with long names is wider than `width` rather than cut."""
+    swept = len(result.loads()) > 1
+    lines = [*flow((*headline(result), *result.host.summary()), width), ""]
+    if first := caveats(result):
+        lines += _noted(first, width)
+        lines.append("")
+    lines += _outside_lines(result, swept)
+    lines += _comparison_lines(result, swept)
+    lines += _inside_lines(result, swept)
+    if more := notes(result):
+        lines.append("")
+        lines += _noted(more, width)
+    return finish(lines, max(width, *map(len, lines)), utf8)
+
+
+def _noted(sentences: Sequence[str], width: int) -> list[str]:
+    return [line for sentence in sentences for line in prose(f"note: {sentence}", width)]
+
+
+# ---- words ----
+
+
+def headline(result: Result) -> list[str]:
+    """What was done, in parts that belong side by side."""
+    if not result.runs:
+        return ["nothing was measured"]
+    options = result.runs[0].options
+    loads = result.loads()
+    workload = _WORKLOADS.get(options["mode"], options["mode"]).format(**options)
+    parts = [
+        f"{workload}: {_several([load.connections for load in loads], 'connection')}",
+        _several([run.options["threads"] for run in result.runs], "thread"),
+        f"{', '.join(f'{size:,}' for size in dict.fromkeys(load.size_bytes for load in loads))} B",
+    ]
+    if "rounds" in options:
+        parts.append(plural(options["rounds"], "round"))
+    if cpus := options.get("cpus"):
+        parts.append(f"client on CPU {cpus}")
+    if options.get("topology") == "veth":
+        delay_ms = options["delay_ms"]
+        parts.append("client behind veth" + (f", {delay_ms:g} ms each way" if delay_ms else ""))
+    repeats = 1 + max(run.repeat for run in result.runs)
+    if repeats > 1:
+        parts.append(f"{repeats} interleaved runs each")
+    return parts
+
+
+def _several(numbers: Sequence[int], noun: str) -> str:
+    """``1 connection``, ``1, 10, 100 connections``."""
+    different = list(dict.fromkeys(numbers))
+    if len(different) == 1:
+        return plural(different[0], noun)
+    return f"{', '.join(f'{n:,}' for n in different)} {noun}s"
+
+
+def caveats(result: Result) -> list[str]:
+    """What a reader must know before any figure, a sentence each."""
+    said = [f"{name} failed, and was measured no further: {why}" for name, why in result.failed.items()]
+    for target in result.targets:
+        where = _where(target, result)
+        if groups := summary.modes(target):
+            low, high = (f"{len(group)} at {duration(_middle(group))}" for group in groups)
+            said.append(f"{where}: the p50 of its rounds fall into two groups, {low} and {high}: a median hides that")
+        elif summary.scatters(target):
+            least, most = duration(min(target.p50s)), duration(max(target.p50s))
+            said.append(f"{where}: the p50 of its rounds scatter from {least} to {most}")
+        comparison = result.compare(target)
+        if comparison and target.name != result.baseline and _disagree(target, comparison):
+            said.append(
+                f"{where}: p50 says {ratio(comparison.p50.value)}, requests a second say "
+                f"{ratio(comparison.requests_per_s.value if comparison.requests_per_s else None)}: with more than one "
+                "request under way a short latency is no throughput, nor the other way round (docs/metrics.md)"
+            )
+    if any("rounds" in run.options and "round_ns" not in run.options for run in result.runs):
+        said.append("an older kecho measured this burst: latency counts from each request's send, not from the release")
+    return said
+
+
+def _middle(group: Sequence[float]) -> float:
+    return group[len(group) // 2]
+
+
+def _where(target: Summary, result: Result) -> str:
+    """Its name, of a sweep with the load."""
+    if len(result.loads()) == 1:
+        return target.name
+    load = target.load
+    return f"{target.name}, {plural(load.connections, 'connection')}, {load.size_bytes:,} B"
+
+
+def _disagree(target: Summary, comparison: Comparison) -> bool:
+    """Not of an open loop: it sends so many requests a second whatever the server does."""
+    apart = comparison.disagreement
+    return target.runs[0].options["mode"] != "open" and not 1 / _DISAGREEMENT <= apart <= _DISAGREEMENT
+
+
+def notes(result: Result) -> list[str]:
+    """What else a reader of the figures must know, a sentence each."""
+    said = []
+    if result.interrupted:
+        said.append("interrupted: this is what was measured until then")
+    if _EMULATED in result.host.cpu:
+        said.append(
+            f"measured in a virtual machine whose processor is emulated, Linux {result.host.kernel}: "
+            "compare these rows with each other only"
+        )
+    if any(comparison.p50.interval is None for _, comparison in _compared(result)):
+        said.append(f"a ratio of fewer than {MIN_ROUNDS} rounds has no interval: --repeat {MIN_ROUNDS} or more")
+    said += (f"{name} is left out: {why}" for name, why in result.left_out.items())
+    for run in result.runs:
+        dropped = run.listened.note() if run.listened else ""
+        said += (f"{run.target}: {text}" for text in (run.why, mismatch(run), overload(run), dropped) if text)
+    return list(dict.fromkeys(said))
+
+
+def mismatch(run: Run) -> str:
+    """How the service's count contradicts the client's; empty if it does not."""
+    surplus = run.surplus_bytes()
+    if surplus < 0:
+        return f"the service counted {-surplus:,} bytes less than the client received"
+    if surplus > 0:
+        return f"the service counted {surplus:,} bytes more than the client received: had it other clients?"
+    return ""
+
+
+def overload(run: Run) -> str:
+    """How many requests of an open loop were due and never sent; empty if none."""
+    unsent = run.latency.unsent
+    if not unsent:
+        return ""
+    return (
+        f"{plural(unsent, 'request')} of round {run.repeat + 1} never sent: the rate is too high "
+        "(a percentile that falls among them is -)"
+    )
+
+
+# ---- tables ----
+
+
+def _target_table(
+    titles: Sequence[str], rows: Sequence[tuple[Summary, Sequence[str]]], left: int, swept: bool
+) -> Iterator[str]:
+    """A table of targets; of a sweep, with the load in front."""
+    if not swept:
+        yield from table(titles, [row for _, row in rows], left)
+        return
+    loads = [(f"{target.load.connections:,}", f"{target.load.size_bytes:,}") for target, _ in rows]
+    widths = [max(map(len, column)) for column in zip(("conns", "bytes"), *loads, strict=True)]
+    aligned = [
+        (*(cell.rjust(w) for cell, w in zip(load, widths, strict=True)), *row)
+        for load, (_, row) in zip(loads, rows, strict=True)
+    ]
+    yield from table(("conns", "bytes", *titles), aligned, left + 2)
+
+
+def _outside_lines(result: Result, swept: bool) -> Iterator[str]:
+    """A row a target and load: each figure the median of the rounds, but for max; ratios beside both of them."""
+    burst = any(target.round_ns is not None for target in result.targets)
+    titles = ["target", "mode", "path", *PERCENTILE_TITLES.values(), "max", "p50 ratio", "requests/s", "ratio"]
+    if burst:
+        titles.append("round")
+    rows = []
+    for target in result.targets:
+        comparison = result.compare(target)
+        rate = comparison.requests_per_s if comparison else None
+        cells = [
+            target.name,
+            target.mode or "-",
+            target.path or "-",
+            *(duration(ns, gap="") for ns in target.percentiles.values()),
+            duration(target.max if target.requests else None, gap=""),
+            ratio(comparison.p50.value if comparison else None),
+            f"{target.requests_per_s:,.0f}" if target.requests_per_s is not None else "-",
+            ratio(rate.value if rate else None),
+        ]
+        if burst:
+            cells.append(duration(target.round_ns, gap=""))
+        rows.append((target, cells))
+    yield from _target_table(titles, rows, 3, swept)
+
+
+def _compared(result: Result) -> list[tuple[Summary, Comparison]]:
+    return [(t, c) for t in result.targets if t.name != result.baseline and (c := result.compare(t))]
+
+
+def _comparison_lines(result: Result, swept: bool) -> Iterator[str]:
+    """The ratios with their intervals, and what follows from them."""
+    found = _compared(result)
+    if not any(comparison.p50.interval for _, comparison in found):
+        return
+    yield ""
+    yield f"against {result.baseline}, round by round, with {CONFIDENCE:.0%} intervals: how many times shorter; more"
+    rows = [(target, (target.name, *_comparison_cells(comparison))) for target, comparison in found]
+    titles = ("target", "p50", "interval", "requests/s", "interval", "rounds", "p50 is")
+    yield from _target_table(titles, rows, 1, swept)
+
+
+def _comparison_cells(comparison: Comparison) -> tuple[str, ...]:
+    return (
+        *_ratio_cells(comparison.p50),
+        *_ratio_cells(comparison.requests_per_s),
+        str(comparison.rounds),
+        comparison.verdict or "too few rounds",
+    )
+
+
+def _ratio_cells(found: Ratio | None) -> tuple[str, str]:
+    if found is None:
+        return "-", "-"
+    interval = found.interval
+    return (
+        f"{three_digits(found.value)}×",
+        f"{three_digits(interval.low)} – {three_digits(interval.high)}" if interval else "-",
+    )
+
+
+def _inside_lines(result: Result, swept: bool) -> Iterator[str]:
+    """What the services counted in these runs, path by path, with the client's figures beside."""
+    inside = [target for target in result.targets if target.kernel is not None]
+    if not inside:
+        return
+    warm = not all(run.counts_exactly for run in result.runs)
+    yield ""
+    warmup = ", with the warm-up" if warm else ""
+    yield f"inside: counted by the services during these runs{warmup}; outside: measured by the client"
+    rows = [
+        (target, (target.name, path, *_inside_cells(target, path, stats)))
+        for target in inside
+        for path, stats in (target.kernel or {}).items()
+        if stats.echoes
+    ]
+    figures = [f"{where} {key}" for key in ("p50", "p99") for where in ("inside", "outside")]
+    yield from _target_table(("target", "path", *figures, "echoes", "bytes", "fallbacks"), rows, 2, swept)
+
+
+def _inside_cells(target: Summary, path: str, stats: PathStats) -> Iterator[str]:
+    inside = target.inside_percentiles(path) if stats.latency is not None else dict.fromkeys(PERCENTILES)
+    for key in ("p50", "p99"):
+        yield duration(inside[key], gap="")
+        yield duration(target.percentiles[key], gap="")
+    yield from (f"{stats.echoes:,}", f"{stats.bytes:,}", f"{stats.fallbacks:,}")

@@ -4,9 +4,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
+import stat
+import struct
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 from pyroute2 import NetNS, netns
 from pyroute2.iproute.linux import IPRoute
@@ -84,3 +89,38 @@ def veth(net: int = NET) -> Iterator[Veth]:
             yield pair
         finally:
             pair.close()
+
+
+# include/uapi/linux/if_tun.h
+_TUNSETIFF, _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x400454CA, 1, 0x1000, 0x4000
+
+
+def _tun_node(folder: Path) -> Path:
+    """The device that TUN is opened by; made in the folder where there is no udev."""
+    node = Path("/dev/net/tun")
+    if not node.exists():
+        subprocess.run(["modprobe", "-q", "tun"], check=False)  # may be built in
+    if not node.exists():
+        node = folder / "tun"
+        os.mknod(node, 0o600 | stat.S_IFCHR, os.makedev(10, 200))  # Documentation/admin-guide/devices.txt
+    return node
+
+
+@contextlib.contextmanager
+def tun(folder: Path, *addresses: tuple[str, int]) -> Iterator[int]:
+    """A device of IP packets with these addresses and prefix lengths; the descriptor is the rest of the network.
+
+    Each packet has a struct virtio_net_hdr in front.
+    """
+    name = f"kt{random.randrange(1 << 32):x}"
+    fd = os.open(_tun_node(folder), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR))
+        with IPRoute() as here:
+            index = here.link_lookup(ifname=name)[0]
+            for address, prefix in addresses:
+                here.addr("add", index=index, address=address, prefixlen=prefix, flags=0x02)  # IFA_F_NODAD
+            here.link("set", index=index, state="up")
+        yield fd
+    finally:
+        os.close(fd)

@@ -3,27 +3,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import select
 import socket
-import stat
 import struct
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import network
 import pytest
 import support
-from pyroute2.iproute.linux import IPRoute
 from support import wait_for
 
 HERE, THERE = f"10.90.{network.NET}.1", f"10.90.{network.NET}.2"
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
-_TUNSETIFF, _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x400454CA, 1, 0x1000, 0x4000
 _HEADERS_BYTES = 40  # IP's and TCP's
 # struct virtio_net_hdr: no offloads. The headers are to be linear: with a page or more, what follows is in fragments.
 _VNET_HDR = struct.pack("=BBHHHH", 0, 0, _HEADERS_BYTES, 0, 0, 0)
@@ -45,6 +39,7 @@ class RawClient:
         self.base = random.randrange(1 << 32)  # sequence number of the SYN
         self._next = 0  # expected from the server
         self.got = bytearray()
+        self._came: list[tuple[int, bytes, bool]] = []  # where in the stream, what, and is it the end
         self.acked = 0  # bytes of ours
         self.ended = self.broken = False
         self._segment(self.base, b"", SYN)
@@ -85,7 +80,7 @@ class RawClient:
             self._receive(0.5, condition)
 
     def _receive(self, silence_s: float, enough: Callable[[], object] = lambda: False) -> None:
-        """Takes in order what is for us, until it is silent for so long or enough; what is lost comes again."""
+        """Takes in what is for us, until it is silent for so long or enough."""
         while not enough() and select.select([self._tun], [], [], silence_s)[0]:
             packet = os.read(self._tun, 1 << 17)[len(_VNET_HDR) :]
             if packet[0] != 0x45 or packet[9] != socket.IPPROTO_TCP:
@@ -98,41 +93,28 @@ class RawClient:
                 continue
             data = packet[20 + (offset >> 4) * 4 :]
             if flags & SYN:
-                self._next = (seq + 1) % (1 << 32)
-            elif seq == self._next:
-                self.got += data
-                self.ended = bool(flags & FIN)
-                self._next = (seq + len(data) + self.ended) % (1 << 32)
+                self._first = self._next = (seq + 1) % (1 << 32)
+            else:
+                self._assemble((seq - self._next + (1 << 31)) % (1 << 32) - (1 << 31), data, bool(flags & FIN))
             self.acked = (ack - self.base - 1) % (1 << 32)
             if flags & (SYN | FIN) or data:
                 self._segment(self.base + 1 + self.acked, b"", ACK)
 
-
-def tun_node(folder: Path) -> Path:
-    """The device that TUN is opened by; made in the folder where there is no udev."""
-    node = Path("/dev/net/tun")
-    if not node.exists():
-        subprocess.run(["modprobe", "-q", "tun"], check=False)  # may be built in
-    if not node.exists():
-        node = folder / "tun"
-        os.mknod(node, 0o600 | stat.S_IFCHR, os.makedev(10, 200))  # Documentation/admin-guide/devices.txt
-    return node
+    def _assemble(self, ahead: int, data: bytes, fin: bool) -> None:
+        """Puts a segment that begins so far ahead of what is expected in its place, with those that it makes fit."""
+        self._came.append((len(self.got) + ahead, data, fin))
+        for at, part, end in sorted(self._came):
+            if at <= len(self.got) <= at + len(part):
+                self.got += part[len(self.got) - at :]
+                self.ended |= end
+        self._next = (self._first + len(self.got) + self.ended) % (1 << 32)
 
 
 @pytest.fixture(scope="module")
 def tun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A network of two addresses: HERE is the kernel's, THERE is whoever has the descriptor."""
-    name = f"kt{random.randrange(1 << 32):x}"
-    fd = os.open(tun_node(tmp_path_factory.mktemp("dev")), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR))
-        with IPRoute() as here:
-            index = here.link_lookup(ifname=name)[0]
-            here.addr("add", index=index, address=HERE, prefixlen=24)
-            here.link("set", index=index, state="up")
+    with network.tun(tmp_path_factory.mktemp("dev"), (HERE, 24)) as fd:
         yield fd
-    finally:
-        os.close(fd)
 
 
 @pytest.fixture(scope="module", params=support.PATHS)

@@ -6,14 +6,17 @@ Numbers and layouts are those of include/uapi/linux/bpf.h. Independent of bcc, s
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import struct
+import sys
 from collections.abc import Iterator
 
 MAP_TYPE_SOCKHASH = 18
 
+PROG_TYPE_SCHED_CLS = 3
 PROG_TYPE_SOCK_OPS = 13
 PROG_TYPE_SK_SKB = 14
 PROG_TYPE_SK_MSG = 16
@@ -22,9 +25,10 @@ PROG_TYPE_RAW_TRACEPOINT = 17
 ATTACH_CGROUP_SOCK_OPS = 3
 ATTACH_SK_SKB_STREAM_VERDICT = 5
 ATTACH_SK_MSG_VERDICT = 7
+ATTACH_TCX_INGRESS = 46
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY, _PROG_LOAD, _PROG_ATTACH = 0, 1, 2, 3, 4, 5, 8
-_LINK_CREATE = 28
+_MAP_LOOKUP_BATCH, _LINK_CREATE = 24, 28
 
 # What `bpftool` shows for what is made here: only probes are, and only for a moment.
 _NAME = b"kecho_probe"
@@ -33,11 +37,11 @@ _SYSCALL = {"x86_64": 321, "aarch64": 280}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _bpf(command: int, attr: bytes, what: str) -> int:
+def _bpf(command: int, attr: bytes | ctypes.Array[ctypes.c_char], what: str) -> int:
     number = _SYSCALL.get(platform.machine())
     if number is None:
         raise OSError(0, f"kecho does not know the bpf system call of {platform.machine()}")
-    buffer = ctypes.create_string_buffer(attr, max(len(attr), 128))
+    buffer = ctypes.create_string_buffer(attr, max(len(attr), 128)) if isinstance(attr, bytes) else attr
     result: int = _libc.syscall(number, command, buffer, len(buffer))
     if result < 0:
         errno = ctypes.get_errno()
@@ -92,6 +96,18 @@ def map_keys(map_fd: int, key_size: int) -> Iterator[bytes]:
         yield key
 
 
+def map_count(map_fd: int, key_size: int, value_size: int, most: int) -> int:
+    """How many entries a hash map has, of `most` that it may have. Raises OSError."""
+    keys, values = ctypes.create_string_buffer(key_size * most), ctypes.create_string_buffer(value_size * most)
+    position = ctypes.create_string_buffer(4)
+    # in_batch, out_batch, keys, values, count, map_fd, elem_flags, flags
+    addresses = (0, ctypes.addressof(position), ctypes.addressof(keys), ctypes.addressof(values))
+    attr = ctypes.create_string_buffer(struct.pack("=QQQQIIQQ", *addresses, most, map_fd, 0, 0))
+    with contextlib.suppress(FileNotFoundError):  # that was all
+        _bpf(_MAP_LOOKUP_BATCH, attr, "BPF_MAP_LOOKUP_BATCH")
+    return int.from_bytes(attr.raw[32:36], sys.byteorder)
+
+
 def prog_load(prog_type: int, instructions: bytes) -> int:
     """A program's descriptor. Raises OSError if the kernel refuses the type or the program."""
     program = ctypes.create_string_buffer(instructions, len(instructions))
@@ -107,9 +123,9 @@ def prog_attach(prog_fd: int, target_fd: int, attach_type: int) -> None:
 
 
 def link_create(prog_fd: int, target_fd: int, attach_type: int) -> int:
-    """Attaches to a cgroup for as long as the returned descriptor is open: it ends with the process, whatever kills it.
+    """Attaches for as long as the returned descriptor is open: it ends with the process, whatever kills it.
 
-    Raises OSError.
+    The target is a cgroup's descriptor, for tcx a device's index. Raises OSError.
     """
     return _bpf(_LINK_CREATE, struct.pack("=IIII", prog_fd, target_fd, attach_type, 0), "BPF_LINK_CREATE")
 
@@ -121,6 +137,8 @@ def instruction(opcode: int, dst: int = 0, src: int = 0, offset: int = 0, immedi
 
 # r0 = 1; exit
 RETURN_ONE = instruction(0xB7, immediate=1) + instruction(0x95)
+# TC_ACT_UNSPEC, TCX_NEXT: as if it were not there
+RETURN_UNSPEC = instruction(0xB7, immediate=-1) + instruction(0x95)
 
 
 def msg_redirect_to_self(sockhash_fd: int) -> bytes:

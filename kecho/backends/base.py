@@ -18,17 +18,21 @@ if TYPE_CHECKING:  # the command line reads MODES, and starts quickly
 
 OnFailure = Callable[[str], None]
 
-# The class of each mode's backend, in the order in which `auto` prefers them.
+# The class of each mode's backend.
 _CLASSES = {
+    "mirror": "kecho.backends.mirror.MirrorBackend",
     "module": "kecho.backends.module.ModuleBackend",
     "sockmap": "kecho.backends.sockmap.SockmapBackend",
     "user": "kecho.backends.user.UserBackend",
 }
 MODES = tuple(_CLASSES)
+AUTO = ("module", "sockmap", "user")  # in the order in which `auto` prefers them
 
 
 class Backend(Protocol):
     """Starts and stops a data path and says which counters and histograms are its own. Does no measuring."""
+
+    why_no_sockets: str
 
     @staticmethod
     def features() -> tuple[Feature, ...]:
@@ -52,9 +56,15 @@ class Backend(Protocol):
     def describe(self) -> str:
         """The paths in use, for the line that `up` prints."""
 
+    @staticmethod
+    def clear_away(name: str) -> None:
+        """Takes away what a controller of that name, which was killed, left in the kernel. Raises KechoError."""
+
 
 class AllOrNothing(ABC):
     """Start and stop of a backend: what `_start` has put on the stack is undone in reverse, should it fail too."""
+
+    why_no_sockets = ""  # where `status` can list no socket of a connection
 
     def __init__(self) -> None:
         self._undo = contextlib.ExitStack()
@@ -72,6 +82,11 @@ class AllOrNothing(ABC):
     def stop(self) -> None:
         self._undo.close()
 
+    @staticmethod
+    def clear_away(name: str) -> None:
+        """Nothing outlives the controller."""
+        return
+
 
 def backend(mode: str) -> type[Backend]:
     """The backend of a mode. Raises UsageError if there is none of that name."""
@@ -88,7 +103,7 @@ def check(mode: str) -> None:
             feature.probe()
 
 
-def choose(modes: Sequence[str] = MODES) -> tuple[str, str]:
+def choose(modes: Sequence[str] = AUTO) -> tuple[str, str]:
     """(mode, why): the first of `modes` that this machine can run, and what keeps it from the ones before.
 
     Raises UsageError if `modes` is empty, Unavailable if it can run none of them.

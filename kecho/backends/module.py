@@ -158,6 +158,13 @@ class ModuleBackend(AllOrNothing):
                 counts[name] = 0
         return Connections(**counts)
 
+    @staticmethod
+    def clear_away(name: str) -> None:
+        """The module, unless another service has taken its place."""
+        alive, _ = _controllers(name)
+        if not alive:
+            unload()
+
     def describe(self) -> str:
         return ("softirq, then workqueue" if self._inline else "workqueue") + self._note
 
@@ -171,13 +178,6 @@ def _controllers(own: str) -> tuple[list[str], list[str]]:
         if state.get("mode") == "module":
             (alive if name != own and rundir.is_running(state.get("pid", 0)) else dead).append(name)
     return alive, dead
-
-
-def clear_away(name: str) -> None:
-    """Unloads what the dead controller of that name left, unless another service has taken its place."""
-    alive, _ = _controllers(name)
-    if not alive:
-        unload()
 
 
 def unload() -> None:

@@ -29,6 +29,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "sockmap": {"mode": "sockmap"},
     "sockmap:msg": {"mode": "sockmap", "path": "msg"},
     "sockmap:skb": {"mode": "sockmap", "path": "skb"},
+    "mirror": {"mode": "mirror"},
     "module": {"mode": "module"},
     "module:workqueue": {"mode": "module", "inline": False},
 }

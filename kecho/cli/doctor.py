@@ -23,13 +23,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """The object of ``doctor --json``: modes in the order that `auto` tries them."""
-    from kecho.backends.base import MODES
+    """The object of ``doctor --json``: every mode, and the one that `auto` takes."""
+    from kecho.backends.base import AUTO, MODES
     from kecho.kernel import features
     from kecho.model.snapshot import SCHEMA
 
     modes = {mode: _examine_mode(mode) for mode in MODES}
-    auto = next((mode for mode, found in modes.items() if found["usable"]), None)
+    auto = next((mode for mode in AUTO if modes[mode]["usable"]), None)
     return {"schema": SCHEMA, "kernel": features.release(), "auto": auto, "modes": modes}
 
 

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _add_sockets(service: dict[str, Any]) -> None:
+    from kecho.backends.base import MODES, backend
     from kecho.kernel import features, sockets
 
     service["sockets"] = None
@@ -51,5 +52,7 @@ def _add_sockets(service: dict[str, Any]) -> None:
         service["why"] = {"sockets": "the service is not up"}
     elif service["netns"] != features.netns_inode():
         service["why"] = {"sockets": "the service is in another network namespace"}
+    elif service["mode"] in MODES and (why := backend(service["mode"]).why_no_sockets):
+        service["why"] = {"sockets": why}
     else:
         service["sockets"] = sockets.connections(service["port"])

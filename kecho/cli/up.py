@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from typing import Any
 
-from kecho.backends.base import MODES
+from kecho.backends.base import AUTO, MODES
 from kecho.cli.options import Subparsers, add_command, integer
 from kecho.model import config
 from kecho.model.errors import UsageError
@@ -16,7 +17,8 @@ from kecho.model.errors import UsageError
 _ONLY = {
     "path": ("sockmap",),
     "limit": ("sockmap",),
-    "no_latency": ("sockmap",),
+    "no_latency": ("sockmap", "mirror"),
+    "keep_secret": ("mirror",),
     "bench": ("module",),
     "no_inline": ("module",),
     "engine": ("user",),
@@ -78,7 +80,10 @@ examples:
         "--no-inline", action="store_true", default=None, help="module: echo on the workqueue, not in softirq"
     )
     parser.add_argument(
-        "--no-latency", action="store_true", default=None, help="sockmap: take no time stamps, only count"
+        "--no-latency", action="store_true", default=None, help="sockmap, mirror: take no time stamps, only count"
+    )
+    parser.add_argument(
+        "--keep-secret", metavar="FILE", help="mirror: where it is, or is to be; a restart then keeps every connection"
     )
     parser.add_argument("--foreground", action="store_true", help="stay, and end on Ctrl-C")
 
@@ -101,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = {field: value for field, value in _fields(args).items() if value is not None}
     service = config.Config(mode=mode, name=args.name, port=args.port, binds=binds, backlog=args.backlog, **chosen)
     if mode == "auto":
-        mode, why = choose([one for one in MODES if all(one in modes for modes in given.values())])
+        mode, why = choose([one for one in AUTO if all(one in modes for modes in given.values())])
         service = replace(service, mode=mode)
 
     def ready(line: str) -> None:
@@ -128,4 +133,5 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
         "bench": args.bench,
         "inline": False if args.no_inline else None,
         "engine": args.engine,
+        "keep_secret": None if args.keep_secret is None else os.path.abspath(args.keep_secret),
     }

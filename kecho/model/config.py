@@ -39,6 +39,7 @@ class Config:
     bench: int = 0
     inline: bool = True
     engine: str = ENGINES[0]
+    keep_secret: str = ""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

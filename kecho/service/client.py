@@ -10,6 +10,7 @@ import socket
 import time
 from typing import Any
 
+from kecho.backends.base import MODES, backend
 from kecho.model.errors import KechoError, Unavailable, one_line
 from kecho.model.snapshot import SCHEMA, Snapshot
 from kecho.service import rundir
@@ -118,14 +119,12 @@ class Client:
             time.sleep(0.005)
 
     def _clear_away(self) -> None:
-        """What a controller that was killed left: its folder, and in mode module the module."""
+        """What a controller that was killed left: its folder, and what of its mode outlives it."""
         state = rundir.read_state(self.name) or {}
         folder = rundir.RunDir(self.name)
         try:
-            if state.get("mode") == "module":
-                from kecho.backends import module
-
-                module.clear_away(self.name)
+            if state.get("mode") in MODES:
+                backend(state["mode"]).clear_away(self.name)
         finally:
             folder.close()
 

@@ -550,7 +550,7 @@ LIMITS = {"small": 16 << 10, "default": 128 << 10}
 def lane(name: str, limit: int = LIMITS["small"]) -> Iterator[Lane]:
     """The lane of that name, one of LANES, with a service of its own. Raises NotHere."""
     with contextlib.ExitStack() as stack:
-        nets = {"remote": network.NET, "passed": network.NET + 256}
+        nets = {"remote": network.NET, "passed": network.NET + 256, "mirror-remote": network.NET + 512}
         pair = stack.enter_context(network.veth(nets[name])) if name in nets else None
         found: Lane
         if name == "msg" or name == "skb":
@@ -559,6 +559,10 @@ def lane(name: str, limit: int = LIMITS["small"]) -> Iterator[Lane]:
             found = ServiceLane(name, "skb", pair, limit=limit)
         elif name == "passed":
             found = ServiceLane(name, "user", pair, path="msg", limit=limit)
+        elif name == "mirror":
+            found = ServiceLane(name, "mirror", path="mirror")
+        elif name == "mirror-remote":
+            found = ServiceLane(name, "mirror", pair, path="mirror")
         elif name == "epoll":
             found = ServiceLane(name, "user", path="user")
         else:
@@ -569,7 +573,7 @@ def lane(name: str, limit: int = LIMITS["small"]) -> Iterator[Lane]:
 
 # sockmap: path msg; path skb with a local and with a remote client; path user, which is the controller's.
 # Mode user: both engines.
-LANES = ("msg", "skb", "remote", "passed", "epoll", "io_uring")
+LANES = ("msg", "skb", "remote", "passed", "mirror", "mirror-remote", "epoll", "io_uring")
 
 
 # ---- a round ----

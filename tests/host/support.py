@@ -38,10 +38,10 @@ _FLAGS = {"inline=0": "--no-inline", "bench=1": "--bench=1"}
 
 def _mode(path: str | None) -> str:
     """The mode of kecho-ctl that a path belongs to."""
-    return "user" if path == "user" else "module" if path in MODULE_PATHS else "sockmap"
+    return path if path in ("mirror", "user") else "module" if path in MODULE_PATHS else "sockmap"
 
 
-PATHS = tuple(os.environ.get("KECHO_TEST_PATHS", "msg skb user").split())
+PATHS = tuple(os.environ.get("KECHO_TEST_PATHS", "msg skb mirror user").split())
 MODES = tuple(dict.fromkeys(_mode(path) for path in PATHS))
 OWN_MACHINE = os.environ.get("KECHO_TEST_OWN_MACHINE") == "1"  # nobody minds what is done to all of it
 SHRINK = int(os.environ.get("KECHO_TEST_SHRINK", "1"))

@@ -32,7 +32,7 @@ LIMIT = 128 << 10
 SIZES = [1, 2, 63, 64, 65, 1448, 4095, 4096, 4097, 65535, 65536, 65537, LIMIT - 1, LIMIT, LIMIT + 1, 1 << 20]
 BIG = few(8 << 20)
 
-controlled = pytest.mark.paths("msg", "skb", "user")
+controlled = pytest.mark.paths("msg", "skb", "mirror", "user")
 in_kernel = pytest.mark.paths(*support.KERNEL_PATHS)
 
 
@@ -340,7 +340,7 @@ def test_gone_before_accept(served: support.Service) -> None:
     assert_idle(served)
 
 
-@in_kernel
+@pytest.mark.paths(*support.KERNEL_PATHS, "mirror")
 def test_kernel_paths_need_no_controller(served: support.Service, family: int) -> None:
     with served.client(family) as client:
         echo(client, b"accepted")

@@ -204,7 +204,7 @@ def test_doctor(kecho: Kecho) -> None:
     done = kecho("doctor", "--json")
     assert done.returncode == 0 and done.stderr == ""
     found = json.loads(done.stdout)
-    assert found["schema"] == 1 and list(found["modes"]) == ["module", "sockmap", "user"]
+    assert found["schema"] == 1 and list(found["modes"]) == ["mirror", "module", "sockmap", "user"]
     assert found["modes"]["sockmap"]["usable"] and found["modes"]["user"]["usable"]
     assert found["auto"] == ("module" if found["modes"]["module"]["usable"] else "sockmap")
     for mode in found["modes"].values():

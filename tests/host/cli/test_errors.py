@@ -88,7 +88,7 @@ def in_shell(script: str, name: str, *args: str) -> subprocess.CompletedProcess[
         (["--bind="], ["--bind"]),
         (["--bind=127.0.0.1", "--bind=127.0.0.1"], ["--bind", "twice"]),
         (["--bind=::1", "--bind=0:0::1"], ["--bind", "twice"]),
-        (["--mode=foo"], ["--mode", "foo", "auto", "module", "sockmap", "user"]),
+        (["--mode=foo"], ["--mode", "foo", "auto", "mirror", "module", "sockmap", "user"]),
         (["--backlog=0"], ["--backlog", "0"]),
         (["--backlog=-5"], ["--backlog", "-5"]),
         (["--backlog=4294967296"], ["--backlog", "4294967296"]),

@@ -22,7 +22,7 @@ import support
 Kecho = Callable[..., "subprocess.CompletedProcess[str]"]
 Up = Callable[..., support.Service]
 NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
-MODES = ("sockmap", "user")
+MODES = ("sockmap", "mirror", "user")
 ECHOES = 10_007
 
 
@@ -111,7 +111,7 @@ def test_up_returns_when_the_service_answers(kecho: Kecho, mode: str) -> None:
         for part in (name, f"mode {mode}", f"127.0.0.1:{port}", f"[::1]:{port}", "paths: "):
             assert part in done.stdout
         assert done.stdout.count("\n") == 1
-        assert ("msg for local clients" if mode == "sockmap" else "user") in done.stdout
+        assert {"sockmap": "msg for local clients", "mirror": "tc ingress of lo", "user": "user"}[mode] in done.stdout
     finally:
         down = kecho("down", name)
     assert down.stdout == f"{name} is down\n"
@@ -315,7 +315,7 @@ def test_modes_of_the_folder(service: Up, mode: str) -> None:
 def test_an_unprivileged_user_reads_and_changes_nothing(service: Up, kecho: Kecho, tmp_path: Path, mode: str) -> None:
     one = service(mode=mode)
     found = json.loads(kecho("status", "--json", one.name, **NOBODY).stdout)["services"][0]
-    assert found["pid"] == one.pid and found["sockets"] == []
+    assert found["pid"] == one.pid and found["sockets"] == (None if mode == "mirror" else [])
     assert json.loads(kecho("stats", "--json", "--name", one.name, **NOBODY).stdout)["name"] == one.name
     bench = kecho("bench", one.name, "--count=7", "--warmup=0", "--repeat=1", "--json", cwd="/", **NOBODY)
     assert bench.returncode == 0, bench.stderr
@@ -555,6 +555,9 @@ def test_status_schema(service: Up, kecho: Kecho, path: str) -> None:
         assert mine["binds"] == ["127.0.0.1", "::1"] and mine["uptime_s"] > 0
         assert mine["connections"] == {"active": 1, "total": 1, "rejected": 0, "aborted": 0}
         host, port = client.getsockname()
+        if path == "mirror":
+            assert mine["sockets"] is None and mine["why"] == {"sockets": "a mirror has no sockets"}
+            return
         assert mine["sockets"] == [
             {
                 "local": f"127.0.0.1:{one.port}",

@@ -1,0 +1,678 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+/*
+ * The mirror: a TCP echo without a socket. Turns segments round at tc ingress. ../docs/mirror.md explains each rule.
+ *
+ *   kecho_KIND                 attached: is this packet for us? It only reads, so that other packets pay no more
+ *   kecho_KIND_v4, KIND_v6     tail-called by it: makes a segment its own echo
+ *
+ * KIND is that of the device: lo, ether (Ethernet), ip (no link header).
+ *
+ * Settings arrive as -D from kecho/kernel/bpf.py: KECHO_PORT, KECHO_KEY0 and KECHO_KEY1 (the secret), KECHO_LATENCY
+ * (0, 1), KECHO_ANY_V4 and KECHO_ANY_V6 (0, 1: bound to the wildcard).
+ */
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/if_ether.h>
+#include <uapi/linux/if_packet.h>
+#include <uapi/linux/in.h>
+#include <uapi/linux/ip.h>
+#include <uapi/linux/ipv6.h>
+#include <uapi/linux/pkt_cls.h>
+#include <uapi/linux/tcp.h>
+#include "kecho.h"
+#include "mirror.h"
+#include "siphash.h"
+
+/* Kinds of devices. */
+#define LO    0
+#define ETHER 1
+#define IP    2
+
+/* Slots of `recent`; a power of two. */
+#define RECENT 65536
+/* Acknowledgements that say the same, one after the other, that are answered. Three make a client send again. */
+#define MOST_REPEATS 8
+
+#define IP_FRAGMENT 0x3fff /* IP_MF, and the offset */
+#define VLAN_VID    0x0fff
+#define DEFAULT_TTL 64
+#define SWALLOW	    TC_ACT_SHOT
+#define TURNS_EACH  2 /* versions of IP */
+#define TCPOPT_WORD_TS                                                                             \
+	__constant_cpu_to_be32(0x0101080a) /* NOP, NOP, timestamps: as most stacks send them */
+#define TCP_WINDOW     __constant_cpu_to_be32(0x0000ffff)
+#define TCP_FLAGS_CTRL (TCP_FLAG_SYN | TCP_FLAG_RST | TCP_FLAG_FIN | TCP_FLAG_ACK)
+
+/* include/net/tcp.h */
+#define TCPOPT_EOL	  0
+#define TCPOPT_NOP	  1
+#define TCPOPT_MSS	  2
+#define TCPOPT_WINDOW	  3
+#define TCPOPT_SACK_PERM  4
+#define TCPOPT_SACK	  5
+#define TCPOPT_TIMESTAMP  8
+#define TCPOLEN_TIMESTAMP 10
+#define MAX_OPTIONS	  40 /* bytes */
+#define MOST_SACK_EDGES	  8
+
+/* What an address is, in own4 and own6. Filled by the controller. */
+#define OWN	  1 /* this host's, or one nobody may send from */
+#define SERVED_LO 2 /* served to clients on this host */
+#define SERVED	  4 /* served to clients behind other devices */
+
+struct addr {
+	__u32 word[4];
+};
+
+/* A connection, by its client. IPv4 addresses are mapped; all in network order. */
+struct conn_key {
+	struct addr client, server;
+	__u16 client_port, server_port;
+};
+
+/* What is known of a connection that was seen lately. Its loss does no harm. */
+struct recent {
+	__u32 shift;   /* whose it is: by mirror_shift() */
+	__u32 isn;     /* the client's initial sequence number, until it is open */
+	__u32 said;    /* what its last acknowledgement said, in short */
+	__u16 repeats; /* and how often it said that */
+	__u16 opening; /* its SYN was answered */
+};
+
+struct totals {
+	__u64 opened, aborted;
+};
+
+BPF_PERCPU_ARRAY(paths, struct path_stats, 1);
+BPF_PERCPU_ARRAY(totals, struct totals, 1);
+/* Open connections: from the end of the handshake to the client's FIN or RST. */
+BPF_TABLE("lru_hash", struct conn_key, __u8, conns, KECHO_MAX_CONNS);
+BPF_ARRAY(recents, struct recent, RECENT);
+BPF_HASH(own4, __u32, __u8, 4096);
+BPF_HASH(own6, struct addr, __u8, 4096);
+BPF_PROG_ARRAY(turns, 6);
+
+/* ---- what a connection is ---- */
+
+/* What the echo's sequence numbers are ahead of the client's: secret, and the same for a connection's whole life. */
+static __always_inline __u32 conn_shift4(const struct iphdr *ip, __u32 ports)
+{
+	struct siphash sip = siphash_begin(KECHO_KEY0, KECHO_KEY1);
+
+	siphash_add(&sip, ip->saddr | (__u64)ip->daddr << 32);
+	return mirror_shift(siphash_end(&sip, ports, 12));
+}
+
+static __always_inline __u32 conn_shift6(const struct ipv6hdr *ip, __u32 ports)
+{
+	struct siphash sip = siphash_begin(KECHO_KEY0, KECHO_KEY1);
+	const __u32 *saddr = ip->saddr.in6_u.u6_addr32, *daddr = ip->daddr.in6_u.u6_addr32;
+
+	siphash_add(&sip, saddr[0] | (__u64)saddr[1] << 32);
+	siphash_add(&sip, saddr[2] | (__u64)saddr[3] << 32);
+	siphash_add(&sip, daddr[0] | (__u64)daddr[1] << 32);
+	siphash_add(&sip, daddr[2] | (__u64)daddr[3] << 32);
+	return mirror_shift(siphash_end(&sip, ports, 36));
+}
+
+static __always_inline struct addr addr_v4(__u32 ip4)
+{
+	return (struct addr){{0, 0, bpf_htonl(0xffff), ip4}};
+}
+
+static __always_inline struct addr addr_v6(const struct in6_addr *ip6)
+{
+	const __u32 *word = ip6->in6_u.u6_addr32;
+
+	return (struct addr){{word[0], word[1], word[2], word[3]}};
+}
+
+static __always_inline struct conn_key conn_key(const void *ip, const struct tcphdr *tcp, bool v6)
+{
+	const struct iphdr *ip4 = ip;
+	const struct ipv6hdr *ip6 = ip;
+
+	return (struct conn_key){
+		.client = v6 ? addr_v6(&ip6->saddr) : addr_v4(ip4->saddr),
+		.server = v6 ? addr_v6(&ip6->daddr) : addr_v4(ip4->daddr),
+		.client_port = tcp->source,
+		.server_port = tcp->dest,
+	};
+}
+
+/* ---- whose packets are ours ---- */
+
+static __always_inline __u32 link_size(int kind)
+{
+	return kind == IP ? 0 : ETH_HLEN;
+}
+
+static __always_inline __u32 ip_size(bool v6)
+{
+	return v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+}
+
+static __always_inline bool is_served4(const struct iphdr *ip, int kind)
+{
+	__u32 from = ip->saddr, to = ip->daddr;
+	__u8 first = bpf_ntohl(from) >> 24, *what;
+
+	if (kind == LO) {
+		if (KECHO_ANY_V4)
+			return true;
+		what = own4.lookup(&to);
+		return what && *what & SERVED_LO;
+	}
+	if (first == 0 || first == 127 || first >= 224 || own4.lookup(&from))
+		return false;
+	what = own4.lookup(&to);
+	return what && *what & SERVED;
+}
+
+static __always_inline bool is_served6(const struct ipv6hdr *ip, int kind)
+{
+	struct addr from = addr_v6(&ip->saddr), to = addr_v6(&ip->daddr);
+	__u8 *what;
+
+	if (kind == LO) {
+		if (KECHO_ANY_V6)
+			return true;
+		what = own6.lookup(&to);
+		return what && *what & SERVED_LO;
+	}
+	if (bpf_ntohl(from.word[0]) >> 24 == 0xff || !(from.word[0] | from.word[1]) ||
+	    own6.lookup(&from)) /* multicast; none, loopback, IPv4 in disguise */
+		return false;
+	what = own6.lookup(&to);
+	return what && *what & SERVED;
+}
+
+static __always_inline bool ip_checksum_holds(const struct iphdr *ip)
+{
+	const __u16 *half = (const __u16 *)ip;
+	__u32 sum = 0;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < 10; i++)
+		sum += half[i];
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum == 0xffff; /* no second carry: that would take 0xffff0000 */
+}
+
+/* The length of the TCP segment, header and all; 0 if the packet is not as long as it says. */
+static __always_inline __u32 segment_size(struct __sk_buff *skb, const void *ip, int kind, bool v6)
+{
+	const struct iphdr *ip4 = ip;
+	const struct ipv6hdr *ip6 = ip;
+	__u32 there = skb->len - link_size(kind), size;
+
+	size = v6 ? bpf_ntohs(ip6->payload_len) + ip_size(true) : bpf_ntohs(ip4->tot_len);
+	if (!v6 && !size && skb->gso_size) /* BIG TCP */
+		size = there;
+	return size <= there && size > ip_size(v6) ? size - ip_size(v6) : 0;
+}
+
+/* ---- what becomes of a segment ---- */
+
+/* A segment that came, and its echo. Host order, but for the word of flags, which is as in the packet. */
+struct segment {
+	__u32 seq, ack;
+	__u32 flags;   /* data offset, flags, window */
+	__u32 payload; /* bytes */
+	__u32 options; /* bytes */
+	bool bare;     /* no payload, whatever came */
+};
+
+/* True once for each way a connection may open. */
+static __always_inline bool opens(struct recent *recent, __u32 shift, __u32 seen)
+{
+	if (recent->shift != shift || !recent->opening || seen != recent->isn + 1)
+		return false;
+	recent->opening = 0;
+	return true;
+}
+
+/* Has the connection said this too often already? What the client answers again and again ends so. */
+static __always_inline bool repeats(struct recent *recent, __u32 shift, __u32 said)
+{
+	if (recent->shift != shift || recent->said != said) {
+		recent->shift = shift;
+		recent->said = said;
+		recent->repeats = 0;
+		recent->opening = 0;
+		return false;
+	}
+	return ++recent->repeats > MOST_REPEATS;
+}
+
+static __always_inline void count_conn(bool opened, bool aborted)
+{
+	int key = 0;
+	struct totals *total = totals.lookup(&key);
+
+	if (!total)
+		return;
+	total->opened += opened;
+	total->aborted += aborted;
+}
+
+static __always_inline void conn_open(struct conn_key *key)
+{
+	__u8 one = 1;
+
+	conns.update(key, &one);
+	count_conn(true, false);
+}
+
+static __always_inline void conn_close(struct conn_key *key, bool aborted)
+{
+	if (!conns.delete(key) && aborted)
+		count_conn(false, true);
+}
+
+/* ---- rewriting ---- */
+
+/* Adds to a checksum what the change of a word does to it. */
+static __always_inline __u64 sum_change(__u64 sum, __u32 from, __u32 to)
+{
+	return sum + (__u32)~from + to;
+}
+
+static __always_inline __u32 sum_fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return (sum & 0xffffffff) + (sum >> 32);
+}
+
+static __always_inline __u16 sum_fold16(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
+/* Puts a number in the place of another, wherever it stands; what that does to the checksum goes to @sum. */
+static __always_inline bool replace32(struct __sk_buff *skb, __u32 at, __be32 from, __be32 to,
+				      __u64 *sum)
+{
+	__u32 change = sum_fold(sum_change(0, from, to));
+
+	if (at % 2) /* l4 is even everywhere */
+		change = change >> 8 | change << 24;
+	*sum += change;
+	return !bpf_skb_store_bytes(skb, at, &to, sizeof(to), 0);
+}
+
+static __always_inline bool turn_timestamps(struct __sk_buff *skb, __u32 at, __u64 *sum)
+{
+	__be32 stamps[2]; /* value, echo reply */
+
+	return !bpf_skb_load_bytes(skb, at, stamps, sizeof(stamps)) &&
+	       replace32(skb, at + 4, stamps[1], stamps[0], sum);
+}
+
+static __always_inline bool turn_sack(struct __sk_buff *skb, __u32 at, __u32 size, __u32 shift,
+				      __u32 *said, __u64 *sum)
+{
+	__u32 i;
+
+#pragma clang loop unroll(disable)
+	for (i = 0; i < MOST_SACK_EDGES; i++) {
+		__be32 edge;
+
+		if (4 * i + 4 > size)
+			break;
+		if (bpf_skb_load_bytes(skb, at + 4 * i, &edge, sizeof(edge)))
+			return false;
+		*said = *said * 31 + edge;
+		if (!replace32(skb, at + 4 * i, edge, bpf_htonl(bpf_ntohl(edge) - shift), sum))
+			return false;
+	}
+	return true;
+}
+
+/* Which options of a client's SYN the echo repeats. The others are declined, fast open and MPTCP among them. */
+static __always_inline bool is_agreed(__u8 kind)
+{
+	return kind == TCPOPT_MSS || kind == TCPOPT_WINDOW || kind == TCPOPT_SACK_PERM ||
+	       kind == TCPOPT_TIMESTAMP;
+}
+
+/* The echo's options in the place of the segment's, from @at to @end. False if they make no sense. */
+static __always_inline bool turn_options(struct __sk_buff *skb, __u32 at, __u32 end, bool syn,
+					 __u32 shift, __u32 *said, __u64 *sum)
+{
+	__u8 nops[MAX_OPTIONS], kind, length;
+	__u32 i;
+
+	__builtin_memset(nops, TCPOPT_NOP, sizeof(nops));
+#pragma clang loop unroll(disable)
+	for (i = 0; i < MAX_OPTIONS && at < end; i++, at += length) {
+		length = 1;
+		if (bpf_skb_load_bytes(skb, at, &kind, 1))
+			return false;
+		if (kind == TCPOPT_EOL)
+			break;
+		if (kind == TCPOPT_NOP)
+			continue;
+		if (bpf_skb_load_bytes(skb, at + 1, &length, 1) || length < 2 ||
+		    length > MAX_OPTIONS || at + length > end)
+			return false;
+		if (kind == TCPOPT_TIMESTAMP) {
+			if (length != TCPOLEN_TIMESTAMP || !turn_timestamps(skb, at + 2, sum))
+				return false;
+		} else if (syn && !is_agreed(kind)) { /* the checksum is begun anew */
+			if (bpf_skb_store_bytes(skb, at, nops, length, 0))
+				return false;
+		} else if (!syn && kind == TCPOPT_SACK) {
+			if (!turn_sack(skb, at + 2, length - 2, shift, said, sum))
+				return false;
+		}
+	}
+	return true;
+}
+
+/*
+ * Leaves the headers alone, and begins the checksum anew: it is either of the whole segment, or of the pseudo-header
+ * where a device is to do the rest. The kernel, which knows which, adds to the one or to the other in two steps.
+ */
+static __always_inline bool strip(struct __sk_buff *skb, __u32 size, int kind, bool v6)
+{
+	const __u32 l2 = link_size(kind), l4 = l2 + ip_size(v6);
+	__u32 i;
+	void *data, *end;
+	struct tcphdr *tcp;
+	__u64 sum = 0, pseudo;
+
+	if (bpf_skb_change_tail(skb, l4 + size, 0))
+		return false;
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	tcp = data + l4;
+	if ((void *)(tcp + 1) > end)
+		return false;
+	pseudo = bpf_htonl(IPPROTO_TCP) + (__u64)bpf_htonl(size);
+	if (v6) {
+		struct ipv6hdr *ip = data + l2;
+
+		ip->payload_len = bpf_htons(size);
+#pragma unroll
+		for (i = 0; i < 8; i++)
+			pseudo += ip->saddr.in6_u.u6_addr32[i]; /* and the other's, behind it */
+	} else {
+		struct iphdr *ip = data + l2;
+		__u32 from = ip->tot_len;
+
+		ip->tot_len = bpf_htons(ip_size(false) + size);
+		ip->check = ~sum_fold16((__u32)(__u16)~ip->check + (__u16)~from + ip->tot_len);
+		pseudo += (__u64)ip->saddr + ip->daddr;
+	}
+	tcp->check = 0;
+#pragma clang loop unroll(disable)
+	for (i = 0; i < sizeof(*tcp) + MAX_OPTIONS; i += sizeof(__u32)) {
+		__u32 *word = (void *)tcp + i;
+
+		if (i >= size || (void *)(word + 1) > end)
+			break;
+		sum += *word;
+	}
+	return !bpf_l4_csum_replace(skb, l4 + offsetof(struct tcphdr, check), 0, sum_fold(sum),
+				    0) &&
+	       !bpf_l4_csum_replace(skb, l4 + offsetof(struct tcphdr, check), 0, sum_fold(pseudo),
+				    BPF_F_PSEUDO_HDR);
+}
+
+static __always_inline void swap_addresses(void *data, int kind, bool v6)
+{
+	if (kind == ETHER) {
+		struct ethhdr *eth = data;
+		__u8 source[ETH_ALEN];
+
+		__builtin_memcpy(source, eth->h_source, ETH_ALEN);
+		__builtin_memcpy(eth->h_source, eth->h_dest, ETH_ALEN);
+		__builtin_memcpy(eth->h_dest, source, ETH_ALEN);
+	}
+	if (v6) {
+		struct ipv6hdr *ip = data + link_size(kind);
+		struct in6_addr from = ip->saddr;
+
+		ip->saddr = ip->daddr;
+		ip->daddr = from;
+		if (kind != LO)
+			ip->hop_limit = DEFAULT_TTL;
+	} else {
+		struct iphdr *ip = data + link_size(kind);
+		__u32 from = ip->saddr;
+
+		ip->saddr = ip->daddr;
+		ip->daddr = from;
+		if (kind != LO) {
+			__u16 *life = (__u16 *)&ip->ttl, before = *life; /* ttl, protocol */
+
+			ip->ttl = DEFAULT_TTL;
+			ip->check = ~sum_fold16((__u32)(__u16)~ip->check + (__u16)~before + *life);
+		}
+	}
+}
+
+static __always_inline void count_echo(__u32 bytes, __u64 start_ns)
+{
+	int path = 0;
+	struct path_stats *stats = paths.lookup(&path);
+	__u64 slot;
+
+	if (!stats)
+		return;
+	stats->echoes++;
+	stats->bytes += bytes;
+	if (!KECHO_LATENCY)
+		return;
+	slot = hist_slot(bpf_ktime_get_ns() - start_ns);
+	if (slot < HIST_SLOTS) /* always; the verifier cannot know */
+		stats->latency[slot]++;
+}
+
+/* ---- the programs ---- */
+
+static __always_inline int gate(struct __sk_buff *skb, int kind)
+{
+	const __u32 l2 = link_size(kind);
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	bool v6 = skb->protocol == bpf_htons(ETH_P_IPV6);
+	const __u16 *port;
+
+	if (!v6 && skb->protocol != bpf_htons(ETH_P_IP))
+		return TC_ACT_UNSPEC;
+	if (kind != LO &&
+	    (skb->pkt_type != PACKET_HOST || (skb->vlan_present && skb->vlan_tci & VLAN_VID)))
+		return TC_ACT_UNSPEC;
+	if (data + l2 + ip_size(v6) + sizeof(struct tcphdr) > end) {
+		/* The stack does so next; too short a packet stays as it is. */
+		if (bpf_skb_pull_data(skb, l2 + ip_size(v6) + sizeof(struct tcphdr)))
+			return TC_ACT_UNSPEC;
+		data = (void *)(long)skb->data;
+		end = (void *)(long)skb->data_end;
+	}
+	if (v6) {
+		const struct ipv6hdr *ip = data + l2;
+
+		port = data + l2 + ip_size(true) + offsetof(struct tcphdr, dest);
+		if ((void *)(port + 1) > end || ip->version != 6 || ip->nexthdr != IPPROTO_TCP)
+			return TC_ACT_UNSPEC;
+	} else {
+		const struct iphdr *ip = data + l2;
+
+		port = data + l2 + ip_size(false) + offsetof(struct tcphdr, dest);
+		if ((void *)(port + 1) > end || *(const __u8 *)ip != 0x45 ||
+		    ip->protocol != IPPROTO_TCP || ip->frag_off & bpf_htons(IP_FRAGMENT))
+			return TC_ACT_UNSPEC;
+	}
+	if (*port == bpf_htons(KECHO_PORT)) {
+		if (v6)
+			turns.call(skb, kind * TURNS_EACH + 1);
+		else
+			turns.call(skb, kind * TURNS_EACH);
+	}
+	return TC_ACT_UNSPEC;
+}
+
+static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
+{
+	const __u32 l2 = link_size(kind), l4 = l2 + ip_size(v6);
+	__u64 start_ns = KECHO_LATENCY ? bpf_ktime_get_ns() : 0, sum = 0;
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct tcphdr *tcp = data + l4;
+	struct segment seg, echo;
+	struct conn_key key;
+	struct recent *recent;
+	__u32 shift, slot, size, seen, said = 0, ports;
+	__s32 under_way;
+	bool fin;
+
+	if ((void *)(tcp + 1) > end)
+		return TC_ACT_UNSPEC;
+	if (!(v6 ? is_served6(data + l2, kind) : is_served4(data + l2, kind)))
+		return TC_ACT_UNSPEC;
+	if (kind != LO && !v6 && !ip_checksum_holds(data + l2))
+		return TC_ACT_UNSPEC;
+	size = segment_size(skb, data + l2, kind, v6);
+	if (tcp->doff < sizeof(*tcp) / 4 || tcp->doff * 4 > size)
+		return TC_ACT_UNSPEC;
+
+	seg.seq = bpf_ntohl(tcp->seq);
+	seg.ack = bpf_ntohl(tcp->ack_seq);
+	seg.flags = tcp_flag_word(tcp);
+	seg.options = tcp->doff * 4 - sizeof(*tcp);
+	seg.payload = size - tcp->doff * 4;
+	ports = *(__u32 *)tcp;
+	shift = v6 ? conn_shift6(data + l2, ports) : conn_shift4(data + l2, ports);
+	slot = shift % RECENT;
+	recent = recents.lookup(&slot);
+	if (!recent) /* never */
+		return TC_ACT_UNSPEC;
+
+	fin = seg.flags & TCP_FLAG_FIN;
+	seen = seg.ack - shift; /* what the client has back, up to that number of its own */
+	under_way = seg.seq + seg.payload + fin - seen;
+	echo = seg;
+	echo.seq = seg.seq + shift;
+	echo.ack = seen;
+	echo.bare = false;
+	switch (seg.flags & TCP_FLAGS_CTRL) {
+	case TCP_FLAG_SYN:
+		recent->shift = shift;
+		recent->isn = seg.seq;
+		recent->opening = 1;
+		echo.ack = seg.seq + 1;
+		/* No ECN: the marks of the way here would come back as those of the way there. */
+		echo.flags =
+			(seg.flags & (TCP_DATA_OFFSET | TCP_WINDOW)) | TCP_FLAG_SYN | TCP_FLAG_ACK;
+		echo.bare = true;
+		break;
+	case TCP_FLAG_ACK | TCP_FLAG_FIN:
+	case TCP_FLAG_ACK:
+		if (under_way >= MOST_UNDER_WAY || under_way <= -MOST_UNDER_WAY)
+			return TC_ACT_UNSPEC; /* the stack says what a closed port says */
+		echo.flags = seg.flags & (TCP_DATA_OFFSET | TCP_WINDOW | TCP_FLAG_ACK |
+					  TCP_FLAG_PSH | TCP_FLAG_FIN);
+		if (opens(recent, shift, seen)) {
+			key = conn_key(data + l2, tcp, v6);
+			conn_open(&key);
+			if (!seg.payload && !fin && !under_way)
+				return SWALLOW; /* the end of the handshake: we have no news */
+		}
+		if (fin) {
+			key = conn_key(data + l2, tcp, v6);
+			conn_close(&key, false);
+		}
+		if (under_way <= 0 && (__s32)(seg.seq - seen) < 0) {
+			/*
+			 * The client has it back already (sent again, a probe, keepalive): only our
+			 * acknowledgement is missing. As it is, it would be old to its TCP, which then
+			 * does not look at what it acknowledges.
+			 */
+			echo.seq = seg.ack;
+			echo.flags &= ~(TCP_FLAG_FIN | TCP_FLAG_PSH);
+			echo.bare = seg.payload;
+		} else if (!seg.payload && !fin && under_way > 0) {
+			__u32 window = bpf_ntohl(seg.flags) & 0xffff;
+
+			/* A window that is closed, where we would still send: no news but there. */
+			if (!window)
+				echo.seq = seg.ack;
+			said = seg.seq + seg.ack * 31 + window;
+		}
+		break;
+	case TCP_FLAG_RST:
+	case TCP_FLAG_RST | TCP_FLAG_ACK:
+		key = conn_key(data + l2, tcp, v6);
+		conn_close(&key, true);
+		return TC_ACT_UNSPEC;
+	default:
+		return TC_ACT_UNSPEC;
+	}
+
+	if (seg.options == 12 && data + l4 + sizeof(*tcp) + 12 <= end &&
+	    *(__u32 *)(tcp + 1) == TCPOPT_WORD_TS) {
+		__u32 *stamp = (__u32 *)(tcp + 1) + 1; /* value, echo reply */
+
+		sum = sum_change(sum, stamp[1], stamp[0]);
+		stamp[1] = stamp[0];
+	} else if (seg.options) {
+		if (!turn_options(skb, l4 + sizeof(*tcp), l4 + sizeof(*tcp) + seg.options,
+				  seg.flags & TCP_FLAG_SYN, shift, &said, &sum))
+			return TC_ACT_UNSPEC;
+		data = (void *)(long)skb->data;
+		end = (void *)(long)skb->data_end;
+		tcp = data + l4;
+		if ((void *)(tcp + 1) > end)
+			return SWALLOW;
+	}
+	if (said && repeats(recent, shift, said))
+		return SWALLOW;
+
+	swap_addresses(data, kind, v6);
+	*(__u32 *)tcp = ports << 16 | ports >> 16;
+	sum = sum_change(sum, bpf_htonl(seg.seq), bpf_htonl(echo.seq));
+	sum = sum_change(sum, tcp->ack_seq, bpf_htonl(echo.ack));
+	sum = sum_change(sum, seg.flags, echo.flags);
+	tcp->seq = bpf_htonl(echo.seq);
+	tcp->ack_seq = bpf_htonl(echo.ack);
+	tcp_flag_word(tcp) = echo.flags;
+	if (tcp->urg_ptr) {
+		sum += (__u16)~tcp->urg_ptr;
+		tcp->urg_ptr = 0;
+	}
+	if (echo.bare) {
+		if (!strip(skb, sizeof(*tcp) + seg.options, kind, v6))
+			return SWALLOW;
+	} else {
+		if (bpf_l4_csum_replace(skb, l4 + offsetof(struct tcphdr, check), 0, sum_fold(sum),
+					0))
+			return SWALLOW;
+		if (seg.payload && !(seg.flags & TCP_FLAG_SYN))
+			count_echo(seg.payload, start_ns);
+	}
+	return kind == LO ? TC_ACT_OK : bpf_redirect(skb->ifindex, 0);
+}
+
+#define PROGRAMS(name, kind)                                                                       \
+	int kecho_##name(struct __sk_buff *skb)                                                    \
+	{                                                                                          \
+		return gate(skb, kind);                                                            \
+	}                                                                                          \
+                                                                                                   \
+	int kecho_##name##_v4(struct __sk_buff *skb)                                               \
+	{                                                                                          \
+		return turn(skb, kind, false);                                                     \
+	}                                                                                          \
+                                                                                                   \
+	int kecho_##name##_v6(struct __sk_buff *skb)                                               \
+	{                                                                                          \
+		return turn(skb, kind, true);                                                      \
+	}
+
+PROGRAMS(lo, LO)
+#if KECHO_KINDS > 1
+PROGRAMS(ether, ETHER)
+PROGRAMS(ip, IP)
+#endif

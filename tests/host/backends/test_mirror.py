@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: MIT
+"""The mirror, packet by packet: a client without a kernel, behind a TUN device, looks at what comes back."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import struct
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import network
+import pytest
+import support
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
+from scapy.packet import Packet, Raw
+
+NET = network.NET
+ADDRESSES = {4: (f"10.96.{NET}.1", f"10.96.{NET}.2"), 6: (f"fd96:{NET}::1", f"fd96:{NET}::2")}  # here, there
+MOST_UNDER_WAY = 1 << 28  # bpf/mirror.h
+MOST_REPEATS = 8  # bpf/mirror.c
+TS = ("Timestamp", (1000, 77))
+LINUX = [("NOP", None), ("NOP", None), TS]
+_SILENCE_S = 0.05
+# struct virtio_net_hdr without offloads; the headers, up to 60 bytes each, are not all in the linear part.
+_VNET_HDR = struct.pack("=BBHHHH", 0, 0, 14, 0, 0, 0)
+
+
+class Wire:
+    """The network behind the device."""
+
+    def __init__(self, tun: int, version: int, port: int) -> None:
+        self._tun, self.version, self.port = tun, version, port
+        self.here, self.there = ADDRESSES[version]
+
+    def ip(self, **fields: Any) -> Packet:
+        """A header from there to here."""
+        kind = IP if self.version == 4 else IPv6
+        return kind(**{"src": self.there, "dst": self.here, **fields})
+
+    def send(self, packet: Packet | bytes) -> None:
+        os.write(self._tun, _VNET_HDR + bytes(packet))
+
+    def receive(self, silence_s: float = _SILENCE_S) -> list[Packet]:
+        """What TCP sends there, until it is silent; every checksum is right."""
+        found = []
+        while select.select([self._tun], [], [], silence_s)[0]:
+            data = os.read(self._tun, 1 << 17)[len(_VNET_HDR) :]
+            packet = (IP if data[0] >> 4 == 4 else IPv6)(data)
+            if TCP in packet and self.port in (packet[TCP].sport, packet[TCP].dport):
+                assert bytes(packet) == bytes(rebuilt(packet)), packet.show(dump=True)
+                found.append(packet)
+        return found
+
+    def ask(self, packet: Packet | bytes) -> list[Packet]:
+        """What comes of one packet. Whatever it is, it is not longer."""
+        self.send(packet)
+        found = self.receive()
+        assert sum(map(len, found)) <= max(len(packet), 60), "more came back than was sent"
+        return found
+
+
+def rebuilt(packet: Packet) -> Packet:
+    """The same, with lengths and checksums by scapy."""
+    copy = packet.copy()
+    del copy[TCP].chksum
+    if IP in copy:
+        del copy[IP].chksum, copy[IP].len
+    else:
+        del copy[IPv6].plen
+    return copy.__class__(bytes(copy))
+
+
+class Client:
+    """A connection from there, of which `shift` is what its echo's sequence numbers are ahead."""
+
+    def __init__(self, wire: Wire, options: Any = LINUX, window: int = 1000) -> None:
+        self.wire, self.options, self.window = wire, options, window
+        self.sport = random.randrange(20000, 60000)
+        self.isn = random.randrange(1 << 32)
+        (synack,) = self.ask(self.segment(0, "S", ack=None))
+        assert synack.flags == "SA" and synack.ack == self.number(1)
+        self.shift = (synack.seq - self.isn) % (1 << 32)
+        assert self.ask(self.segment(1, ack=1)) == []  # the end of the handshake
+
+    def number(self, at: int) -> int:
+        """Of the byte `at` of the stream; the SYN is byte 0."""
+        return (self.isn + at) % (1 << 32)
+
+    def segment(self, at: int, flags: str = "A", data: bytes = b"", ack: int | None = 1, **fields: Any) -> Packet:
+        """From byte `at` on; `ack` is what the client has back, by its own numbers."""
+        fields = {"options": self.options, "window": self.window, **fields}
+        number = 0 if ack is None else (self.isn + ack + self.shift) % (1 << 32)
+        tcp = TCP(sport=self.sport, dport=self.wire.port, seq=self.number(at), ack=number, flags=flags, **fields)
+        return self.wire.ip() / tcp / Raw(data) if data else self.wire.ip() / tcp
+
+    def ask(self, packet: Packet) -> list[Any]:
+        """The TCP headers of what comes back of one segment, each to where it came from."""
+        found = self.wire.ask(packet)
+        for one in found:
+            assert (one.src, one.dst) == (self.wire.here, self.wire.there)
+            assert (one[TCP].sport, one[TCP].dport) == (self.wire.port, self.sport)
+            assert (one.ttl if IP in one else one.hlim) == 64
+        return [one[TCP] for one in found]
+
+    def assert_echo(self, segment: Packet, echo: Any, at: int, ack: int, flags: str) -> None:
+        """The echo of a segment: byte `at` of the echo's stream, that acknowledges byte `ack`; the rest as it came."""
+        assert (echo.seq, echo.ack) == ((self.number(at) + self.shift) % (1 << 32), self.number(ack))
+        assert (echo.flags, echo.window, echo.urgptr) == (flags, segment[TCP].window, 0)
+
+
+@pytest.fixture(scope="module")
+def tun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    addresses = [(ADDRESSES[4][0], 24), (ADDRESSES[6][0], 64)]
+    with network.tun(tmp_path_factory.mktemp("dev"), *addresses) as fd:
+        yield fd
+
+
+@pytest.fixture(scope="module")
+def served(tun: int) -> Iterator[support.Service]:
+    found = support.up(mode="mirror", bind=[ADDRESSES[4][0], ADDRESSES[6][0]])
+    try:
+        yield found
+    finally:
+        found.down()
+
+
+@pytest.fixture(params=[4, 6], ids=["v4", "v6"])
+def wire(request: pytest.FixtureRequest, tun: int, served: support.Service) -> Wire:
+    return Wire(tun, request.param, served.port)
+
+
+@pytest.fixture
+def client(wire: Wire) -> Client:
+    return Client(wire)
+
+
+def options_of(tcp: Any) -> list[Any]:
+    return [option for option in tcp.options if option[0] not in ("NOP", "EOL")]
+
+
+# ---- SYN ----
+
+
+def test_syn_agrees_to_what_it_keeps(wire: Wire) -> None:
+    """MSS, window scale, SACK and timestamps as offered, wherever they stand; nothing else, no ECN, no payload."""
+    agreed = [("MSS", 1234), ("SAckOK", b""), ("WScale", 7), ("Timestamp", (4711, 0))]
+    other = [(34, b"cookie!!"), (30, b"\x00\x81" + bytes(8)), (254, b"\xf9\x89"), ("AltChkSum", (1, 2))]
+    rng = random.Random(1)
+    for _ in range(24):
+        offered = [*agreed, rng.choice(other), *([("NOP", None)] * rng.randrange(3))]
+        rng.shuffle(offered)
+        client = Client.__new__(Client)
+        client.wire, client.options, client.window = wire, offered, 65000
+        client.sport, client.isn, client.shift = rng.randrange(20000, 60000), rng.randrange(1 << 32), 0
+        (echo,) = client.ask(client.segment(0, "SEC", b"early" * rng.randrange(3), ack=None))
+        expected = {name: value for name, value in agreed if name != "Timestamp"} | {"Timestamp": (4711, 4711)}
+        assert dict(options_of(echo)) == expected
+        assert (echo.flags, echo.ack, echo.window, bytes(echo.payload)) == ("SA", client.number(1), 65000, b"")
+
+
+def test_a_restarted_connection_has_the_same_shift(client: Client) -> None:
+    again = client.segment(0, "S", ack=None)
+    again[TCP].seq = 12345
+    (echo,) = client.ask(again)
+    assert (echo.seq - 12345) % (1 << 32) == client.shift
+
+
+@pytest.mark.parametrize("options", [[("MSS", 1460), (8, b"\x00")], [(30, b"")]], ids=["short", "empty"])
+def test_syn_with_odd_options(wire: Wire, options: Any) -> None:
+    """Timestamps of a wrong length make no sense: as to a closed port. An option of no content is one we decline."""
+    packet = wire.ip() / TCP(sport=4000, dport=wire.port, seq=5, flags="S", options=options)
+    (answer,) = wire.ask(packet)
+    assert answer[TCP].flags == ("RA" if options[0][0] == "MSS" else "SA")
+
+
+# ---- data ----
+
+
+@pytest.mark.parametrize("flags", ["A", "PA", "FPA", "FA"])
+@pytest.mark.parametrize("size", [1, 2, 1399])
+def test_data_is_its_echo(client: Client, flags: str, size: int) -> None:
+    data = support.payload(size)
+    segment = client.segment(1, flags, data)
+    (echo,) = client.ask(segment)
+    client.assert_echo(segment, echo, 1, 1, flags)
+    assert bytes(echo.payload) == data and dict(options_of(echo)) == {"Timestamp": (1000, 1000)}
+
+
+def test_urgent_data_is_data(client: Client) -> None:
+    (echo,) = client.ask(segment := client.segment(1, "UPA", b"urgent", urgptr=6))
+    client.assert_echo(segment, echo, 1, 1, "PA")
+    assert bytes(echo.payload) == b"urgent"
+
+
+def test_congestion_marks_are_not_reflected(client: Client) -> None:
+    (echo,) = client.ask(segment := client.segment(1, "ECPA", b"marked"))
+    client.assert_echo(segment, echo, 1, 1, "PA")
+
+
+def test_many_segments_under_way(client: Client) -> None:
+    """Each acknowledges what the client had back when it sent it."""
+    for at, ack in ((1, 1), (101, 1), (201, 101), (301, 301)):
+        (echo,) = client.ask(segment := client.segment(at, "PA", bytes(100), ack))
+        client.assert_echo(segment, echo, at, ack, "PA")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[TS], [("NOP", None), TS], [TS, ("NOP", None), ("NOP", None)], [("NOP", None)] * 3 + [TS], []],
+    ids=["first", "odd", "last", "odd again", "none"],
+)
+def test_timestamps_wherever_they_stand(client: Client, options: Any) -> None:
+    (echo,) = client.ask(segment := client.segment(1, "PA", b"data", options=options))
+    client.assert_echo(segment, echo, 1, 1, "PA")
+    assert dict(options_of(echo)) == ({"Timestamp": (1000, 1000)} if options else {})
+
+
+# ---- acknowledgements ----
+
+
+def test_an_acknowledgement_comes_back(client: Client) -> None:
+    """All is back: the last of it is now acknowledged too."""
+    (echo,) = client.ask(segment := client.segment(101, ack=101))
+    client.assert_echo(segment, echo, 101, 101, "A")
+
+
+def test_sack_is_shifted(client: Client) -> None:
+    """What the client has back beyond a hole, the mirror says it has received beyond a hole."""
+    edges = [client.number(at) + client.shift for at in (201, 301, 401, 501, 601, 701)]
+    blocks = ("SAck", tuple(edge % (1 << 32) for edge in edges))
+    for options in ([*LINUX, ("NOP", None), ("NOP", None), blocks], [("NOP", None), blocks], [blocks, TS]):
+        (echo,) = client.ask(segment := client.segment(701, ack=101, options=options))
+        client.assert_echo(segment, echo, 701, 101, "A")
+        (shifted,) = (value for name, value in options_of(echo) if name == "SAck")
+        assert list(shifted) == [client.number(at) for at in (201, 301, 401, 501, 601, 701)]
+
+
+# What the client has back, up to byte 101: sent again, in part or all of it, probes, keepalive.
+OLD = {
+    "again": (1, 100, "PA"),
+    "a part again": (50, 51, "A"),
+    "window probe": (100, 0, "A"),
+    "keepalive": (100, 1, "A"),
+    "FIN again": (100, 0, "FA"),
+}
+
+
+@pytest.mark.parametrize(("at", "size", "flags"), OLD.values(), ids=list(OLD))
+def test_what_is_back_already_is_acknowledged(client: Client, at: int, size: int, flags: str) -> None:
+    """By a segment that is new to the client, or it would not look at what that acknowledges."""
+    (echo,) = client.ask(segment := client.segment(at, flags, support.payload(size), ack=101))
+    client.assert_echo(segment, echo, 101, 101, "A")
+    assert bytes(echo.payload) == b""
+
+
+def test_partly_new_data_comes_back_whole(client: Client) -> None:
+    (echo,) = client.ask(segment := client.segment(51, "PA", support.payload(100), ack=101))
+    client.assert_echo(segment, echo, 51, 101, "PA")
+    assert bytes(echo.payload) == support.payload(100)
+
+
+def test_closed_window_with_data_under_way(client: Client) -> None:
+    """The answer lies in the window, or the client would answer that."""
+    (echo,) = client.ask(segment := client.segment(201, ack=101, window=0))
+    client.assert_echo(segment, echo, 101, 101, "A")
+
+
+def test_repeated_acknowledgements_end(client: Client) -> None:
+    """Enough of them for a fast retransmission; but two that answer each other must not go on."""
+    same = client.segment(20001, ack=101)
+    answers = [client.ask(same) for _ in range(MOST_REPEATS + 4)]
+    assert [len(found) for found in answers] == [1] * (MOST_REPEATS + 1) + [0] * 3
+    assert len(client.ask(client.segment(20001, ack=102))) == 1
+
+
+# ---- what is not ours ----
+
+
+def assert_refused(segment: Packet, found: list[Any]) -> None:
+    """What a closed port says: RFC 9293, section 3.10.7.1."""
+    (answer,) = found
+    assert (answer.flags, answer.seq) == ("R", segment[TCP].ack)
+
+
+def test_far_off_numbers_are_refused(client: Client) -> None:
+    size = 10
+    for under_way, ours in ((MOST_UNDER_WAY - 1, True), (MOST_UNDER_WAY, False), (1 << 31, False)):
+        for sign in (1, -1):
+            segment = client.segment(1000 + sign * under_way - size, "PA", bytes(size), ack=1000)
+            found = client.ask(segment)
+            if ours:
+                assert len(found) == 1 and "R" not in found[0].flags
+            else:
+                assert_refused(segment, found)
+
+
+def test_another_connections_numbers_are_refused(client: Client, wire: Wire) -> None:
+    others = [Client(wire) for _ in range(4)]
+    for other in others:
+        segment = client.segment(1, "PA", b"data")
+        segment[TCP].sport = other.sport
+        refused = abs((other.shift - client.shift + (1 << 31)) % (1 << 32) - (1 << 31)) > MOST_UNDER_WAY
+        (answer,) = wire.ask(segment)
+        assert ("R" in answer[TCP].flags) == refused
+
+
+@pytest.mark.parametrize("flags", ["R", "RA"])
+def test_a_reset_has_no_answer(client: Client, flags: str) -> None:
+    assert client.ask(client.segment(1, flags)) == []
+
+
+@pytest.mark.parametrize("flags", ["SA", "FSA"])
+def test_syn_with_more(client: Client, flags: str) -> None:
+    assert_refused(segment := client.segment(1, flags), client.ask(segment))
+
+
+@pytest.mark.parametrize("flags", ["", "F", "P", "FPU", "FS"])
+def test_no_acknowledgement(client: Client, flags: str) -> None:
+    (answer,) = client.ask(client.segment(1, flags, b"x"))
+    assert answer.flags == "RA"
+
+
+def test_another_port_or_address(wire: Wire, client: Client) -> None:
+    segment = client.segment(1, "PA", b"data")
+    segment[TCP].dport = wire.port + 1
+    assert all("R" in found[TCP].flags for found in wire.ask(segment))
+    segment = client.segment(1, "PA", b"data")
+    segment.dst = {4: "127.0.0.1", 6: "::1"}[wire.version]
+    assert wire.ask(segment) == []
+
+
+@pytest.mark.parametrize("source", ["here", "multicast", "loopback", "none", "broadcast"])
+def test_sources_that_are_nobody(wire: Wire, client: Client, source: str) -> None:
+    """The stack drops them. To send our own address an answer would be to talk to ourselves."""
+    v4 = {"multicast": "224.0.0.1", "loopback": "127.0.0.1", "none": "0.0.0.0", "broadcast": "255.255.255.255"}
+    v6 = {"multicast": "ff02::1", "loopback": "::1", "none": "::", "broadcast": "::ffff:10.1.2.3"}
+    segment = client.segment(0, "S", ack=None)
+    segment.src = wire.here if source == "here" else (v4 if wire.version == 4 else v6)[source]
+    assert all("R" in found[TCP].flags for found in wire.ask(segment))
+
+
+def test_damaged_packets(wire: Wire, client: Client) -> None:
+    """Lengths that do not fit and a wrong IP checksum are the stack's to drop; a wrong one of TCP's stays wrong."""
+    whole = bytes(client.segment(1, "PA", support.payload(100)))
+    header = 20 if wire.version == 4 else 40
+    for damaged in (
+        whole[:-1],
+        whole[: header + 20],
+        whole[: header + 13] + b"\x10" + whole[header + 14 :],  # flags, under the old checksum
+        whole[: header + 12] + b"\x40" + whole[header + 13 :],  # a header of 16 bytes
+        whole[: header + 12] + b"\xf0" + whole[header + 13 :],
+        *([whole[:10] + b"\xff\xff" + whole[12:]] if wire.version == 4 else []),
+    ):
+        wire.send(damaged)
+    deadline = time.monotonic() + 0.5
+    answers = 0
+    while time.monotonic() < deadline and select.select([wire._tun], [], [], 0.1)[0]:
+        data = os.read(wire._tun, 1 << 17)[len(_VNET_HDR) :]
+        packet = (IP if data[0] >> 4 == 4 else IPv6)(data)
+        if TCP in packet and packet[TCP].sport == wire.port:
+            answers += 1
+            assert bytes(packet) != bytes(rebuilt(packet)), "an answer that its receiver would believe"
+    assert answers <= 2  # where the header's length alone was wrong, and TCP's checksum with it
+
+
+def test_fragments_and_headers_between_are_the_stacks(wire: Wire, client: Client) -> None:
+    if wire.version == 4:
+        odd = [
+            wire.ip(flags="MF"),
+            wire.ip(frag=3),
+            wire.ip(options=[Raw(b"\x01\x01\x01\x01")]),
+        ]
+    else:
+        odd = [wire.ip() / IPv6ExtHdrFragment(m=1), wire.ip() / IPv6ExtHdrDestOpt()]
+    for header in odd:
+        segment = header / client.segment(1, "PA", b"data")[TCP]
+        assert all("R" in found[TCP].flags for found in wire.ask(segment))

@@ -7,6 +7,7 @@ import argparse
 
 from kecho import __version__
 from kecho.cli import bench, check, doctor, down, logs, plot, reset, stats, status, tune, up
+from kecho.cli.completion import SHELLS
 from kecho.cli.options import Parser, Subparsers
 
 _DESCRIPTION = "Run a TCP echo service that never leaves the kernel, and measure it."
@@ -52,9 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kecho {__version__}")
     parser.add_argument(
         "--print-completion",
-        choices=("bash", "zsh"),
+        choices=SHELLS,
         metavar="SHELL",
-        help="print the completion script for bash or zsh",
+        help=f"print the completion script for {', '.join(SHELLS)}",
     )
     commands: Subparsers = parser.add_subparsers(
         title="commands", metavar="COMMAND", dest="command", parser_class=Parser

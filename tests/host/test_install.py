@@ -65,6 +65,8 @@ def test_install_dkms_uninstall(run: Run, tmp_path: Path) -> None:
     assert f"installed {source}; for the module: dkms install fastecho/{version}\n" in said
     assert run("env", "-C", "/", prefix / "bin/kecho-ctl", "--version") == f"kecho {version}\n"
     run("grep", "-q", "complete .*kecho-ctl", prefix / "share/bash-completion/completions/kecho-ctl")
+    run("grep", "-q", "#compdef kecho-ctl", prefix / "share/zsh/site-functions/_kecho-ctl")
+    run("grep", "-q", "complete -c kecho-ctl", prefix / "share/fish/vendor_completions.d/kecho-ctl.fish")
     run("grep", "-q", "^.TH KECHO", prefix / "share/man/man1/kecho-ctl.1")
 
     if not Path("/lib/modules", kver).exists():  # a kernel that is unpacked only

@@ -11,7 +11,7 @@ from dataclasses import replace
 from kecho.bench.plan import Plan
 from kecho.bench.targets import Target
 from kecho.kernel import features, sockets
-from kecho.model.errors import KechoError
+from kecho.model.errors import KechoError, Unavailable
 from kecho.system import topology, tune
 from kecho.system.limits import Limits, Needs, distortions, wanted
 
@@ -55,11 +55,12 @@ def warnings(targets: Sequence[Target], needs: Needs, client: topology.Remote | 
 
 
 def _backlogs(targets: Sequence[Target]) -> dict[str, int]:
-    """How many connections may wait at each target that is on this machine."""
+    """How many connections may wait at each target that is on this machine; none where the kernel does not say."""
     found = {}
-    for target in targets:
-        if features.can_bind(target.host):
-            backlogs = [one.backlog for one in sockets.listeners(target.port) if one.takes(target.host)]
-            if backlogs:
-                found[target.name] = min(backlogs)
+    with contextlib.suppress(Unavailable):
+        for target in targets:
+            if features.can_bind(target.host):
+                backlogs = [one.backlog for one in sockets.listeners(target.port) if one.takes(target.host)]
+                if backlogs:
+                    found[target.name] = min(backlogs)
     return found

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from kecho.cli.options import Subparsers, add_command
-from kecho.model.errors import KechoError
+from kecho.model.errors import KechoError, Unavailable
 
 
 def add(commands: Subparsers) -> None:
@@ -55,4 +55,7 @@ def _add_sockets(service: dict[str, Any]) -> None:
     elif service["mode"] in MODES and (why := backend(service["mode"]).why_no_sockets):
         service["why"] = {"sockets": why}
     else:
-        service["sockets"] = sockets.connections(service["port"])
+        try:
+            service["sockets"] = sockets.connections(service["port"])
+        except Unavailable as error:
+            service["why"] = {"sockets": str(error)}

@@ -6,14 +6,15 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
+import sys
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kecho.model.config import Config, endpoint
-from kecho.model.errors import KechoError
+from kecho.model.errors import KechoError, Unavailable, one_line
 
 # include/net/tcp_states.h
 STATES = {
@@ -52,35 +53,94 @@ def parse_netstat(rows: Iterable[str]) -> dict[str, int]:
     return {ours: int(found[theirs]) for theirs, ours in _LISTEN_COUNTERS.items()}
 
 
-def _sockets(port: int, states: int) -> Iterator[Any]:
-    """TCP sockets of that local port. The kernel leaves out the others, which may be tens of thousands."""
-    from pyroute2 import DiagSocket  # takes a while
-    from pyroute2.netlink import NLM_F_MATCH, NLM_F_REQUEST, NLM_F_ROOT
-    from pyroute2.netlink.diag import SOCK_DIAG_BY_FAMILY, inet_diag_req
+# include/uapi/linux/sock_diag.h, inet_diag.h and netlink.h
+_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
+_INET_DIAG_SKV6ONLY = 11
+_PROTOCOL = socket.IPPROTO_TCP
+_NLMSGHDR = struct.Struct("=IHHII")
+_REQUEST = struct.Struct("=BBBxI2s2s44x")  # struct inet_diag_req_v2
+_SOCKET = struct.Struct("=BB2x2s2s16s16s12x4xII4xI")  # struct inet_diag_msg
+_ATTRIBUTE = struct.Struct("=HH")
 
-    with DiagSocket() as diag:
-        diag.bind()
-        for family in (socket.AF_INET, socket.AF_INET6):
-            request = inet_diag_req()
-            request["sdiag_family"] = family
-            request["sdiag_protocol"] = socket.IPPROTO_TCP
-            request["idiag_states"] = states
-            request["idiag_sport"] = port
-            yield from diag.nlm_request(request, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH)
+
+@dataclass(frozen=True)
+class _Socket:
+    state: int
+    local: tuple[str, int]
+    remote: tuple[str, int]
+    receive_queue: int
+    send_queue: int
+    inode: int
+    v6_only: bool
+
+
+def _sockets(port: int, states: int) -> list[_Socket]:
+    """TCP sockets of that local port. The kernel leaves out the others, which may be tens of thousands.
+
+    By a netlink socket of its own, because pyroute2 passes over the error that a dump may end with. Raises Unavailable
+    where the kernel does not list them: without tcp_diag there would seem to be none.
+    """
+    found: list[_Socket] = []
+    families = [socket.AF_INET, *([socket.AF_INET6] if Path("/proc/net/if_inet6").exists() else [])]
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as netlink:
+            for family in families:
+                body = _REQUEST.pack(family, _PROTOCOL, 0, states, port.to_bytes(2, "big"), b"")
+                length = _NLMSGHDR.size + len(body)
+                netlink.send(_NLMSGHDR.pack(length, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, 0, 0) + body)
+                found += map(_parse, _dump(netlink))
+    except OSError as error:
+        raise Unavailable(f"the kernel does not list TCP sockets ({one_line(error)})", "modprobe tcp_diag") from error
+    return found
+
+
+def _dump(netlink: socket.socket) -> Iterator[bytes]:
+    """The messages of an answer, until its end. Raises OSError if that is an error, or a dump's end has an errno."""
+    while True:
+        data = netlink.recv(1 << 16)
+        while data:
+            length, kind, *_ = _NLMSGHDR.unpack_from(data)
+            message, data = data[_NLMSGHDR.size : length], data[(length + 3) & ~3 :]
+            if kind in (_NLMSG_ERROR, _NLMSG_DONE):
+                errno = -int.from_bytes(message[:4], sys.byteorder, signed=True)
+                if errno:
+                    raise OSError(errno, os.strerror(errno))
+                return
+            yield message
+
+
+def _parse(message: bytes) -> _Socket:
+    family, state, sport, dport, source, destination, receive, send, inode = _SOCKET.unpack_from(message)
+    size = 4 if family == socket.AF_INET else 16
+    ends = [
+        (socket.inet_ntop(family, address[:size]), int.from_bytes(port, "big"))
+        for address, port in ((source, sport), (destination, dport))
+    ]
+    v6_only, attributes = False, message[_SOCKET.size :]
+    while attributes:
+        length, kind = _ATTRIBUTE.unpack_from(attributes)
+        if kind == _INET_DIAG_SKV6ONLY:
+            v6_only = attributes[_ATTRIBUTE.size] != 0
+        attributes = attributes[(length + 3) & ~3 :]
+    return _Socket(state, ends[0], ends[1], receive, send, inode, v6_only)
 
 
 def connections(port: int) -> list[dict[str, Any]]:
     """The server's ends of the connections to `port` in this network namespace. Needs no privilege.
 
+    Raises Unavailable where the kernel does not list sockets, without tcp_diag.
     Each: local, remote ("ADDR:PORT"), state, recv_queue and send_queue in bytes.
     """
     return [
         {
-            "local": endpoint(found["idiag_src"], found["idiag_sport"]),
-            "remote": endpoint(found["idiag_dst"], found["idiag_dport"]),
-            "state": STATES.get(found["idiag_state"], str(found["idiag_state"])),
-            "recv_queue": found["idiag_rqueue"],
-            "send_queue": found["idiag_wqueue"],
+            "local": endpoint(*found.local),
+            "remote": endpoint(*found.remote),
+            "state": STATES.get(found.state, str(found.state)),
+            "recv_queue": found.receive_queue,
+            "send_queue": found.send_queue,
         }
         for found in _sockets(port, _SERVED)
     ]
@@ -102,20 +162,14 @@ class Listener:
 
 
 def listeners(port: int) -> list[Listener]:
-    """Who listens on `port` in this network namespace. Needs no privilege."""
-    return [
-        Listener(found["idiag_src"], found["idiag_wqueue"], bool(found.get_attr("INET_DIAG_SKV6ONLY")))
-        for found in _sockets(port, 1 << _LISTEN)
-    ]
+    """Who listens on `port` in this network namespace. Needs no privilege. Raises Unavailable without tcp_diag."""
+    return [Listener(found.local[0], found.send_queue, found.v6_only) for found in _sockets(port, 1 << _LISTEN)]
 
 
 def listener_on(port: int) -> str:
     """Who listens on `port` in this network namespace, as "NAME (pid N)"; "" if that cannot be seen."""
     with contextlib.suppress(Exception):  # it is for an error message that must come out anyhow
-        # In a thread of its own: pyroute2 runs an event loop, of which a thread can have only one.
-        with ThreadPoolExecutor(1) as thread:
-            listeners = thread.submit(lambda: list(_sockets(port, 1 << _LISTEN))).result()
-        inodes = {f"socket:[{s['idiag_inode']}]" for s in listeners}
+        inodes = {f"socket:[{found.inode}]" for found in _sockets(port, 1 << _LISTEN)}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if any(os.readlink(fd) in inodes for fd in (process / "fd").iterdir()):

@@ -62,7 +62,11 @@ class Remote:
         own = next((own for own in self.addresses if ipaddress.ip_address(own).version == address.version), None)
         if own is None:
             raise Unavailable("this machine has no IPv6 for a client behind veth", f"name another than {host}")
-        if not any(listener.takes(own) for listener in sockets.listeners(port)):
+        try:
+            served = any(listener.takes(own) for listener in sockets.listeners(port))
+        except Unavailable:  # the connection will tell
+            served = True
+        if not served:
             wildcard = "0.0.0.0" if address.version == 4 else "::"
             raise KechoError(
                 f"{endpoint(host, port)} is for local clients alone, and behind veth they are remote: "

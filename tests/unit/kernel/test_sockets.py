@@ -9,7 +9,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from kecho.kernel import sockets
+from kecho.bench import surroundings
+from kecho.bench.targets import Target
+from kecho.cli import status
+from kecho.kernel import features, sockets
+from kecho.model.config import Config
+from kecho.model.errors import Unavailable
+from kecho.show import terminal
+from kecho.system.topology import Remote
 
 
 @contextlib.contextmanager
@@ -53,3 +60,39 @@ def test_a_port_of_nobody() -> None:
             bound.bind(("127.0.0.1", 0))
             port = bound.getsockname()[1]
         assert sockets.connections(port) == [] and sockets.listeners(port) == [] and sockets.listener_on(port) == ""
+
+
+# What the kernel is asked for: sockets of a protocol that it has no diag module of, where a dump ends with an errno,
+# as without tcp_diag; and something that it does not know, which it answers with an error, as without inet_diag.
+@pytest.mark.parametrize(
+    ("name", "value"), [("_PROTOCOL", 200), ("_SOCK_DIAG_BY_FAMILY", 0x7000)], ids=["dump", "error"]
+)
+def test_a_kernel_that_lists_no_sockets(monkeypatch: pytest.MonkeyPatch, name: str, value: int) -> None:
+    """It says so: none is never what it has not looked for. What can do without, does."""
+    with _server(socket.AF_INET, 1) as (port, _):
+        monkeypatch.setattr(sockets, name, value)
+        with pytest.raises(Unavailable, match=r"the kernel does not list TCP sockets \(.+\): modprobe tcp_diag"):
+            sockets.connections(port)
+        with pytest.raises(Unavailable):
+            sockets.listeners(port)
+
+        service = {"name": "s", "state": "up", "port": port, "netns": features.netns_inode()}
+        status._add_sockets(service)
+        assert service["sockets"] is None
+        assert "does not list TCP sockets" in service["why"]["sockets"]
+        assert "connections not shown: the kernel does not list" in terminal.sockets_text([service], None)
+
+        assert surroundings._backlogs([Target("s", "127.0.0.1", port)]) == {}
+        assert sockets.listener_on(port) == ""
+        config = Config("user", port=port, binds=("127.0.0.1",))
+        assert str(sockets.port_taken(config)) == f"cannot listen on 127.0.0.1:{port}: the port is taken"
+        assert Remote(("192.0.2.1",), (), ()).reach("127.0.0.1", port) == "192.0.2.1"
+
+
+def test_a_listener_of_v6_alone() -> None:
+    with socket.socket(socket.AF_INET6) as listener:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(("::", 0))
+        listener.listen()
+        (found,) = sockets.listeners(listener.getsockname()[1])
+    assert found.v6_only and found.takes("::1") and not found.takes("127.0.0.1")

@@ -13,11 +13,11 @@ die() {
 	exit "${2:-1}"
 }
 
-# Runs a command whose output goes to $log alone; a failure names that, and has apt's own words for it.
+# Runs a command whose output goes to $log alone; a failure names that, and has apt's or pip's own words for it.
 quietly() {
 	local what=$1
 	shift
 	"$@" </dev/null >>"$log" 2>&1 && return
-	grep '^E: ' "$log" | tail -n 1 >&2 || true
+	grep -E '^(E|ERROR): ' "$log" | tail -n 1 >&2 || true
 	die "$what failed; $log has all of it"
 }

@@ -121,6 +121,8 @@ def test_shell_scripts_can_be_run() -> None:
 def test_setup_is_quiet_when_nothing_is_missing() -> None:
     if not (ROOT / ".venv/kecho-setup").exists():
         pytest.skip("this checkout has not been set up by scripts/setup")
+    if run("scripts/setup", "build", "test").returncode == 3:
+        pytest.skip("something is missing, and only root may install it")
     done = run("scripts/setup", "build", "test")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

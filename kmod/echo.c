@@ -9,6 +9,7 @@
 #include "echo.h"
 
 #include <linux/bvec.h>
+#include <linux/local_lock.h>
 #include <linux/percpu.h>
 #include <linux/skbuff.h>
 #include <linux/uio.h>
@@ -22,12 +23,18 @@
 /*
  * The page that payload is copied into. TCP keeps one in every socket, 32 KiB once it has been
  * used; lending each socket the CPU's for the length of a pass keeps 10,000 idle connections from
- * holding 312 MiB. BH is off, so that nobody else on this CPU can see it.
+ * holding 312 MiB.
  */
-static DEFINE_PER_CPU(struct page_frag, page_frag);
+struct lent_page {
+	local_lock_t bh_lock; /* held, with BH off, from lend_page() to return_page() */
+	struct page_frag frag;
+};
+
+static DEFINE_PER_CPU(struct lent_page, lent_page) = {.bh_lock = INIT_LOCAL_LOCK(bh_lock)};
 
 void fastecho_echo_setup(struct sock *sk)
 {
+	sock_set_flag(sk, SOCK_URGINLINE); /* or TCP takes urgent bytes out of the stream */
 	sk->sk_allocation = GFP_ATOMIC | __GFP_NOWARN;
 	compat_sock_own_frag(sk);
 }
@@ -38,16 +45,23 @@ void fastecho_echo_uninit(void)
 
 	for_each_possible_cpu(cpu)
 	{
-		struct page_frag *frag = per_cpu_ptr(&page_frag, cpu);
+		struct page *page = per_cpu_ptr(&lent_page, cpu)->frag.page;
 
-		if (frag->page)
-			put_page(frag->page);
+		if (page)
+			put_page(page);
 	}
 }
 
-static void lend_page_frag(struct sock *sk)
+static void lend_page(struct sock *sk)
 {
-	swap(sk->sk_frag, *this_cpu_ptr(&page_frag));
+	compat_local_lock_nested_bh(&lent_page.bh_lock);
+	swap(sk->sk_frag, *this_cpu_ptr(&lent_page.frag));
+}
+
+static void return_page(struct sock *sk)
+{
+	swap(sk->sk_frag, *this_cpu_ptr(&lent_page.frag));
+	compat_local_unlock_nested_bh(&lent_page.bh_lock);
 }
 
 /* Finds the part of @skb, itself or a member of its frag_list, that holds *@offset, and makes
@@ -117,8 +131,8 @@ static int echo_skb(read_descriptor_t *desc, struct sk_buff *skb, unsigned int o
 		return 0;
 
 	part = find_part(skb, &offset);
-	if (unlikely(!part))
-		return desc->error = -EINVAL;
+	if (unlikely(!part || !compat_skb_frags_readable(part)))
+		return desc->error = -EFAULT;
 	size = list_pages(part, offset, min(len, desc->count), vecs, &nr_vecs);
 
 	desc->count -= min(desc->count, size + SKB_COST);
@@ -136,10 +150,23 @@ static int echo_skb(read_descriptor_t *desc, struct sk_buff *skb, unsigned int o
 	return sent;
 }
 
+/*
+ * True if an acknowledgement is to come that makes TCP call sk_write_space: for something in
+ * flight, or for the window to open. What only waits for more to be sent with it, because memory
+ * ran out in mid-pass, brings none.
+ */
+static bool ack_is_due(const struct sock *sk)
+{
+	const struct sk_buff *head = tcp_send_head(sk);
+
+	return !tcp_rtx_queue_empty(sk) ||
+	       (head && after(TCP_SKB_CB(head)->end_seq, tcp_wnd_end(tcp_sk(sk))));
+}
+
 static enum fastecho_verdict judge(const struct sock *sk, const read_descriptor_t *desc)
 {
 	if (unlikely(desc->error == -EAGAIN))
-		return tcp_rtx_and_write_queues_empty(sk) ? FASTECHO_NOMEM : FASTECHO_STALLED;
+		return ack_is_due(sk) ? FASTECHO_STALLED : FASTECHO_NOMEM;
 	if (unlikely(desc->error))
 		return FASTECHO_FAILED;
 	return skb_queue_empty(&sk->sk_receive_queue) ? FASTECHO_DRAINED : FASTECHO_BUDGET;
@@ -153,9 +180,9 @@ enum fastecho_verdict fastecho_echo_pass(struct sock *sk, size_t budget, size_t 
 	if (unlikely(tcp_sk(sk)->urg_data))
 		tcp_sk(sk)->urg_data = 0;
 
-	lend_page_frag(sk);
+	lend_page(sk);
 	tcp_read_sock(sk, &desc, echo_skb);
-	lend_page_frag(sk);
+	return_page(sk);
 
 	*sent = desc.written;
 	return judge(sk, &desc);

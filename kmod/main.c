@@ -5,6 +5,7 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/module.h>
+#include <linux/mutex.h>
 #include <linux/nsproxy.h>
 #include <linux/sched.h>
 #include <net/net_namespace.h>
@@ -21,22 +22,27 @@ struct workqueue_struct *fastecho_workqueue;
 /*
  * The service lives in the network namespace that insmod ran in, and ends with it: it holds no
  * reference, which would keep the namespace and its devices alive for as long as the module is
- * loaded. NULL once the service has ended.
+ * loaded. NULL once the service has ended: none of its sockets is left then.
  */
 static struct net *served_net;
+/* Held while the service ends: neither rmmod nor the namespace may go on before it has. */
+static DEFINE_MUTEX(stop_lock);
 
 static void stop_serving(void)
 {
-	served_net = NULL;
-	fastecho_listener_uninit();
-	fastecho_conn_close_all();
+	mutex_lock(&stop_lock);
+	if (served_net) {
+		fastecho_listener_uninit();
+		fastecho_conn_close_all();
+		WRITE_ONCE(served_net, NULL);
+	}
+	mutex_unlock(&stop_lock);
 }
 
-/* The kernel calls this for a namespace that goes away, and for each there is when the operations
- * are unregistered. */
+/* The kernel calls this for a namespace that goes away. */
 static void __net_exit net_pre_exit(struct net *net)
 {
-	if (net == served_net)
+	if (net == READ_ONCE(served_net))
 		stop_serving();
 }
 
@@ -97,7 +103,9 @@ err_conn:
 
 static void __exit fastecho_exit(void)
 {
-	unregister_pernet_subsys(&net_ops); /* stops serving, by net_pre_exit() */
+	/* First, because it waits for the peers: nobody can make a namespace during what follows. */
+	stop_serving();
+	unregister_pernet_subsys(&net_ops);
 	fastecho_counters_uninit();
 	destroy_workqueue(fastecho_workqueue);
 	fastecho_echo_uninit();

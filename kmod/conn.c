@@ -27,12 +27,27 @@
 /* How long peers have to acknowledge the FIN when the module closes the connection. */
 #define CLOSE_DELAY (HZ / 4)
 
+/*
+ * Who queues the work item in a state, and who takes the connection out of it:
+ *
+ *   state    the work is queued by                   it is left by
+ *   READY    data_ready, if it may not echo itself   data_ready, the work: to whatever a pass ends in
+ *   BUSY     whoever entered it, at once             the work, likewise
+ *   STALLED  write_space, as it leaves it            write_space, to BUSY
+ *   SHUT     nobody                                  the work, to DEAD
+ *   CUT      whoever entered it, and the work again  the work, to DEAD
+ *   DEAD     whoever entered it, if not the work     nobody: the work frees the connection
+ *
+ * In each but DEAD, state_change queues the work as well, at the connection's end, and so does
+ * fastecho_conn_close_all(). The work then leaves READY, BUSY and STALLED for SHUT, CUT or DEAD.
+ */
 enum conn_state {
 	CONN_READY,   /* nothing under way: the next to see data may echo it */
 	CONN_BUSY,    /* a pass is under way, or the work item is queued to go on */
 	CONN_STALLED, /* the send buffer is full: sk_write_space goes on */
 	CONN_SHUT,    /* our FIN is sent, everything else before it */
-	CONN_DEAD,    /* the work item has to free it */
+	CONN_CUT,  /* there was no memory for our FIN: an RST will follow what is still in flight */
+	CONN_DEAD, /* the work item has to free it */
 };
 
 struct conn {
@@ -40,16 +55,13 @@ struct conn {
 	struct socket *sock; /* owned */
 	enum conn_state state;
 	bool orderly; /* our FIN is sent because the peer's came, or because the module closes */
-	unsigned long
-		close_deadline; /* in jiffies: until then our FIN may be acknowledged; 0: not tried yet */
+	unsigned long close_deadline; /* in jiffies: until then our FIN may be acknowledged */
 	u64 ready_ns;	   /* of the oldest data_ready not yet answered; 0: none, or not traced */
 	u64 last_ready_ns; /* of the last data_ready */
 	struct delayed_work work;
 	struct list_head node; /* in conns */
-	/* What the socket called before it was ours. */
-	void (*data_ready)(struct sock *sk);
-	void (*state_change)(struct sock *sk);
-	void (*write_space)(struct sock *sk);
+	struct fastecho_callbacks original;
+	void (*write_space)(struct sock *sk); /* likewise */
 };
 
 static struct kmem_cache *cache;
@@ -124,37 +136,41 @@ static enum fastecho_verdict run_pass(struct conn *conn, enum fastecho_path path
 	return verdict;
 }
 
-/* False if there was no memory for it: tcp_send_fin() tells nobody, and TCP would never try again. */
+/*
+ * False if there was no memory for it: tcp_send_fin() tells nobody, and TCP never tries again. The
+ * FIN is then counted all the same, as data that is still to be sent: TCP does not take its
+ * acknowledgement for that of the echo before it, and sends an RST when the socket is closed.
+ */
 static bool send_fin(struct sock *sk)
 {
-	u32 seq = tcp_sk(sk)->write_seq;
+	struct tcp_sock *tp = tcp_sk(sk);
+	u32 seq = tp->write_seq;
 	int state = sk->sk_state;
 
 	sk->sk_prot->shutdown(sk, SEND_SHUTDOWN);
-	if (tcp_sk(sk)->write_seq != seq || sk->sk_state == state)
+	if (likely(tp->write_seq != seq || sk->sk_state == state))
 		return true;
-	tcp_set_state(sk, state);
+	WRITE_ONCE(tp->write_seq, seq + 1);
 	return false;
 }
 
 /*
- * Sends our FIN, after everything that has been echoed, now or when there is memory for it.
+ * Sends our FIN, after everything that has been echoed, or else cuts the connection off there.
  * The socket's spinlock is held.
  */
 static void shut(struct conn *conn)
 {
 	struct sock *sk = conn->sk;
 
-	if (!conn->close_deadline)
-		conn->close_deadline = jiffies + CLOSE_DELAY;
+	conn->close_deadline = jiffies + CLOSE_DELAY;
 	WRITE_ONCE(sk->sk_shutdown, sk->sk_shutdown | SEND_SHUTDOWN);
-	if (unlikely(!send_fin(sk))) {
-		conn->state = CONN_BUSY;
+	if (likely(send_fin(sk))) {
+		conn->state = CONN_SHUT;
+		conn->orderly = true;
+	} else {
+		conn->state = CONN_CUT;
 		queue_delayed_work(fastecho_workqueue, &conn->work, NOMEM_DELAY);
-		return;
 	}
-	conn->state = CONN_SHUT;
-	conn->orderly = true;
 }
 
 /*
@@ -227,13 +243,12 @@ static void conn_state_change(struct sock *sk)
 		mod_delayed_work(fastecho_workqueue, &sock_conn(sk)->work, 0);
 }
 
-/* Makes the socket's callbacks ours. Like detach(), with the socket's spinlock held. */
-static void attach(struct conn *conn)
+/* Makes the socket's callbacks ours. The socket's spinlock is held. */
+static void attach_locked(struct conn *conn)
 {
 	struct sock *sk = conn->sk;
 
 	write_lock(&sk->sk_callback_lock);
-	conn->state_change = sk->sk_state_change;
 	conn->write_space = sk->sk_write_space;
 	rcu_assign_sk_user_data(sk, conn);
 	WRITE_ONCE(sk->sk_data_ready, conn_data_ready);
@@ -242,13 +257,14 @@ static void attach(struct conn *conn)
 	write_unlock(&sk->sk_callback_lock);
 }
 
-static void detach(struct conn *conn)
+/* Undoes that, likewise. */
+static void detach_locked(struct conn *conn)
 {
 	struct sock *sk = conn->sk;
 
 	write_lock(&sk->sk_callback_lock);
-	WRITE_ONCE(sk->sk_data_ready, conn->data_ready);
-	WRITE_ONCE(sk->sk_state_change, conn->state_change);
+	WRITE_ONCE(sk->sk_data_ready, conn->original.data_ready);
+	WRITE_ONCE(sk->sk_state_change, conn->original.state_change);
 	WRITE_ONCE(sk->sk_write_space, conn->write_space);
 	rcu_assign_sk_user_data(sk, NULL);
 	write_unlock(&sk->sk_callback_lock);
@@ -263,12 +279,21 @@ static bool fin_acked(const struct sock *sk)
 /* Closes the connection from our side, a step at a time. The socket's spinlock is held. */
 static void close_step(struct conn *conn)
 {
-	if (conn->state != CONN_SHUT)
+	if (conn->state != CONN_SHUT && conn->state != CONN_CUT)
 		shut(conn);
 	if (fin_acked(conn->sk) || time_after_eq(jiffies, conn->close_deadline))
 		conn->state = CONN_DEAD;
 	else
 		queue_delayed_work(fastecho_workqueue, &conn->work, CLOSE_DELAY);
+}
+
+/* Waits for the peer to have all of the echo. The socket's spinlock is held. */
+static void cut_step(struct conn *conn)
+{
+	if (tcp_rtx_and_write_queues_empty(conn->sk))
+		conn->state = CONN_DEAD;
+	else
+		queue_delayed_work(fastecho_workqueue, &conn->work, NOMEM_DELAY);
 }
 
 /* What the work item has to do, whyever it was queued. The socket's spinlock is held. */
@@ -278,6 +303,8 @@ static void step(struct conn *conn)
 		conn->state = CONN_DEAD;
 	else if (READ_ONCE(closing))
 		close_step(conn);
+	else if (conn->state == CONN_CUT)
+		cut_step(conn);
 	else if (conn->state == CONN_READY || conn->state == CONN_BUSY)
 		advance(conn, FASTECHO_PATH_WORKQUEUE);
 }
@@ -300,7 +327,7 @@ static void release(struct socket *sock)
 	sock_release(sock);
 }
 
-/* Frees a connection that detach() has cut off. Only for its work item. */
+/* Frees a connection that detach_locked() has cut off. Only for its work item. */
 static void free_conn(struct conn *conn)
 {
 	unlist(conn);
@@ -323,14 +350,14 @@ static void conn_work(struct work_struct *work)
 	step(conn);
 	dead = conn->state == CONN_DEAD;
 	if (dead)
-		detach(conn);
+		detach_locked(conn);
 	unlock_conn_sock(conn->sk);
 
 	if (dead)
 		free_conn(conn);
 }
 
-static struct conn *new_conn(struct socket *sock, void (*data_ready)(struct sock *sk))
+static struct conn *new_conn(struct socket *sock, const struct fastecho_callbacks *original)
 {
 	struct conn *conn = kmem_cache_zalloc(cache, GFP_KERNEL);
 
@@ -338,7 +365,7 @@ static struct conn *new_conn(struct socket *sock, void (*data_ready)(struct sock
 		return NULL;
 	conn->sock = sock;
 	conn->sk = sock->sk;
-	conn->data_ready = data_ready;
+	conn->original = *original;
 	INIT_DELAYED_WORK(&conn->work, conn_work);
 	return conn;
 }
@@ -356,7 +383,7 @@ static bool start(struct conn *conn)
 	is_free = !__sk_user_data(sk);
 	if (is_free) {
 		atomic64_inc(&fastecho_counters.total);
-		attach(conn);
+		attach_locked(conn);
 		step(conn); /* for what came before there was anybody to tell */
 		if (conn->state == CONN_DEAD)
 			queue_conn(conn);
@@ -365,13 +392,13 @@ static bool start(struct conn *conn)
 	return is_free;
 }
 
-void fastecho_conn_accept(struct socket *sock, void (*data_ready)(struct sock *sk))
+void fastecho_conn_accept(struct socket *sock, const struct fastecho_callbacks *original)
 {
 	struct conn *conn;
 
 	if (!atomic_add_unless(&fastecho_counters.active, 1, fastecho_params.max_conns ?: INT_MAX))
 		goto err_sock;
-	conn = new_conn(sock, data_ready);
+	conn = new_conn(sock, original);
 	if (!conn)
 		goto err_active;
 	enlist(conn);

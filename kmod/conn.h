@@ -12,6 +12,12 @@
 struct socket;
 struct sock;
 
+/* What a socket called before it was ours. */
+struct fastecho_callbacks {
+	void (*data_ready)(struct sock *sk);
+	void (*state_change)(struct sock *sk);
+};
+
 /* Process context. init comes before any connection, uninit after the last listening socket has
  * been released. */
 int fastecho_conn_init(void);
@@ -26,8 +32,8 @@ void fastecho_conn_close_all(void);
 
 /*
  * Serves @sock from now on, or refuses it with an RST: takes it over in either case. Process
- * context, from an accept on a listening socket whose original sk_data_ready was @data_ready.
+ * context, from an accept on a listening socket that has called @original before.
  */
-void fastecho_conn_accept(struct socket *sock, void (*data_ready)(struct sock *sk));
+void fastecho_conn_accept(struct socket *sock, const struct fastecho_callbacks *original);
 
 #endif

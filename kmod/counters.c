@@ -12,6 +12,11 @@ struct fastecho_counters fastecho_counters;
 
 static struct kobject *directory;
 
+static ssize_t listening_show(struct kobject *kobj, struct kobj_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%d\n", atomic_read(&fastecho_counters.listening));
+}
+
 static ssize_t active_show(struct kobject *kobj, struct kobj_attribute *attr, char *buf)
 {
 	return sysfs_emit(buf, "%d\n", atomic_read(&fastecho_counters.active));
@@ -32,13 +37,14 @@ static ssize_t aborted_show(struct kobject *kobj, struct kobj_attribute *attr, c
 	return sysfs_emit(buf, "%lld\n", atomic64_read(&fastecho_counters.aborted));
 }
 
+static struct kobj_attribute listening = __ATTR_RO(listening);
 static struct kobj_attribute active = __ATTR_RO(active);
 static struct kobj_attribute total = __ATTR_RO(total);
 static struct kobj_attribute rejected = __ATTR_RO(rejected);
 static struct kobj_attribute aborted = __ATTR_RO(aborted);
 
 static struct attribute *attributes[] = {
-	&active.attr, &total.attr, &rejected.attr, &aborted.attr, NULL,
+	&listening.attr, &active.attr, &total.attr, &rejected.attr, &aborted.attr, NULL,
 };
 
 static const struct attribute_group group = {.attrs = attributes};

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR MIT */
 /*
  * Connection counters, exact and readable by everybody: /sys/module/fastecho/connections/
+ *   listening addresses that connections are accepted on now
  *   active    connections being served now
  *   total     connections ever served, active ones included
  *   rejected  connections reset at accept: max_conns reached, no memory, or in a sockmap already
@@ -14,6 +15,7 @@
 #include <linux/atomic.h>
 
 struct fastecho_counters {
+	atomic_t listening;
 	atomic_t active;
 	atomic64_t total;
 	atomic64_t rejected;

@@ -15,6 +15,7 @@
 #include <net/ipv6.h>
 #include <net/sock.h>
 #include "conn.h"
+#include "counters.h"
 #include "echo.h"
 #include "params.h"
 #include "workqueue.h"
@@ -26,12 +27,25 @@
 
 struct listener {
 	struct socket *sock;
+	struct sockaddr_storage address;
 	struct delayed_work accept_work;
-	void (*data_ready)(struct sock *sk); /* what the socket called before it was ours */
+	struct fastecho_callbacks original;
+	bool ended; /* it is not to listen any more, or it is known that it does not */
 };
 
 static struct listener listeners[MAX_LISTENERS];
 static unsigned int nr_listeners;
+
+/* Somebody has ended the socket, as `ss -K` does. */
+static void report_end(struct listener *listener)
+{
+	if (READ_ONCE(listener->ended))
+		return;
+	WRITE_ONCE(listener->ended, true);
+	atomic_dec(&fastecho_counters.listening);
+	pr_err("%pISpc: not listening any more, somebody has ended the socket (ss -K?)\n",
+	       &listener->address);
+}
 
 /* Accepts all that wait. Out of memory, they go on waiting; with -EINVAL, the socket has stopped
  * listening. */
@@ -43,9 +57,11 @@ static void accept_work(struct work_struct *work)
 	int err;
 
 	while (!(err = kernel_accept(listener->sock, &sock, O_NONBLOCK))) {
-		fastecho_conn_accept(sock, listener->data_ready);
+		fastecho_conn_accept(sock, &listener->original);
 		cond_resched();
 	}
+	if (err == -EINVAL)
+		report_end(listener);
 	if (err == -EAGAIN || err == -EINVAL)
 		return;
 	pr_warn_ratelimited("accept: error %d, trying again\n", err);
@@ -53,40 +69,56 @@ static void accept_work(struct work_struct *work)
 }
 
 /*
- * Softirq, the socket not locked. Connections call this too, until fastecho_conn_accept() makes
- * them its own: they are copies of the listening socket, but not listening, and without its
- * sk_user_data.
+ * Connections call the callbacks too, until fastecho_conn_accept() makes them its own: they are
+ * copies of the listening socket, but without its sk_user_data. Theirs may be somebody else's, as
+ * when a BPF program has put them into a sockmap.
  */
-static void listener_data_ready(struct sock *sk)
+static void queue_accept_work(struct sock *sk)
 {
 	struct listener *listener;
 
-	if (READ_ONCE(sk->sk_state) != TCP_LISTEN)
-		return;
 	rcu_read_lock();
 	listener = rcu_dereference_sk_user_data(sk);
-	if (listener)
+	if (listener >= listeners && listener < listeners + MAX_LISTENERS)
 		queue_delayed_work(fastecho_workqueue, &listener->accept_work, 0);
 	rcu_read_unlock();
 }
 
-static void attach(struct listener *listener)
+/* Softirq, the socket not locked. */
+static void listener_data_ready(struct sock *sk)
+{
+	if (READ_ONCE(sk->sk_state) == TCP_LISTEN)
+		queue_accept_work(sk);
+}
+
+/* Any context, the socket locked. */
+static void listener_state_change(struct sock *sk)
+{
+	if (sk->sk_state == TCP_CLOSE)
+		queue_accept_work(sk);
+}
+
+/* Process context, the socket not locked. */
+static void attach_bh(struct listener *listener)
 {
 	struct sock *sk = listener->sock->sk;
 
 	write_lock_bh(&sk->sk_callback_lock);
-	listener->data_ready = sk->sk_data_ready;
+	listener->original.data_ready = sk->sk_data_ready;
+	listener->original.state_change = sk->sk_state_change;
 	__rcu_assign_sk_user_data_with_flags(sk, listener, SK_USER_DATA_NOCOPY);
 	WRITE_ONCE(sk->sk_data_ready, listener_data_ready);
+	WRITE_ONCE(sk->sk_state_change, listener_state_change);
 	write_unlock_bh(&sk->sk_callback_lock);
 }
 
-static void detach(struct listener *listener)
+static void detach_bh(struct listener *listener)
 {
 	struct sock *sk = listener->sock->sk;
 
 	write_lock_bh(&sk->sk_callback_lock);
-	WRITE_ONCE(sk->sk_data_ready, listener->data_ready);
+	WRITE_ONCE(sk->sk_data_ready, listener->original.data_ready);
+	WRITE_ONCE(sk->sk_state_change, listener->original.state_change);
 	rcu_assign_sk_user_data(sk, NULL);
 	write_unlock_bh(&sk->sk_callback_lock);
 }
@@ -114,7 +146,8 @@ static int bind_and_listen(struct socket *sock, struct sockaddr_storage *address
 	err = set_options(sock->sk, address->ss_family);
 	if (err)
 		return err;
-	err = kernel_bind(sock, (struct sockaddr *)address, address_size(address));
+	/* A pointer to sockaddr, or from 6.19 on to sockaddr_unsized. */
+	err = kernel_bind(sock, (void *)address, address_size(address));
 	if (err)
 		return err;
 	return kernel_listen(sock, fastecho_params.backlog);
@@ -145,8 +178,10 @@ static int add_listener(struct net *net, struct sockaddr_storage *address)
 	if (IS_ERR(sock))
 		return PTR_ERR(sock);
 	listener->sock = sock;
+	listener->address = *address;
 	INIT_DELAYED_WORK(&listener->accept_work, accept_work);
-	attach(listener);
+	attach_bh(listener);
+	atomic_inc(&fastecho_counters.listening);
 	nr_listeners++;
 	/* For whoever connected before there was anybody to tell. */
 	queue_delayed_work(fastecho_workqueue, &listener->accept_work, 0);
@@ -226,14 +261,16 @@ void fastecho_listener_uninit(void)
 	unsigned int i;
 
 	for (i = 0; i < nr_listeners; i++)
-		detach(&listeners[i]);
-	synchronize_rcu(); /* now listener_data_ready() queues nothing any more */
+		detach_bh(&listeners[i]);
+	synchronize_rcu(); /* now queue_accept_work() queues nothing any more */
 	while (nr_listeners) {
 		struct listener *listener = &listeners[--nr_listeners];
 
+		WRITE_ONCE(listener->ended, true);
 		/* Makes accept fail, so that a flood of connections cannot keep the work going. */
 		kernel_sock_shutdown(listener->sock, SHUT_RDWR);
 		cancel_delayed_work_sync(&listener->accept_work);
 		sock_release(listener->sock);
 	}
+	atomic_set(&fastecho_counters.listening, 0);
 }

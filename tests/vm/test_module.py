@@ -81,6 +81,7 @@ def test_defaults() -> None:
     for name in ["active", "total", "rejected", "aborted"]:
         assert (fastecho.SYSFS / "connections" / name).stat().st_mode & 0o777 == 0o444
         assert fastecho.counter(name) == 0
+    assert fastecho.counter("listening") == 2
 
 
 def test_insmod_twice() -> None:

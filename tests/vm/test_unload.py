@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""How the service ends before its time, and what the rest of the machine can do while it does."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import fastecho
+from kernel_log import KernelLog
+
+CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def stuck_clients(count: int) -> list[socket.socket]:
+    """Clients that have filled both buffers and do not read: nobody acknowledges the FIN that follows all that."""
+    socks = [socket.create_connection(("127.0.0.1", fastecho.PORT)) for _ in range(count)]
+    for sock in socks:
+        sock.setblocking(False)
+        try:
+            while True:
+                sock.send(bytes(1 << 16))
+        except BlockingIOError:
+            pass
+    return socks
+
+
+def is_refused(address: str = "127.0.0.1") -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as sock:
+        return sock.connect_ex((address, fastecho.PORT)) != 0
+
+
+def make_namespaces(report: int) -> None:
+    """Makes one after the other, for ever; reports when each was begun, in seconds, and the peers then left."""
+    while True:
+        begun_s = time.monotonic()
+        if _libc.unshare(CLONE_NEWNET):
+            os._exit(1)
+        try:
+            peers = fastecho.counter("active")
+        except OSError:
+            peers = 0
+        os.write(report, f"{begun_s} {peers}\n".encode())
+
+
+def test_namespaces_can_be_made_while_it_unloads() -> None:
+    """rmmod waits for peers that do not answer; `unshare -n` beside it does not wait for rmmod."""
+    fastecho.load()
+    clients = stuck_clients(4)
+    receiving, sending = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        make_namespaces(sending)
+    os.close(sending)
+    with os.fdopen(receiving) as reports:
+        try:
+            reports.readline()  # it is at work
+            unloader = threading.Thread(target=fastecho.unload)
+            unloader.start()
+            fastecho.wait_for(is_refused, "the unloading to begin")
+            waits_s = time.monotonic()
+            unloader.join()
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        made = [line.split() for line in reports]
+    assert any(float(begun_s) > waits_s and int(peers) for begun_s, peers in made), "none was made while rmmod waited"
+    for client in clients:
+        client.close()
+
+
+def test_listening_socket_ended_by_the_administrator(kernel_log: KernelLog) -> None:
+    """One of two addresses: a line in the log, a counter, and the other goes on; then the last one."""
+    fastecho.load()
+    assert fastecho.counter("listening") == 2
+    with socket.create_connection(("127.0.0.1", fastecho.PORT), timeout=60) as client:
+        for address, left in ("127.0.0.1", 1), ("[::1]", 0):
+            kernel_log.new_lines()
+            subprocess.run(["ss", "-K", "-tln", "src", f"{address}:{fastecho.PORT}"], check=True)
+            fastecho.wait_for(lambda left=left: fastecho.counter("listening") == left, "the module to see it")
+            lines = [line for line in kernel_log.new_lines() if line.startswith("fastecho: ")]
+            assert len(lines) == 1 and f"{address.strip('[]')}" in lines[0] and "ss -K" in lines[0]
+            assert is_refused(address.strip("[]"))
+        client.sendall(b"x")
+        assert client.recv(1) == b"x", "connections go on"
+    fastecho.unload()
+
+
+def test_listening_ends_with_the_namespace() -> None:
+    """Nobody ended a socket, so nothing is reported; the counter says what is."""
+    subprocess.run(["unshare", "-n", "sh", "-c", f"ip link set lo up; insmod {fastecho.KO}"], check=True)
+    fastecho.wait_for(lambda: fastecho.counter("listening") == 0, "the namespace to go")
+    fastecho.unload()

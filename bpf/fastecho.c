@@ -3,10 +3,8 @@
 #include <uapi/linux/bpf.h>
 #include "kecho.h"
 
-/* enum fastecho_path of kmod/echo.h: softirq, workqueue. */
-#define PATHS 2
-
-BPF_PERCPU_ARRAY(paths, struct path_stats, PATHS);
+/* KECHO_PATHS: how many paths fastecho.ko says it has. */
+BPF_PERCPU_ARRAY(paths, struct path_stats, KECHO_PATHS);
 
 /* kmod/trace.h: path, bytes, ns. */
 int kecho_count(struct bpf_raw_tracepoint_args *ctx)

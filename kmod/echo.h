@@ -13,9 +13,14 @@
 
 struct sock;
 
-/* Where an echo runs. The numbers are an interface: the tracepoint shows them, BPF programs index
- * by them. */
-enum fastecho_path { FASTECHO_PATH_SOFTIRQ = 0, FASTECHO_PATH_WORKQUEUE = 1 };
+/*
+ * Where an echo runs: each path's name, by @each but for the @last. Their order is an interface: the
+ * tracepoint shows the number, and programs learn from modinfo's field "paths" whose it is.
+ */
+#define FASTECHO_PATHS(each, last) each(SOFTIRQ, "softirq") last(WORKQUEUE, "workqueue")
+
+#define FASTECHO_PATH_ENUM(id, name) FASTECHO_PATH_##id,
+enum fastecho_path { FASTECHO_PATHS(FASTECHO_PATH_ENUM, FASTECHO_PATH_ENUM) };
 
 /* What ended a pass over the receive queue. */
 enum fastecho_verdict {
@@ -23,7 +28,7 @@ enum fastecho_verdict {
 	FASTECHO_BUDGET,  /* there is more, but others want the CPU */
 	FASTECHO_STALLED, /* the send buffer is full: sk_write_space will be called */
 	FASTECHO_NOMEM,	  /* no memory, and no acknowledgement to wait for: try again later */
-	FASTECHO_FAILED,  /* the connection cannot send any more */
+	FASTECHO_FAILED, /* the connection cannot send any more, or what it received is unreadable */
 };
 
 /*

@@ -119,3 +119,7 @@ MODULE_LICENSE("Dual MIT/GPL");
 MODULE_AUTHOR("the kecho authors");
 MODULE_DESCRIPTION("TCP echo service that never leaves the kernel");
 MODULE_VERSION(FASTECHO_VERSION);
+
+#define FASTECHO_PATH_NAME(id, name)	  name " "
+#define FASTECHO_PATH_LAST_NAME(id, name) name
+MODULE_INFO(paths, FASTECHO_PATHS(FASTECHO_PATH_NAME, FASTECHO_PATH_LAST_NAME));

@@ -22,13 +22,24 @@
 #define FASTECHO_TRACE_H
 
 #include <linux/tracepoint.h>
+#include "echo.h"
+
+#define FASTECHO_PATH_DEFINE(id, name) TRACE_DEFINE_ENUM(FASTECHO_PATH_##id);
+#define FASTECHO_PATH_LAST_PAIR(id, name)                                                          \
+	{                                                                                          \
+		FASTECHO_PATH_##id, name                                                           \
+	}
+#define FASTECHO_PATH_PAIR(id, name) FASTECHO_PATH_LAST_PAIR(id, name),
+
+FASTECHO_PATHS(FASTECHO_PATH_DEFINE, FASTECHO_PATH_DEFINE)
 
 /* clang-format off: TRACE_EVENT() has a layout of its own. */
 TRACE_EVENT(fastecho_echo, TP_PROTO(u32 path, u32 bytes, u64 ns), TP_ARGS(path, bytes, ns),
 	    TP_STRUCT__entry(__field(u32, path) __field(u32, bytes) __field(u64, ns)),
 	    TP_fast_assign(__entry->path = path; __entry->bytes = bytes; __entry->ns = ns;),
 	    TP_printk("path=%s bytes=%u ns=%llu",
-		      __print_symbolic(__entry->path, {0, "softirq"}, {1, "workqueue"}),
+		      __print_symbolic(__entry->path,
+				       FASTECHO_PATHS(FASTECHO_PATH_PAIR, FASTECHO_PATH_LAST_PAIR)),
 		      __entry->bytes, __entry->ns));
 /* clang-format on */
 

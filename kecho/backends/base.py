@@ -53,6 +53,9 @@ class Backend(Protocol):
     def connections(self) -> Connections:
         """Connections since the start."""
 
+    def trouble(self) -> str:
+        """What keeps a service that is up from serving as it should; empty if nothing does."""
+
     def describe(self) -> str:
         """The paths in use, for the line that `up` prints."""
 
@@ -86,6 +89,9 @@ class AllOrNothing(ABC):
     def clear_away(name: str) -> None:
         """Nothing outlives the controller."""
         return
+
+    def trouble(self) -> str:
+        return ""
 
 
 def backend(mode: str) -> type[Backend]:

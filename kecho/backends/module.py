@@ -20,7 +20,6 @@ from kecho.model.snapshot import Connections, PathStats
 from kecho.native import programs
 from kecho.service import rundir
 
-PATHS = ("softirq", "workqueue")  # enum fastecho_path of kmod/echo.h
 _LOADED = Path("/sys/module/fastecho")
 _BUILD = programs.CHECKOUT / "build"
 
@@ -64,6 +63,16 @@ def _installed_module() -> Path | None:
     return Path(found.stdout.strip()) if found.returncode == 0 else None
 
 
+def _paths() -> tuple[str, ...]:
+    """The names of the module's paths, in the order of the numbers that its tracepoint tells."""
+    names = tuple(_run("modinfo", "-F", "paths", find_module()).stdout.split())
+    if not names:
+        raise Unavailable(
+            "fastecho.ko is of another version of kecho", "make kmod, or make install and dkms autoinstall"
+        )
+    return names
+
+
 class ModuleBackend(AllOrNothing):
     """The one fastecho of this kernel."""
 
@@ -71,6 +80,7 @@ class ModuleBackend(AllOrNothing):
         super().__init__()
         self._array: PathArray | None = None
         self._inline = True
+        self._listening = 0  # addresses
         self._is_loaded = False  # by this process
         self._note = ""
 
@@ -91,12 +101,15 @@ class ModuleBackend(AllOrNothing):
             self._replace(config.name)
         self._inline = config.inline
         self._undo.callback(self._unload)  # last: the programs hold on to the module
-        programs = Module("fastecho.c", {})  # takes long; the module must not serve uncounted meanwhile
+        paths = _paths()
+        # Compiling takes long; the module must not serve uncounted meanwhile.
+        programs = Module("fastecho.c", {"KECHO_PATHS": len(paths)})
         self._undo.callback(programs.close)
         self._load(config)
         self._is_loaded = True
+        self._listening = _count("listening")
         programs.attach_raw_tracepoint("fastecho_echo", "kecho_count")
-        self._array = PathArray(programs.map_fd("paths"), PATHS)
+        self._array = PathArray(programs.map_fd("paths"), paths)
 
     def _replace(self, name: str) -> None:
         """Takes out the module that a dead controller left; anybody else's stays."""
@@ -150,13 +163,16 @@ class ModuleBackend(AllOrNothing):
         return self._array.read() if self._array else {}
 
     def connections(self) -> Connections:
-        counts = {}
-        for name in ("active", "total", "rejected", "aborted"):
-            try:
-                counts[name] = int((_LOADED / "connections" / name).read_text())
-            except OSError:
-                counts[name] = 0
-        return Connections(**counts)
+        return Connections(**{name: _count(name) for name in ("active", "total", "rejected", "aborted")})
+
+    def trouble(self) -> str:
+        listening = _count("listening")
+        if listening >= self._listening:
+            return ""
+        return (
+            f"listens on {listening} of its {self._listening} addresses any more: somebody has ended the socket, "
+            "as ss -K does, or removed the module; dmesg says which"
+        )
 
     @staticmethod
     def clear_away(name: str) -> None:
@@ -167,6 +183,14 @@ class ModuleBackend(AllOrNothing):
 
     def describe(self) -> str:
         return ("softirq, then workqueue" if self._inline else "workqueue") + self._note
+
+
+def _count(name: str) -> int:
+    """One of the module's counters; 0 where it is not loaded."""
+    try:
+        return int((_LOADED / "connections" / name).read_text())
+    except OSError:
+        return 0
 
 
 def _controllers(own: str) -> tuple[list[str], list[str]]:

@@ -107,6 +107,7 @@ class Service:
             **self._description(),
             "uptime_s": round(time.monotonic() - self._started, 3),
             "connections": vars(self._backend.connections()),
+            "trouble": self._backend.trouble(),
             "listen": {name: count - self._listen_base[name] for name, count in listen_counters().items()},
         }
 

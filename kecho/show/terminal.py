@@ -220,9 +220,11 @@ def _or_dash(value: object) -> object:
 
 
 def listen_text(services: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each service in whose network namespace connections found no room while it was up; "" if none."""
+    """A line for each service that is in trouble, or had no room for connections while it was up; "" if none."""
     lines = []
     for service in services:
+        if service.get("trouble"):
+            lines += ["", f"{service['name']}: {service['trouble']}"]
         listen = service.get("listen") or {}
         if any(listen.values()):
             told = ", ".join(f"{count:,} {name}" for name, count in listen.items() if count)

@@ -227,3 +227,14 @@ def test_no_unsigned_module() -> None:
     assert "locked down" in up_fails(3)
     Path("/sys/module/module/parameters/sig_enforce").write_text("1")
     assert "wants modules signed" in up_fails(3)
+
+
+def test_listening_socket_ended_by_the_administrator() -> None:
+    """`status` says so, and `down` works all the same."""
+    up("--bind", "127.0.0.1", "--bind", "::1")
+    assert ctl_json("status")["services"][0]["trouble"] == ""
+    subprocess.run(["ss", "-K", "-tln", "src", f"[::1]:{fastecho.PORT}"], check=True)
+    fastecho.wait_for(lambda: fastecho.counter("listening") == 1, "the module to see it")
+    assert "listens on 1 of its 2 addresses" in ctl_json("status")["services"][0]["trouble"]
+    assert "listens on 1 of its 2 addresses" in run_kecho("status").stdout
+    down()

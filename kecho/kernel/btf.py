@@ -3,6 +3,10 @@
 
 The format is Documentation/bpf/btf.rst of the kernel. Only structures are resolved, and only as much of the rest is
 parsed as it takes to step over it: about 0.1 s for a whole kernel, where ``bpftool btf dump`` needs 0.7 s.
+
+A kind that is newer than this file is stepped over by what the blob's layout section says of it (``struct btf_layout``
+of include/uapi/linux/btf.h, which Linux 7.3 has). Without one nobody can tell where such a type ends: the types before it
+are read, and what is looked for behind it is missing, for that reason.
 """
 
 from __future__ import annotations
@@ -17,6 +21,10 @@ VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
 _MAGIC = 0xEB9F
 _HEADER = struct.Struct("<HBBIIIII")
+_HEADER_LAYOUT = struct.Struct("<II")  # layout_off, layout_len: only where hdr_len has room for them
+_LAYOUT = struct.Struct("<BBH")  # info_sz, elem_sz, flags
+_KINDS = 128  # bits 24 to 30 of info; before the layout section there were 32, and the other bits 0
+_VLEN = 0xFFFFFF  # bits 0 to 23; before, 0 to 15
 _TYPE = struct.Struct("<III")  # name_off, info, size or type
 _MEMBER = struct.Struct("<III")  # name_off, type, offset
 
@@ -47,6 +55,9 @@ _TRAILER = {
     17: (4, 0),  # DECL_TAG
     _TYPE_TAG: (0, 0),
     19: (0, 12),  # ENUM64
+    20: (4, 4),  # LOC_PARAM; the last three are in bpf-next
+    21: (0, 4),  # LOC_PROTO
+    22: (0, 12),  # LOCSEC
 }
 
 
@@ -70,27 +81,44 @@ class Btf:
         self._strings = hdr_len + str_off
         if max(self._types_end, self._strings + str_len) > len(blob):
             raise BtfError("truncated BTF")
-        self._positions = self._index()
+        self._unknown = ""  # why the index ends before the types do
+        self._positions = self._index(self._trailers(hdr_len))
 
     @classmethod
     def vmlinux(cls) -> Btf:
         """The running kernel's. Raises OSError if it has none (CONFIG_DEBUG_INFO_BTF)."""
         return cls(VMLINUX.read_bytes())
 
-    def _index(self) -> list[int]:
-        """The position of every type; type 0 is void."""
+    def _trailers(self, hdr_len: int) -> list[tuple[int, int] | None]:
+        """What follows a type of each kind: what this file knows, else what the blob says."""
+        trailers = [_TRAILER.get(kind) for kind in range(_KINDS)]
+        if hdr_len < _HEADER.size + _HEADER_LAYOUT.size:
+            return trailers
+        layout_off, layout_len = _HEADER_LAYOUT.unpack_from(self._blob, _HEADER.size)
+        start = hdr_len + layout_off
+        if start + layout_len > len(self._blob):
+            raise BtfError("truncated BTF layout")
+        for kind in range(min(layout_len // _LAYOUT.size, _KINDS)):
+            if kind and trailers[kind] is None:
+                info_bytes, element_bytes, _ = _LAYOUT.unpack_from(self._blob, start + kind * _LAYOUT.size)
+                trailers[kind] = info_bytes, element_bytes
+        return trailers
+
+    def _index(self, steps: list[tuple[int, int] | None]) -> list[int]:
+        """The position of every type, up to the first that cannot be stepped over; type 0 is void."""
         positions = [0]
         append, unpack, blob = positions.append, struct.Struct("<I").unpack_from, self._blob
-        steps = [_TRAILER.get(kind) for kind in range(32)]
         at, end = self._types, self._types_end
         try:
             while at < end:
-                append(at)
                 (info,) = unpack(blob, at + 4)
-                step = steps[info >> 24 & 0x1F]
+                step = steps[info >> 24 & 0x7F]
                 if step is None:
-                    raise BtfError(f"unknown BTF kind {info >> 24 & 0x1F}")
-                at += 12 + step[0] + step[1] * (info & 0xFFFF)
+                    kind = info >> 24 & 0x7F
+                    self._unknown = f"; what follows type {len(positions)}, of the unknown kind {kind}, is not read"
+                    return positions
+                append(at)
+                at += 12 + step[0] + step[1] * (info & _VLEN)
         except struct.error as e:
             raise BtfError("truncated BTF type") from e
         if at != end:
@@ -105,11 +133,11 @@ class Btf:
             try:
                 at = self._positions[type_id]
             except IndexError as e:
-                raise BtfError(f"no BTF type {type_id}") from e
+                raise BtfError(f"no BTF type {type_id}{self._unknown}") from e
             _, info, size_or_type = _TYPE.unpack_from(self._blob, at)
-            kind = info >> 24 & 0x1F
+            kind = info >> 24 & 0x7F
             if kind not in _MODIFIERS:
-                return at, kind, info & 0xFFFF, bool(info >> 31), size_or_type
+                return at, kind, info & _VLEN, bool(info >> 31), size_or_type
             type_id = size_or_type
         raise BtfError("BTF types in a circle")
 
@@ -124,9 +152,9 @@ class Btf:
         if wanted >= 0:
             for type_id in range(1, len(self._positions)):
                 name_off, info, _ = unpack(self._blob, self._positions[type_id])
-                if name_off == wanted and info >> 24 & 0x1F == _STRUCT:
+                if name_off == wanted and info >> 24 & 0x7F == _STRUCT:
                     return type_id
-        raise BtfError(f"no struct {name} in the kernel's BTF")
+        raise BtfError(f"no struct {name} in the kernel's BTF{self._unknown}")
 
     def _member(self, type_id: int, name: str, depth: int = 0) -> tuple[int, int] | None:
         """(bit offset, type) of a member, looked for in anonymous structs and unions too."""

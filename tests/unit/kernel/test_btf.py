@@ -17,6 +17,7 @@ from kecho.kernel.btf import VMLINUX, Btf, BtfError
 
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT = range(1, 12)
 FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = range(12, 20)
+LOC_PARAM, LOC_PROTO, LOCSEC = range(20, 23)
 
 
 class Maker:
@@ -50,12 +51,13 @@ class Maker:
         trailer = b"".join(struct.pack("<III", self.name(member), of, bits) for member, of, bits in members)
         return self.add(name, kind, size, len(members), trailer, flag)
 
-    def blob(self) -> bytes:
-        return (
-            struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(self.types), len(self.types), len(self.strings))
-            + self.types
-            + self.strings
-        )
+    def blob(self, layout: bytes = b"") -> bytes:
+        """With a layout section, where one is given, behind the strings."""
+        lengths = (0, len(self.types), len(self.types), len(self.strings))
+        header = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 32 if layout else 24, *lengths)
+        if layout:
+            header += struct.pack("<II", len(self.types) + len(self.strings), len(layout))
+        return header + self.types + self.strings + layout
 
 
 def nested() -> Maker:
@@ -167,11 +169,38 @@ def test_another_magic_is_refused(magic: bytes) -> None:
         Btf(magic + nested().blob()[2:])
 
 
-def test_an_unknown_kind_is_refused() -> None:
+def test_kinds_of_bpf_next_are_stepped_over() -> None:
     make = Maker()
+    number = make.number()
+    make.add("", LOC_PARAM, 8, 2, bytes(4 + 2 * 4))
+    make.add("", LOC_PROTO, 0, 3, bytes(3 * 4))
+    make.add("inline.text", LOCSEC, 0, 2, bytes(2 * 12))
+    make.record("last", 8, [("a", number, 0), ("b", number, 32)])
+    assert Btf(make.blob()).offset("last.b") == 4
+
+
+def test_an_unknown_kind_is_stepped_over_as_the_blob_says() -> None:
+    make = Maker()
+    number = make.number()
+    make.add("new", 100, 0, 70_000, bytes(8 + 4 * 70_000))
+    make.record("last", 8, [("a", number, 0), ("b", number, 32)])
+    layout = bytes(4 * 100) + struct.pack("<BBH", 8, 4, 0)
+    assert Btf(make.blob(layout)).offset("last.b") == 4
+    with pytest.raises(BtfError, match="truncated BTF layout"):
+        Btf(make.blob(layout)[: -len(layout)] + layout[:-1])
+
+
+def test_an_unknown_kind_hides_only_what_follows() -> None:
+    make = Maker()
+    number = make.number()
+    make.record("first", 8, [("a", number, 0), ("b", number, 32), ("later", 4, 64)])
     make.add("new", 31, 4)
-    with pytest.raises(BtfError, match="unknown BTF kind 31"):
-        Btf(make.blob())
+    make.record("last", 8, [("a", number, 0), ("b", number, 32)])
+    btf = Btf(make.blob())
+    assert btf.offset("first.b") == 4
+    for path in ("last.b", "first.later.b"):
+        with pytest.raises(BtfError, match="type 3, of the unknown kind 31, is not read"):
+            btf.offset(path)
 
 
 def test_a_type_that_is_not_there_is_refused() -> None:

@@ -7,7 +7,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from kecho.model.errors import Unavailable, UsageError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the command line reads MODES, and starts quickly
     from kecho.model.snapshot import Connections, PathStats
 
 OnFailure = Callable[[str], None]
+T = TypeVar("T")
 
 # The class of each mode's backend.
 _CLASSES = {
@@ -109,19 +110,19 @@ def check(mode: str) -> None:
             feature.probe()
 
 
-def choose(modes: Sequence[str] = AUTO) -> tuple[str, str]:
-    """(mode, why): the first of `modes` that this machine can run, and what keeps it from the ones before.
+def first_able(modes: Sequence[str], bring_up: Callable[[str, str], T]) -> T:
+    """What `bring_up` returns for the first of `modes` that this machine can run.
 
+    It gets the mode, and what keeps the machine from the ones before, which a probe may find or only coming up.
     Raises UsageError if `modes` is empty, Unavailable if it can run none of them.
     """
     if not modes:
         raise UsageError("no mode has all of these options")
-    reasons = []
+    reasons: list[str] = []
     for mode in modes:
         try:
             check(mode)
+            return bring_up(mode, "; ".join(reasons) or "the fastest there is")
         except Unavailable as e:
             reasons.append(f"no {mode}: {e.reason}")
-            continue
-        return mode, "; ".join(reasons) or "the fastest there is"
     raise Unavailable("; ".join(reasons))

@@ -133,8 +133,6 @@ class SockmapBackend(AllOrNothing):
         self, config: Config, btf: Btf, listener: socket.socket, local: str, remote: str
     ) -> dict[str, int | str]:
         nofile, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if btf.offset("tcp_skb_cb.seq") != btf.offset("sk_skb_cb.data"):
-            raise Unavailable("an skb's cb[0] is not its sequence number on this kernel", "--mode user")
         return {
             "KECHO_PORT": config.port,
             "KECHO_NETNS": f"{features.netns_cookie(listener)}ULL",
@@ -144,7 +142,7 @@ class SockmapBackend(AllOrNothing):
             "KECHO_LATENCY": int(config.latency),
             "KECHO_PATH_LOCAL": PATHS.index(local),
             "KECHO_PATH_REMOTE": PATHS.index(remote),
-            **{f"KECHO_OFF_{name}": btf.offset(path) for name, path in features.SOCKMAP_FIELDS.items()},
+            **{f"KECHO_OFF_{name}": offset for name, offset in features.sockmap_offsets(btf).items()},
         }
 
     def _attach_verdicts(self, module: Module, latency: bool) -> None:

@@ -90,13 +90,13 @@ examples:
 
 def run(args: argparse.Namespace) -> int:
     """Runs it; returns the exit code."""
-    from kecho.backends.base import backend, choose
+    from kecho.backends.base import backend, first_able
     from kecho.kernel import features
     from kecho.service.client import Client
     from kecho.service.controller import run_background, run_foreground
 
     given = {option: modes for option, modes in _ONLY.items() if getattr(args, option) is not None}
-    mode, why = args.mode, ""
+    mode = args.mode
     if mode != "auto":
         backend(mode)
         for option, modes in given.items():
@@ -105,23 +105,25 @@ def run(args: argparse.Namespace) -> int:
     binds = tuple(args.bind) if args.bind else tuple(b for b in config.DEFAULT_BINDS if features.can_bind(b))
     chosen = {field: value for field, value in _fields(args).items() if value is not None}
     service = config.Config(mode=mode, name=args.name, port=args.port, binds=binds, backlog=args.backlog, **chosen)
-    if mode == "auto":
-        mode, why = choose([one for one in AUTO if all(one in modes for modes in given.values())])
-        service = replace(service, mode=mode)
 
-    def ready(line: str) -> None:
-        print(line + (f" (auto chose {mode}: {why})" if why else ""), flush=True)
+    def bring_up(mode: str, why: str) -> int:
+        def ready(line: str) -> None:
+            print(line + (f" (auto chose {mode}: {why})" if why else ""), flush=True)
 
-    if args.foreground:
-        run_foreground(service, ready)
+        if args.foreground:
+            run_foreground(replace(service, mode=mode), ready)
+            return 0
+        line = run_background(replace(service, mode=mode))
+        try:
+            ready(line)
+        except OSError:  # nobody will know that it is up
+            Client(service.name).down()
+            raise
         return 0
-    line = run_background(service)
-    try:
-        ready(line)
-    except OSError:  # nobody will know that it is up
-        Client(service.name).down()
-        raise
-    return 0
+
+    if mode != "auto":
+        return bring_up(mode, "")
+    return first_able([one for one in AUTO if all(one in modes for modes in given.values())], bring_up)
 
 
 def _fields(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,8 +5,8 @@ The format is Documentation/bpf/btf.rst of the kernel. Only structures are resol
 parsed as it takes to step over it: about 0.1 s for a whole kernel, where ``bpftool btf dump`` needs 0.7 s.
 
 A kind that is newer than this file is stepped over by what the blob's layout section says of it (``struct btf_layout``
-of include/uapi/linux/btf.h, which Linux 7.3 has). Without one nobody can tell where such a type ends: the types before it
-are read, and what is looked for behind it is missing, for that reason.
+of include/uapi/linux/btf.h, which Linux 7.3 has). Without one nobody can tell where such a type ends: the types before
+it are read, and what is looked for behind it is missing, for that reason.
 """
 
 from __future__ import annotations

@@ -40,6 +40,14 @@ SOCKMAP_FIELDS = {
 }
 
 
+def sockmap_offsets(btf: Btf) -> dict[str, int]:
+    """By those names, in bytes. Raises BtfError if bpf/sockmap.c cannot run on the kernel with that BTF."""
+    # The verifier lets a program read an skb's cb alone, as cb[0] to cb[4], and TCP keeps the sequence number there.
+    if btf.offset("tcp_skb_cb.seq") != btf.offset("sk_skb_cb.data"):
+        raise BtfError("an skb's cb[0] is not its sequence number on this kernel")
+    return {name: btf.offset(path) for name, path in SOCKMAP_FIELDS.items()}
+
+
 @dataclass(frozen=True)
 class Feature:
     """One thing a mode needs. `probe` returns what was found, or raises Unavailable."""
@@ -197,7 +205,7 @@ def probe_headers() -> str:
 def probe_btf() -> str:
     """The kernel's BTF, with every field that is read."""
     try:
-        Btf.vmlinux().offsets(SOCKMAP_FIELDS.values())
+        sockmap_offsets(Btf.vmlinux())
     except (OSError, BtfError) as e:
         raise Unavailable(
             f"the kernel's BTF does not serve: {one_line(e)}", "boot a kernel with CONFIG_DEBUG_INFO_BTF=y"

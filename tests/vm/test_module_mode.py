@@ -175,7 +175,10 @@ def test_built_for_another_kernel() -> None:
     other = min({ko.parent for ko in (fastecho.TOP / "build").glob("kmod-*-amd64/fastecho.ko")} - {fastecho.KO.parent})
     with mounted(other, fastecho.KO.parent):
         line = up_fails(3)
+        done = run_kecho("up")
+        Client("kecho").down()
     assert "built for another kernel" in line and "make kmod" in line
+    assert done.returncode == 0 and "no module: fastecho.ko is built for another kernel" in done.stdout, "auto goes on"
 
 
 def doctors_module() -> dict:

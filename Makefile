@@ -73,10 +73,7 @@ lint: ## check style and types, look for mistakes in C
 		--suppress=unusedStructMember --error-exitcode=1 -Ikecho/native $(NATIVE_DEFINES) kecho/native
 	printf '%s\n' kecho/native/*/*.c | xargs -P $$(nproc) -I{} clang-tidy --quiet {} -- -std=gnu11 -Ikecho/native $(NATIVE_DEFINES) 2>/dev/null
 	shellcheck -x $(SHELL_FILES)
-	@for kver in $$(scripts/kernels); do \
-		echo "sparse, and gcc W=1, for $$kver" && \
-		$(MAKE) -s -C kmod KVER=$$kver OUT=$(abspath $(BUILD))/lint-$$kver C=2 CF=-Wsparse-error W=1 KCFLAGS=-Werror || exit; \
-	done
+	@$(MAKE) -s -C kmod lint
 
 fmt: ## format Python and C
 	$(call need,build lint)

@@ -170,3 +170,23 @@ def test_every_link_of_the_documentation_leads_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
                 links += 1
     assert links > 40
+
+
+@pytest.mark.parametrize(
+    ("kernel", "served"),
+    [
+        *(
+            (kernel, True)
+            for kernel in ("6.1.0-56-amd64", "6.12.117+deb13-amd64", "6.19.3-arch1-1", "7.3.4+deb13-rt-amd64")
+        ),
+        *(
+            (kernel, False)
+            for kernel in ("5.10.0-30-amd64", "6.0.12", "7.4.1+deb14-amd64", "7.30.0", "8.0.0", "17.3.1")
+        ),
+    ],
+)
+def test_dkms_builds_for_kernels_that_were_tried_alone(kernel: str, served: bool) -> None:
+    """DKMS compares as bash does."""
+    script = ". kmod/dkms.conf && [[ $1 =~ $BUILD_EXCLUSIVE_KERNEL ]]"
+    done = subprocess.run(["bash", "-c", script, "bash", kernel], cwd=ROOT, check=False)
+    assert (done.returncode == 0) == served

@@ -69,6 +69,7 @@ lint: ## check style and types, look for mistakes in C
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
 	clang-format --dry-run -Werror $(C_FILES)
+	$(MAKE) -s -f kecho/native/native.mk BUILD=$(BUILD)/lint-native CFLAGS=-Werror
 	cppcheck --quiet --std=c11 --enable=style,performance,portability --suppress=missingIncludeSystem \
 		--suppress=unusedStructMember --error-exitcode=1 -Ikecho/native $(NATIVE_DEFINES) kecho/native
 	printf '%s\n' kecho/native/*/*.c | xargs -P $$(nproc) -I{} clang-tidy --quiet {} -- -std=gnu11 -Ikecho/native $(NATIVE_DEFINES) 2>/dev/null

@@ -12,7 +12,7 @@ NATIVE_OBJ := $(BUILD)/native
 
 NATIVE_PROGRAMS := $(BUILD)/user-echo-server $(BUILD)/bench
 
-NATIVE_CFLAGS  := -std=gnu11 -O2 -g -Wall -Wextra -Wconversion -Wshadow -Werror -D_GNU_SOURCE -pthread \
+NATIVE_CFLAGS  := -std=gnu11 -O2 -g -Wall -Wextra -Wconversion -Wshadow -D_GNU_SOURCE -pthread \
 	-I$(NATIVE_DIR)
 NATIVE_LDFLAGS := -pthread
 ifeq ($(SAN),1)

@@ -23,7 +23,7 @@ SYN_COOKIES = "net.ipv4.tcp_syncookies"
 TW_REUSE = "net.ipv4.tcp_tw_reuse"
 DESCRIPTORS = "descriptors"
 
-CONNECTS_AT_ONCE = 64  # bench-conn.c: how many connections bench makes before it waits for them
+CONNECTS_AT_ONCE = 64  # native/bench/conn.c: how many connections bench makes before it waits for them
 FIRST_PORT, LAST_PORT = 1024, 65535
 _SPARE_DESCRIPTORS = 64  # of a client or server, beside its connections
 

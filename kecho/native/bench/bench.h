@@ -19,18 +19,35 @@
  */
 
 struct thread;
+struct conn;
 struct options;
 
-/* A way to drive connections. One const table a mode. */
+enum io { IO_DONE, IO_WAIT, IO_FAILED };
+
+/*
+ * A way to load a server: one const table. frame.c has what is the same for all. Functions return
+ * false, or IO_FAILED, when the run fails or stops; what failed has been told then.
+ */
 struct mode {
 	const char *name;
+	bool connects;	/* its requests make their connections; else they are made first */
+	bool in_rounds; /* all of it is done --rounds times */
 	/* Dies with EXIT_USAGE if the options make no sense together; may be NULL. */
 	void (*check)(const struct options *options);
+	/* Before a thread is released; may be NULL. */
+	bool (*prepare)(struct thread *thread);
+	/* From the release to the last reply; NULL: drive(), which calls the functions below. */
+	bool (*drive)(struct thread *thread);
 	/*
-	 * A thread's whole run. Returns early, whatever it has open, when a function below returned
-	 * false.
+	 * When the thread's next request is to begin: 0 is at once, with the latency counted from
+	 * there; a time is then, with the latency counted from that time, however late it is sent;
+	 * NO_LIMIT is never again, it is over.
 	 */
-	void (*run)(struct thread *thread);
+	uint64_t (*due)(struct thread *thread, uint64_t now_ns);
+	/* A request begins on a connection that has none. IO_DONE: its reply is there already. */
+	enum io (*begin)(struct thread *thread, struct conn *conn);
+	/* Something happened to a connection with a request. IO_DONE: its reply is whole. */
+	enum io (*advance)(struct thread *thread, struct conn *conn);
 };
 
 extern const struct mode mode_closed, mode_burst, mode_open, mode_crr, mode_pipeline;
@@ -133,10 +150,14 @@ struct thread {
 	struct histogram histogram;
 };
 
-/* ---- bench-run.c ---- */
+/* Files that have a heading below call only those that come before them, not the other way round. */
 
-/* Starts the threads, watches them, waits for them. The signal that interrupted it, or 0. */
-int run_all(struct run *run);
+/* ---- run.c ---- */
+
+/* Lets supervise() look. */
+void run_wake(struct run *run);
+/* Called with the lock held. */
+void run_stop_locked(struct run *run);
 /* Waits until all threads are here. False when the run is to stop. */
 bool run_gate(struct run *run);
 /* run_gate(), and then sets the thread's times for a run that begins now. */
@@ -165,12 +186,19 @@ static inline uint64_t run_held(struct thread *thread, uint64_t begin_ns)
 	return begin_ns < thread->hold_ns ? begin_ns : begin_ns + run_hold(thread);
 }
 
+/* Whether no further request begins, unless one is due at a time. */
+static inline bool thread_is_over(const struct thread *thread)
+{
+	return thread->last_ns >= thread->record_ns &&
+	       (!thread->quota || thread->last_ns >= thread->end_ns);
+}
+
 static inline bool run_stops(const struct run *run)
 {
 	return __atomic_load_n(&run->stop, __ATOMIC_RELAXED);
 }
 
-/* ---- bench-conn.c: false means that the run fails or stops, and the error has been told ---- */
+/* ---- conn.c: false means that the run fails or stops, and the error has been told ---- */
 
 /* Connects all of the thread's connections, some at a time. */
 bool conns_connect(struct thread *thread);
@@ -188,8 +216,6 @@ bool conn_opened(struct thread *thread, struct conn *conn);
 void conn_close(struct thread *thread, struct conn *conn);
 /* Whether epoll shall tell too when there is room to send. */
 bool conn_watch_room(struct thread *thread, struct conn *conn, bool blocked);
-
-enum io { IO_DONE, IO_WAIT, IO_FAILED };
 
 /* Begins the next request; nothing is sent yet. */
 void conn_begin(struct thread *thread, struct conn *conn, uint64_t begin_ns);
@@ -210,17 +236,28 @@ bool conn_fail_send(struct thread *thread, const struct conn *conn);
 bool conn_verify(struct thread *thread, struct conn *conn, const unsigned char *data, size_t n);
 bool conn_fail_surplus(struct thread *thread, const struct conn *conn, unsigned char byte);
 
-/* ---- bench-drive.c ---- */
+/* Sends what there is room for and takes what has come; conn_end() when the reply is whole. */
+enum io conn_exchange(struct thread *thread, struct conn *conn);
 
-/*
- * Keeps up to all of the thread's connections busy, each with one request at a time. due() says
- * when the thread's next request is to begin: 0 is at once, with the latency counted from there; a
- * time is then, with the latency counted from that time, however late it is sent; NO_LIMIT is never
- * again.
- */
-bool drive(struct thread *thread, uint64_t (*due)(struct thread *thread, uint64_t now_ns));
+/* ---- drive.c, alone.c ---- */
 
-/* ---- bench-report.c ---- */
+/* Keeps the thread's connections busy as its mode says, one request at a time each, by epoll. */
+bool drive(struct thread *thread);
+/* For modes whose next request begins when one is answered. */
+uint64_t due_at_once(struct thread *thread, uint64_t now_ns);
+
+/* The closed loop of a thread with one connection. */
+bool alone_prepare(struct thread *thread);
+bool alone_drive(struct thread *thread);
+
+/* ---- frame.c, supervise.c ---- */
+
+/* A thread's whole run. */
+void frame_run(struct thread *thread);
+/* Starts the threads, watches them, waits for them. The signal that interrupted it, or 0. */
+int supervise(struct run *run);
+
+/* ---- report.c ---- */
 
 struct result {
 	const struct options *options;

@@ -6,36 +6,16 @@
 // the release to the last reply.
 #include "bench.h"
 
-static uint64_t due_once(struct thread *thread, uint64_t now_ns)
+static bool burst_prepare(struct thread *thread)
 {
-	(void)now_ns;
-	return thread->quota ? thread->release_ns : NO_LIMIT;
-}
-
-static bool burst_round(struct thread *thread)
-{
-	uint64_t round_ns;
-
 	thread->quota = thread->nconns;
-	if (!conns_connect(thread) || !run_release(thread))
-		return false;
-	if (!drive(thread, due_once) || !run_gate(thread->run))
-		return false;
-	round_ns = thread->run->opened_ns - thread->release_ns;
-	thread->elapsed_ns += round_ns;
-	if (!thread->index && !samples_put(&thread->rounds, round_ns))
-		return run_fail(thread, "out of memory for the times of the rounds");
-	if (!conns_drain(thread))
-		return false;
-	conns_close(thread);
 	return true;
 }
 
-static void burst_run(struct thread *thread)
+static uint64_t due_at_release(struct thread *thread, uint64_t now_ns)
 {
-	for (unsigned int round = 0; round < thread->run->options->rounds; round++)
-		if (!burst_round(thread))
-			return;
+	(void)now_ns;
+	return thread->quota ? thread->release_ns : NO_LIMIT;
 }
 
 static void burst_check(const struct options *o)
@@ -48,5 +28,9 @@ static void burst_check(const struct options *o)
 const struct mode mode_burst = {
 	.name = "burst",
 	.check = burst_check,
-	.run = burst_run,
+	.in_rounds = true,
+	.prepare = burst_prepare,
+	.due = due_at_release,
+	.begin = conn_exchange,
+	.advance = conn_exchange,
 };

@@ -319,6 +319,20 @@ enum io conn_send(struct thread *thread, struct conn *conn)
 	return IO_WAIT;
 }
 
+enum io conn_exchange(struct thread *thread, struct conn *conn)
+{
+	enum io sent = IO_DONE, received;
+
+	if (conn->tx_bytes < thread->run->options->size_bytes)
+		sent = conn_send(thread, conn);
+	if (sent == IO_FAILED || !conn_watch_room(thread, conn, sent == IO_WAIT))
+		return IO_FAILED;
+	received = conn_recv(thread, conn);
+	if (received == IO_DONE)
+		conn_end(thread, conn);
+	return received;
+}
+
 /* One byte more than the reply is asked for, so that one too many is seen as such. */
 enum io conn_recv(struct thread *thread, struct conn *conn)
 {

@@ -13,7 +13,7 @@
 
 struct driver {
 	struct thread *thread;
-	uint64_t (*due)(struct thread *thread, uint64_t now_ns);
+	const struct mode *mode;
 	struct conn *first; /* of the idle connections; the longest idle one */
 	struct conn **last;
 	unsigned int idle;
@@ -40,22 +40,14 @@ static struct conn *idle_take(struct driver *d)
 	return conn;
 }
 
-/* Sends what there is room for and takes what has come. */
-static bool advance(struct driver *d, struct conn *conn)
+/* A request has begun or can go on; afterwards its connection may be idle. */
+static bool handle(struct driver *d, struct conn *conn, enum io done)
 {
-	enum io sent = IO_DONE, received;
-
-	if (conn->tx_bytes < d->thread->run->options->size_bytes)
-		sent = conn_send(d->thread, conn);
-	if (sent == IO_FAILED || !conn_watch_room(d->thread, conn, sent == IO_WAIT))
-		return false;
-	received = conn_recv(d->thread, conn);
-	if (received == IO_DONE) {
-		conn_end(d->thread, conn);
+	if (done == IO_DONE) {
 		d->busy--;
 		idle_put(d, conn);
 	}
-	return received != IO_FAILED;
+	return done != IO_FAILED;
 }
 
 /*
@@ -70,7 +62,7 @@ static bool idle_event(struct driver *d, struct conn *conn)
 		return conn_fail_surplus(d->thread, conn, d->thread->buffer[0]);
 	if (got < 0 && (errno == EAGAIN || errno == EINTR))
 		return true;
-	if (got == 0 && d->due(d->thread, d->thread->last_ns) == NO_LIMIT)
+	if (got == 0 && d->mode->due(d->thread, d->thread->last_ns) == NO_LIMIT)
 		return epoll_ctl(d->thread->epoll_fd, EPOLL_CTL_DEL, conn->fd, NULL) == 0;
 	return conn_fail_recv(d->thread, conn, got);
 }
@@ -78,7 +70,7 @@ static bool idle_event(struct driver *d, struct conn *conn)
 /* When the next request is due, NO_LIMIT when there is none for now. */
 static uint64_t next_due(struct driver *d)
 {
-	return d->idle ? d->due(d->thread, d->thread->last_ns) : NO_LIMIT;
+	return d->idle ? d->mode->due(d->thread, d->thread->last_ns) : NO_LIMIT;
 }
 
 /*
@@ -115,7 +107,7 @@ static bool begin_due(struct driver *d, bool *begun)
 	if (due_ns)
 		note_late(d->thread, conn, now + (conn->begin_ns - due_ns));
 	d->busy++;
-	return advance(d, conn);
+	return handle(d, conn, d->mode->begin(d->thread, conn));
 }
 
 /* One request on each idle connection at most, so that what waits in epoll gets its turn. */
@@ -152,7 +144,8 @@ static bool wait_events(struct driver *d)
 		struct conn *conn = events[i].data.ptr;
 		bool begun;
 
-		if (!(conn->busy ? advance(d, conn) : idle_event(d, conn)))
+		if (!(conn->busy ? handle(d, conn, d->mode->advance(thread, conn))
+				 : idle_event(d, conn)))
 			return false;
 		if (!begin_due(d, &begun))
 			return false;
@@ -163,9 +156,19 @@ static bool wait_events(struct driver *d)
 	return conns_in_time(thread);
 }
 
-bool drive(struct thread *thread, uint64_t (*due)(struct thread *thread, uint64_t now_ns))
+uint64_t due_at_once(struct thread *thread, uint64_t now_ns)
 {
-	struct driver d = {.thread = thread, .due = due, .last = &d.first};
+	(void)now_ns;
+	return thread_is_over(thread) ? NO_LIMIT : 0;
+}
+
+bool drive(struct thread *thread)
+{
+	struct driver d = {
+		.thread = thread,
+		.mode = thread->run->options->mode,
+		.last = &d.first,
+	};
 
 	for (unsigned int i = 0; i < thread->nconns; i++)
 		idle_put(&d, &thread->conns[i]);

@@ -177,7 +177,7 @@ static int bench(const struct options *o)
 		run.threads[i] = thread_new(&run, i, first_id);
 		first_id += run.threads[i]->nconns;
 	}
-	interrupted = run_all(&run);
+	interrupted = supervise(&run);
 	if (run.error[0]) {
 		complain("%s", run.error);
 		files_close(&files, &run, NULL, start_s);

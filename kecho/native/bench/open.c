@@ -53,24 +53,27 @@ static uint64_t count_unsent(const struct thread *thread)
 	return k - thread->begun < thread->quota ? k - thread->begun : thread->quota;
 }
 
-static void open_run(struct thread *thread)
+/* The kernel lets timers expire up to 50 us late, to save power, unless asked not to. */
+static bool open_prepare(struct thread *thread)
 {
-	/* The kernel lets timers expire up to 50 us late, to save power, unless asked not to. */
-	if (prctl(PR_SET_TIMERSLACK, 1ul)) {
-		run_fail(thread, "cannot set the timer slack: %s", strerror(errno));
-		return;
-	}
-	if (!conns_connect(thread) || !run_release(thread))
-		return;
-	if (drive(thread, due_at_rate)) {
-		thread->unsent = count_unsent(thread);
-		conns_drain(thread);
-	}
-	if (thread->last_ns > thread->record_ns)
-		thread->elapsed_ns = thread->last_ns - thread->record_ns;
+	if (prctl(PR_SET_TIMERSLACK, 1ul))
+		return run_fail(thread, "cannot set the timer slack: %s", strerror(errno));
+	return true;
+}
+
+static bool open_drive(struct thread *thread)
+{
+	if (!drive(thread))
+		return false;
+	thread->unsent = count_unsent(thread);
+	return true;
 }
 
 const struct mode mode_open = {
 	.name = "open",
-	.run = open_run,
+	.prepare = open_prepare,
+	.drive = open_drive,
+	.due = due_at_rate,
+	.begin = conn_exchange,
+	.advance = conn_exchange,
 };

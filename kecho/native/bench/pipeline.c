@@ -44,12 +44,6 @@ struct pipeline {
 	uint64_t under_way;
 };
 
-static bool is_over(const struct thread *thread)
-{
-	return thread->last_ns >= thread->record_ns &&
-	       (!thread->quota || thread->last_ns >= thread->end_ns);
-}
-
 static uint64_t first_under_way(const struct pipe *pipe)
 {
 	return pipe->conn->requests;
@@ -93,7 +87,7 @@ static size_t batch_fill(struct pipeline *p, struct pipe *pipe)
 		const unsigned char *bytes;
 
 		if (request > pipe->last) {
-			if (!has_room(p, pipe) || is_over(p->thread))
+			if (!has_room(p, pipe) || thread_is_over(p->thread))
 				break;
 			now = pipe_begin(p, pipe, now);
 		}
@@ -184,7 +178,7 @@ static bool pipe_recv(struct pipeline *p, struct pipe *pipe)
 static void ready_put(struct pipeline *p, struct pipe *pipe)
 {
 	/* pipeline_init() sets conn. NOLINTNEXTLINE(clang-analyzer-core.NullDereference) */
-	if (pipe->ready || pipe->conn->blocked || !has_room(p, pipe) || is_over(p->thread))
+	if (pipe->ready || pipe->conn->blocked || !has_room(p, pipe) || thread_is_over(p->thread))
 		return;
 	pipe->ready = true;
 	pipe->next = NULL;
@@ -230,7 +224,7 @@ static bool wait_events(struct pipeline *p)
 	return true;
 }
 
-static bool pipeline_run(struct pipeline *p)
+static bool exchange_all(struct pipeline *p)
 {
 	struct thread *thread = p->thread;
 	uint64_t look_ns = thread->last_ns;
@@ -287,24 +281,23 @@ static void pipeline_settle(struct pipeline *p)
 		p->thread->conns[i].requests--;
 }
 
-static void pipeline_thread(struct thread *thread)
+static bool pipeline_drive(struct thread *thread)
 {
 	struct pipeline p;
+	bool done;
 
 	if (!pipeline_init(&p, thread)) {
-		run_fail(thread, "out of memory");
-	} else if (conns_connect(thread) && run_release(thread)) {
-		if (pipeline_run(&p)) {
-			pipeline_settle(&p);
-			conns_drain(thread);
-		}
-		if (thread->last_ns > thread->record_ns)
-			thread->elapsed_ns = thread->last_ns - thread->record_ns;
+		pipeline_free(&p);
+		return run_fail(thread, "out of memory");
 	}
+	done = exchange_all(&p);
+	if (done)
+		pipeline_settle(&p);
 	pipeline_free(&p);
+	return done;
 }
 
 const struct mode mode_pipeline = {
 	.name = "pipeline",
-	.run = pipeline_thread,
+	.drive = pipeline_drive,
 };

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import graphlib
 import itertools
 import json
 import math
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_support import TIMEOUT_S, ScriptedServer, Server, bench_json, echo, free_port, program, run, server
+from native_support import TIMEOUT_S, ScriptedServer, Server, bench_json, build, echo, free_port, program, run, server
 
 # One connection a thread takes the bare loop, more of them the epoll driver: both must catch everything.
 SHAPES = [("--connections", 1), ("--connections", 3), ("--connections", 2, "--threads", 2)]
@@ -438,3 +439,20 @@ def test_the_result_cannot_be_written(target: Server) -> None:
             check=False,
         )
     assert (done.returncode, done.stderr) == (1, "bench: cannot write the result: No space left on device\n")
+
+
+def test_no_file_of_bench_needs_one_that_needs_it() -> None:
+    """By what their objects define and want: main, options and supervise above, then modes, drive, connections, run."""
+    defined: dict[str, str] = {}
+    wanted: dict[str, set[str]] = {}
+    for path in sorted((build("plain") / "native/bench").glob("*.o")):
+        wanted[path.stem] = set()
+        for line in subprocess.run(["nm", path], capture_output=True, text=True, check=True).stdout.splitlines():
+            kind, name = line.split()[-2:]
+            if kind == "U":
+                wanted[path.stem].add(name)
+            elif kind.isupper():
+                defined[name] = path.stem
+    needs = {file: {defined[name] for name in names & defined.keys()} for file, names in wanted.items()}
+    order = list(graphlib.TopologicalSorter(needs).static_order())
+    assert order.index("run") < order.index("conn") < order.index("drive") < order.index("closed") < order.index("main")

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT
+// The closed loop on one connection: blocking, because an epoll_wait() would cost more than the echo.
+#include "bench.h"
+#include "common/clock.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+
+/* A request that did not go out or come back in one piece: does what is left of it. */
+static bool exchange_rest(struct thread *thread, struct conn *conn)
+{
+	const size_t size = thread->run->options->size_bytes;
+	const uint64_t deadline_ns = conn->begin_ns + thread->run->options->io_timeout_ns;
+	struct pollfd fd = {.fd = conn->fd};
+
+	for (;;) {
+		uint64_t now = clock_ns();
+		struct timespec wait;
+
+		if (run_stops(thread->run))
+			return false;
+		if (now >= deadline_ns)
+			return conn_fail_timeout(thread, conn);
+		fd.events = conn->tx_bytes < size ? POLLIN | POLLOUT : POLLIN;
+		wait.tv_sec = (time_t)((deadline_ns - now) / NS_PER_S);
+		wait.tv_nsec = (long)((deadline_ns - now) % NS_PER_S);
+		if (ppoll(&fd, 1, &wait, NULL) <= 0)
+			continue;
+		if (conn->tx_bytes < size && conn_send(thread, conn) == IO_FAILED)
+			return false;
+		switch (conn_recv(thread, conn)) {
+		case IO_DONE:
+			return true;
+		case IO_FAILED:
+			return false;
+		case IO_WAIT:
+			break;
+		}
+	}
+}
+
+/* The fast path went wrong: with sent and got, and their errno, finds out how, or does the rest. */
+static bool finish_slowly(struct thread *thread, struct conn *conn, ssize_t sent, ssize_t got)
+{
+	const size_t size = thread->run->options->size_bytes;
+	const size_t take = got > (ssize_t)size ? size : (size_t)got;
+
+	if (sent < 0 && errno != EAGAIN && errno != EINTR)
+		return conn_fail_send(thread, conn);
+	conn->tx_bytes = sent > 0 ? (uint32_t)sent : 0;
+	if (conn->tx_bytes < size)
+		return exchange_rest(thread, conn);
+	if (got < 0 && errno == EAGAIN)
+		return conn_fail_timeout(thread, conn);
+	if (got == 0 || (got < 0 && errno != EINTR))
+		return conn_fail_recv(thread, conn, got);
+	if (got > 0) {
+		if (!conn_verify(thread, conn, thread->buffer, take))
+			return false;
+		conn->rx_bytes = (uint32_t)take;
+		if (got > (ssize_t)size)
+			return conn_fail_surplus(thread, conn, thread->buffer[size]);
+	}
+	return exchange_rest(thread, conn);
+}
+
+/* A blocking socket whose recv() gives up after the I/O timeout. */
+bool alone_prepare(struct thread *thread)
+{
+	const struct conn *conn = &thread->conns[0];
+	uint64_t ns = thread->run->options->io_timeout_ns;
+	struct timeval timeout = {
+		.tv_sec = (time_t)(ns / NS_PER_S),
+		.tv_usec = (suseconds_t)(ns % NS_PER_S / 1000),
+	};
+
+	if (fcntl(conn->fd, F_SETFL, 0) ||
+	    setsockopt(conn->fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout)))
+		return run_fail(thread, "connection %u: cannot make it blocking: %s", conn->id,
+				strerror(errno));
+	return true;
+}
+
+/*
+ * One connection: this must cost next to nothing beside two clock reads, a send and a recv. What
+ * does not go through in one piece leaves the fast path; sending never blocks, or a message larger
+ * than the buffers would wait for ever.
+ */
+bool alone_drive(struct thread *thread)
+{
+	struct conn *conn = &thread->conns[0];
+	const size_t size = thread->run->options->size_bytes;
+	struct payload *payload = &thread->payload;
+
+	while (!thread_is_over(thread)) {
+		const unsigned char *request = payload_open(payload, conn->id, conn->requests + 1);
+		ssize_t sent, got = 0;
+
+		conn_begin(thread, conn, clock_ns());
+		sent = send(conn->fd, request, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+		if (sent == (ssize_t)size)
+			got = recv(conn->fd, thread->buffer, size + 1, 0);
+		thread->last_ns = clock_ns();
+		if (got == (ssize_t)size && !memcmp(request, thread->buffer, size)) {
+			payload_close(payload);
+		} else {
+			payload_close(payload);
+			if (!finish_slowly(thread, conn, sent, got))
+				return false;
+		}
+		conn_end(thread, conn);
+		if (run_stops(thread->run))
+			return false;
+	}
+	return true;
+}

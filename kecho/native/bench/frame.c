@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT
+// The frame of every mode: connect, wait for all threads, drive, check for surplus bytes, close.
+#include "bench.h"
+
+/* From the release to the last reply of all threads. */
+static bool end_round(struct thread *thread)
+{
+	uint64_t round_ns;
+
+	if (!run_gate(thread->run))
+		return false;
+	round_ns = thread->run->opened_ns - thread->release_ns;
+	thread->elapsed_ns += round_ns;
+	if (!thread->index && !samples_put(&thread->rounds, round_ns))
+		return run_fail(thread, "out of memory for the times of the rounds");
+	return true;
+}
+
+static bool frame_round(struct thread *thread)
+{
+	const struct mode *mode = thread->run->options->mode;
+	bool driven;
+
+	if (!mode->connects && !conns_connect(thread))
+		return false;
+	if (mode->prepare && !mode->prepare(thread))
+		return false;
+	if (!run_release(thread))
+		return false;
+	driven = mode->drive ? mode->drive(thread) : drive(thread);
+	if (mode->in_rounds)
+		driven = driven && end_round(thread);
+	else if (thread->last_ns > thread->record_ns)
+		thread->elapsed_ns = thread->last_ns - thread->record_ns;
+	if (!driven)
+		return false;
+	if (!mode->connects && !conns_drain(thread))
+		return false;
+	conns_close(thread);
+	return true;
+}
+
+void frame_run(struct thread *thread)
+{
+	const struct options *o = thread->run->options;
+	unsigned int rounds = o->mode->in_rounds ? o->rounds : 1;
+
+	while (rounds-- && frame_round(thread))
+		;
+	conns_close(thread);
+}

@@ -7,7 +7,7 @@
 
 /*
  * What one path did on one CPU: the value of the per-CPU array `paths`, whose index is the path.
- * An echo is one verdict that redirected: one sk_msg on path msg, one skb on path skb.
+ * An echo is one verdict that redirected: one sk_msg on paths egress and ingress, one skb on path skb.
  */
 struct path_stats {
 	unsigned long long echoes;

@@ -239,12 +239,15 @@ class _Connection:
         return self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
 
     def _drained(self) -> bool:
-        """Has every byte received gone into the send path? Never true too early: what is read second only grows."""
+        """Has every byte received gone into the send path? Never true too early: what is read second only grows.
+
+        More than that has gone where path egress sent out of this socket what never came in by it.
+        """
         acked, received = _BYTES_ACKED.unpack_from(
             self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136), _BYTES_ACKED_OFFSET
         )
         fin = 1  # counted as a byte received
-        return bool(received - fin == acked + self._unacknowledged())
+        return bool(received - fin <= acked + self._unacknowledged())
 
     def _unacknowledged(self) -> int:
         (queued,) = struct.unpack("i", fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(4)))

@@ -12,7 +12,8 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 from kecho.backends.acceptor import Acceptor
 from kecho.backends.base import AllOrNothing, OnFailure
@@ -23,15 +24,20 @@ from kecho.kernel.features import Feature
 from kecho.model.config import Config, family_of, parse_address
 from kecho.model.errors import KechoError, Unavailable, one_line
 from kecho.model.snapshot import Connections, PathStats
+from kecho.system import limits
 
-PATHS = ("msg", "skb", "user")  # PATH_* of bpf/sockmap.c
-_KERNEL_PATHS = PATHS[:2]
+PATHS = ("egress", "ingress", "skb", "user")  # PATH_* of bpf/common.h
+_LOCAL_PROBES: Mapping[str, Callable[[], str]] = {
+    "egress": features.probe_egress,
+    "ingress": features.probe_ingress,
+}
 # --path: where local clients go, where the others go
-_ROUTES = {"auto": ("msg", "skb"), "msg": ("msg", "user"), "skb": ("skb", "skb")}
-_ROUTE_TEXT = {
-    "auto": "msg for local clients, skb for remote ones",
-    "msg": "msg for local clients, user for remote ones",
-    "skb": "skb for all clients",
+_ROUTES = {
+    "auto": ("egress", "skb"),
+    "egress": ("egress", "skb"),
+    "ingress": ("ingress", "skb"),
+    "skb": ("skb", "skb"),
+    "user": ("user", "user"),
 }
 # What tells that a client's send returned: SEND_HOOK_* of bpf/sockmap.c. The tracepoint is there from Linux 6.3.
 _NO_HOOK, _TRACEPOINT, _FEXIT = range(3)
@@ -45,7 +51,7 @@ class SockmapBackend(AllOrNothing):
         super().__init__()
         self._acceptor: Acceptor | None = None
         self._array: PathArray | None = None
-        self._path = "auto"
+        self._local, self._remote = _ROUTES["auto"]
         self._why_no_latency: dict[str, str] = {}
 
     @staticmethod
@@ -60,27 +66,18 @@ class SockmapBackend(AllOrNothing):
             Feature("netns cookie", features.probe_netns_cookie),
             Feature("sock_ops", features.probe_sock_ops),
             Feature("sockhash", features.probe_sockhash),
-            Feature("path msg", features.probe_msg, required=False),
+            *(Feature(f"path {path}", probe, required=False) for path, probe in _LOCAL_PROBES.items()),
         )
 
     async def _start(self, config: Config, on_failure: OnFailure) -> None:
         """Programs first, then registration, and only then the listeners: no connection slips through."""
-        self._path = config.path
-        local, remote = _ROUTES[config.path]
-        if local == "msg":
-            try:
-                features.probe_msg()
-            except Unavailable as e:
-                if config.path == "msg":
-                    raise
-                log(f"path msg is not used: {e}")
-                self._path, local = "skb", "skb"
+        local, remote = self._local, self._remote = self._route(config.path)
         features.raise_nofile()
         listeners = [self._bind(address, config.port) for address in config.binds]
         btf = _read_btf()
         module = self._compile(self._defines(config, btf, listeners[0], local, remote), btf, local)
         self._undo.callback(module.close)
-        self._attach_verdicts(module, config.latency)
+        self._attach_verdicts(module, config.latency, local)
         for address in config.binds:
             syscall.map_update(module.map_fd("listeners"), _mapped(address), b"\x01")
         self._undo.callback(lambda: _release_sockets(module))
@@ -91,11 +88,25 @@ class SockmapBackend(AllOrNothing):
         finally:
             os.close(cgroup)
         self._undo.callback(lambda: os.close(link))
-        self._array = PathArray(module.map_fd("paths"), _KERNEL_PATHS)
+        self._array = PathArray(module.map_fd("paths"), PATHS[:-1])
         self._acceptor = Acceptor(listeners)
         self._undo.callback(self._acceptor.stop)
         self._reset_broken(module, self._acceptor)
         self._acceptor.start(config.backlog)
+
+    @staticmethod
+    def _route(path: str) -> tuple[str, str]:
+        """Where local clients go and where remote ones go. Raises Unavailable if this kernel lacks a path named."""
+        local, remote = _ROUTES[path]
+        if probe := _LOCAL_PROBES.get(local):
+            try:
+                probe()
+            except Unavailable as e:
+                if path != "auto":
+                    raise
+                log(f"path {local} is not used: {e}")
+                local = remote
+        return local, remote
 
     def _reset_broken(self, module: Module, acceptor: Acceptor) -> None:
         """Sees to the streams that the verdict has given up."""
@@ -116,17 +127,17 @@ class SockmapBackend(AllOrNothing):
     def _compile(self, defines: dict[str, int | str], btf: Btf, local: str) -> Module:
         """With the best hook there is; each costs every send on this machine a look-up, so only where it is needed."""
         hook = _NO_HOOK
-        if defines["KECHO_LATENCY"] and local == "msg":
+        if defines["KECHO_LATENCY"] and local in _LOCAL_PROBES:
             hook = _TRACEPOINT if btf.has("btf_trace_sock_send_length") else _FEXIT
         try:
             module = Module("sockmap.c", {**defines, "KECHO_SEND_HOOK": hook})
         except KechoError as e:
             if hook != _FEXIT:
                 raise
-            self._why_no_latency["msg"] = f"no tracepoint sock_send_length, and no fexit: {e}"
+            self._why_no_latency[local] = f"no tracepoint sock_send_length, and no fexit: {e}"
             return Module("sockmap.c", {**defines, "KECHO_SEND_HOOK": _NO_HOOK})
         if hook == _TRACEPOINT:
-            module.attach_raw_tracepoint("sock_send_length", "kecho_msg_sent")
+            module.attach_raw_tracepoint("sock_send_length", "kecho_local_sent")
         return module
 
     def _defines(
@@ -142,17 +153,20 @@ class SockmapBackend(AllOrNothing):
             "KECHO_LATENCY": int(config.latency),
             "KECHO_PATH_LOCAL": PATHS.index(local),
             "KECHO_PATH_REMOTE": PATHS.index(remote),
+            "KECHO_WMEM_MIN": int(limits.read("net.ipv4.tcp_wmem").split()[0]),
+            "KECHO_SOCK_ZEROCOPY": btf.enumerator(features.SOCK_ZEROCOPY),
             **{f"KECHO_OFF_{name}": offset for name, offset in features.sockmap_offsets(btf).items()},
         }
 
-    def _attach_verdicts(self, module: Module, latency: bool) -> None:
+    def _attach_verdicts(self, module: Module, latency: bool, local: str) -> None:
         def attach(function: str, prog_type: int, sockhash: str, attach_type: int) -> None:
             syscall.prog_attach(module.load(function, prog_type), module.map_fd(sockhash), attach_type)
 
-        attach("kecho_msg_echo", syscall.PROG_TYPE_SK_MSG, "clients", syscall.ATTACH_SK_MSG_VERDICT)
+        if local in _LOCAL_PROBES:
+            attach(f"kecho_{local}_echo", syscall.PROG_TYPE_SK_MSG, "clients", syscall.ATTACH_SK_MSG_VERDICT)
         attach("kecho_skb_echo", syscall.PROG_TYPE_SK_SKB, "servers", syscall.ATTACH_SK_SKB_STREAM_VERDICT)
         if not latency:
-            self._why_no_latency = dict.fromkeys(_KERNEL_PATHS, "switched off with --no-latency")
+            self._why_no_latency = dict.fromkeys(PATHS[:-1], "switched off with --no-latency")
             return
         attach("kecho_skb_sent", syscall.PROG_TYPE_SK_MSG, "servers", syscall.ATTACH_SK_MSG_VERDICT)
 
@@ -162,16 +176,19 @@ class SockmapBackend(AllOrNothing):
     def paths(self) -> dict[str, PathStats]:
         if not self._array or not self._acceptor:
             return {}
-        stats = {**self._array.read(), "user": self._acceptor.stats()}
-        for path, why in self._why_no_latency.items():
-            stats[path] = PathStats(stats[path].echoes, stats[path].bytes, stats[path].fallbacks, None, why)
-        return stats
+        carried = self._array.read()
+        stats = {path: carried[path] for path in PATHS[:-1] if path in (self._local, self._remote)}
+        for path in stats.keys() & self._why_no_latency.keys():
+            stats[path] = replace(stats[path], latency=None, why=self._why_no_latency[path])
+        return {**stats, "user": self._acceptor.stats()}
 
     def connections(self) -> Connections:
         return self._acceptor.connections() if self._acceptor else Connections()
 
     def describe(self) -> str:
-        return _ROUTE_TEXT[self._path]
+        if self._local == self._remote:
+            return f"{self._local} for all clients"
+        return f"{self._local} for local clients, {self._remote} for remote ones"
 
 
 def _release_sockets(module: Module) -> None:
@@ -179,7 +196,7 @@ def _release_sockets(module: Module) -> None:
 
     Otherwise a client that keeps its socket open would keep the programs loaded.
     """
-    for sockhash in ("clients", "servers"):
+    for sockhash in ("clients", "peers", "servers"):
         fd = module.map_fd(sockhash)
         for key in list(syscall.map_keys(fd, 8)):
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile

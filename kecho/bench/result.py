@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kecho.bench.host import Host
-from kecho.bench.run import Load, Run
+from kecho.bench.run import Load, Run, renamed
 from kecho.bench.summary import Comparison, Summary, compare
 from kecho.model.errors import KechoError, one_line
 from kecho.model.record import known, picked, plain
@@ -99,7 +99,7 @@ class Result:
             raise ValueError(f"schema {obj.get('schema')}, this version reads {SCHEMA}")
         return cls(
             Host(**known(Host, obj["host"])),
-            **picked(obj, _FIELDS),
+            **{**picked(obj, _FIELDS), "baseline": renamed(obj["baseline"])},
             runs=tuple(Run.from_json(run) for run in obj["runs"]),
             left_out=obj.get("left_out", {}),
             failed=obj.get("failed", {}),

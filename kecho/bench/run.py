@@ -14,6 +14,7 @@ from kecho.model.record import known, picked, plain
 from kecho.model.snapshot import PathStats
 from kecho.system.limits import ListenCounts
 
+_OLD_NAMES = {"msg": "ingress", "sockmap:msg": "sockmap:ingress"}
 _FIELDS = ("target", "mode", "endpoint", "repeat", "options", "elapsed_ns", "interrupted")
 
 
@@ -107,9 +108,14 @@ class Run:
         """The inverse. What it does not know it leaves out; raises KeyError for what is missing."""
         kernel, listen = obj["kernel"], obj.get("listen")
         return cls(
-            **picked(obj, _FIELDS),
+            **{**picked(obj, _FIELDS), "target": renamed(obj["target"])},
             latency=Latency.from_json(obj["latency_ns"], obj["options"].get("unsent", 0)),
-            kernel={name: PathStats.from_json(stats) for name, stats in kernel.items()} if kernel else None,
+            kernel={renamed(name): PathStats.from_json(stats) for name, stats in kernel.items()} if kernel else None,
             why=obj.get("why", {}).get("kernel", ""),
             listened=ListenCounts(**known(ListenCounts, listen)) if listen else None,
         )
+
+
+def renamed(name: str) -> str:
+    """The name of a path or target of today: old results have other ones."""
+    return _OLD_NAMES.get(name, name)

@@ -27,8 +27,10 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "user:epoll": {"mode": "user", "engine": "epoll"},
     "user:io_uring": {"mode": "user", "engine": "io_uring"},
     "sockmap": {"mode": "sockmap"},
-    "sockmap:msg": {"mode": "sockmap", "path": "msg"},
+    "sockmap:egress": {"mode": "sockmap", "path": "egress"},
+    "sockmap:ingress": {"mode": "sockmap", "path": "ingress"},
     "sockmap:skb": {"mode": "sockmap", "path": "skb"},
+    "sockmap:user": {"mode": "sockmap", "path": "user"},
     "mirror": {"mode": "mirror"},
     "module": {"mode": "module"},
     "module:workqueue": {"mode": "module", "inline": False},
@@ -45,7 +47,7 @@ class Fleet:
 
 
 def parse(text: str) -> tuple[str, ...]:
-    """The variants in a list such as ``user,sockmap:msg``. Raises UsageError."""
+    """The variants in a list such as ``user,sockmap:egress``. Raises UsageError."""
     names = tuple(text.split(","))
     for name in names:
         if name not in VARIANTS:

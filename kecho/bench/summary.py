@@ -54,7 +54,7 @@ class Summary:
 
     @property
     def label(self) -> str:
-        """Name, and mode and path where they say more: ``kecho (sockmap msg)``."""
+        """Name, and mode and path where they say more: ``kecho (sockmap egress)``."""
         words = (self.mode, self.path)
         more = " ".join(dict.fromkeys(word for word in words if word and word not in self.name.split(":")))
         return f"{self.name} ({more})" if more else self.name

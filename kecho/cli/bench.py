@@ -44,7 +44,7 @@ that supports is called a difference. Put --json last, or write --json=FILE.
 examples:
   kecho-ctl bench                                  all services that are up, 64 B ping-pong
   kecho-ctl bench kecho 127.0.0.1:7 [::1]:7        a service of ours and anybody's echo server
-  sudo kecho-ctl bench --compare user,user:io_uring,sockmap:msg,sockmap:skb,module
+  sudo kecho-ctl bench --compare user,user:io_uring,sockmap:egress,sockmap:skb,module
   kecho-ctl bench --connections 1,10,100,1000 --size 64,1K,16K --csv out.csv --plot out.png
   kecho-ctl bench --connections 100 --threads 2 --size 1K --duration 5
   kecho-ctl bench --burst 1000 --rounds 10         1,000 connections that send at once, ten times

@@ -57,7 +57,7 @@ examples:
     )
     parser.add_argument(
         "--path",
-        help="sockmap: auto (default) serves local clients by msg and remote ones by skb; or msg, or skb",
+        help="sockmap: local clients by egress (auto, default) or ingress, others by skb; or all by skb, or by user",
     )
     parser.add_argument(
         "--limit",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -21,12 +22,31 @@ from kecho.model.snapshot import PathStats
 # struct path_stats of bpf/kecho.h, in units of 8 bytes.
 _COUNTERS = 3
 _STATS_WORDS = _COUNTERS + SLOTS
+_INCLUDE = re.compile(r'#include "([^"]+)"')
 
 
 def sources() -> Path:
     """The folder of the BPF sources: shipped inside the package, or `bpf/` of the checkout."""
     shipped = Path(__file__).parents[1] / "_bpf"
     return shipped if shipped.is_dir() else Path(__file__).parents[2] / "bpf"
+
+
+def source_text(path: Path) -> str:
+    """A source with what it includes of its own folder in its place: BCC rewrites what is in one file only."""
+    included: set[Path] = set()
+
+    def expand(file: Path) -> str:
+        included.add(file)
+        lines = [f'# 1 "{file}"']
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            match = _INCLUDE.fullmatch(line)
+            if not match:
+                lines.append(line)
+            elif (other := file.parent / match[1]) not in included:
+                lines += [expand(other), f'# {number + 1} "{file}"']
+        return "\n".join(lines)
+
+    return expand(path) + "\n"
 
 
 class Module:
@@ -44,7 +64,7 @@ class Module:
             import bcc  # takes a while: nothing but a service pays for it
 
             self._lib = bcc.lib
-            self._bpf = bcc.BPF(src_file=str(path).encode(), cflags=[*cflags, f"-I{path.parent}", *headers.cflags])
+            self._bpf = bcc.BPF(text=source_text(path).encode(), cflags=[*cflags, *headers.cflags])
         self._raw_tracepoints: list[int] = []
 
     def map_fd(self, name: str) -> int:
@@ -111,7 +131,8 @@ class PathArray:
         key = index.to_bytes(4, sys.byteorder)
         words = memoryview(syscall.map_lookup(self._map_fd, key, 8 * _STATS_WORDS * len(self._cpus))).cast("Q")
         rows = {cpu: words[i * _STATS_WORDS : (i + 1) * _STATS_WORDS].tolist() for i, cpu in enumerate(self._cpus)}
-        echoes, total_bytes, fallbacks = (sum(row[i] for row in rows.values()) for i in range(_COUNTERS))
+        # What one CPU counted another may have taken back: a row of its own means nothing.
+        echoes, total_bytes, fallbacks = (sum(row[i] for row in rows.values()) % 2**64 for i in range(_COUNTERS))
         latency = Histogram.from_arrays({cpu: row[_COUNTERS:] for cpu, row in rows.items()})
         return PathStats(echoes, total_bytes, fallbacks, latency)
 

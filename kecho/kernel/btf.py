@@ -27,8 +27,9 @@ _KINDS = 128  # bits 24 to 30 of info; before the layout section there were 32, 
 _VLEN = 0xFFFFFF  # bits 0 to 23; before, 0 to 15
 _TYPE = struct.Struct("<III")  # name_off, info, size or type
 _MEMBER = struct.Struct("<III")  # name_off, type, offset
+_ENUMERATOR = struct.Struct("<II")  # name_off, value
 
-_ARRAY, _STRUCT, _UNION, _TYPEDEF, _VOLATILE, _CONST, _RESTRICT = 3, 4, 5, 8, 9, 10, 11
+_ARRAY, _STRUCT, _UNION, _ENUM, _TYPEDEF, _VOLATILE, _CONST, _RESTRICT = 3, 4, 5, 6, 8, 9, 10, 11
 _TYPE_TAG = 18
 # Of modifiers around a type, and of anonymous types in one another: more than any kernel has.
 _MAX_DEPTH = 32
@@ -41,7 +42,7 @@ _TRAILER = {
     _ARRAY: (12, 0),
     _STRUCT: (0, 12),
     _UNION: (0, 12),
-    6: (0, 8),  # ENUM
+    _ENUM: (0, 8),
     7: (0, 0),  # FWD
     _TYPEDEF: (0, 0),
     _VOLATILE: (0, 0),
@@ -203,6 +204,20 @@ class Btf:
         if bits % 8:
             raise BtfError(f"{path} is a bit field")
         return bits // 8
+
+    def enumerator(self, path: str) -> int:
+        """The value of an enumerator, from 0: ``enumerator("sock_flags.SOCK_ZEROCOPY")``. Raises BtfError."""
+        name, _, member = path.partition(".")
+        wanted = self._name_offset(name)
+        for at in self._positions[1:] if wanted >= 0 else ():
+            name_off, info, _ = _TYPE.unpack_from(self._blob, at)
+            if name_off != wanted or info >> 24 & 0x1F != _ENUM:
+                continue
+            for i in range(info & 0xFFFF):
+                member_off, value = _ENUMERATOR.unpack_from(self._blob, at + _TYPE.size + i * _ENUMERATOR.size)
+                if self._string(member_off) == member:
+                    return int(value)
+        raise BtfError(f"no enumerator {path} in the kernel's BTF")
 
     def offsets(self, paths: Iterable[str]) -> dict[str, int]:
         """`offset` of each path."""

@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
+import fcntl
 import importlib.util
 import os
 import platform
 import re
 import resource
+import select
 import signal
 import socket
 import struct
-from collections.abc import Callable
+import termios
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +32,8 @@ _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 # The names that bpf/sockmap.c gives the fields it reads.
 SOCKMAP_FIELDS = {
+    "FLAGS": "sock_common.skc_flags",
+    "SOCKET": "sock.sk_socket",
     "DST": "sock.sk_dst_cache",
     "DST_DEV": "dst_entry.dev",
     "DEV_IFINDEX": "net_device.ifindex",
@@ -38,6 +45,7 @@ SOCKMAP_FIELDS = {
     "SND_UNA": "tcp_sock.snd_una",
     "WRITE_SEQ": "tcp_sock.write_seq",
 }
+SOCK_ZEROCOPY = "sock_flags.SOCK_ZEROCOPY"
 
 
 def sockmap_offsets(btf: Btf) -> dict[str, int]:
@@ -205,7 +213,9 @@ def probe_headers() -> str:
 def probe_btf() -> str:
     """The kernel's BTF, with every field that is read."""
     try:
-        sockmap_offsets(Btf.vmlinux())
+        btf = Btf.vmlinux()
+        sockmap_offsets(btf)
+        btf.enumerator(SOCK_ZEROCOPY)
     except (OSError, BtfError) as e:
         raise Unavailable(
             f"the kernel's BTF does not serve: {one_line(e)}", "boot a kernel with CONFIG_DEBUG_INFO_BTF=y"
@@ -251,35 +261,66 @@ def probe_sock_ops() -> str:
     )
 
 
-def probe_msg() -> str:
-    """Path msg, tried out: a redirected payload comes back and is charged to the socket that has to read it.
-
-    Without the charge (54f89b3178d5, Linux 6.13 and the stable trees of December 2024) nothing bounds path msg.
-    """
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
-        fds: list[int] = []
+@contextlib.contextmanager
+def _redirected(path: str, flags: int) -> Iterator[socket.socket]:
+    """A client that has sent b"kecho" over loopback, and a program that redirected it. Raises Unavailable."""
+    with contextlib.ExitStack() as stack:
         try:
-            fds.append(syscall.map_create(syscall.MAP_TYPE_SOCKHASH, 4, 4, 1))
-            fds.append(syscall.prog_load(syscall.PROG_TYPE_SK_MSG, syscall.msg_redirect_to_self(fds[0])))
-            syscall.prog_attach(fds[1], fds[0], syscall.ATTACH_SK_MSG_VERDICT)
-            syscall.map_update(fds[0], bytes(4), struct.pack("=I", client.fileno()))
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            client = stack.enter_context(socket.create_connection(listener.getsockname()))
+            server = stack.enter_context(listener.accept()[0])
             client.settimeout(1)
+
+            def opened(fd: int) -> int:
+                stack.callback(os.close, fd)
+                return fd
+
+            senders, targets = (opened(syscall.map_create(syscall.MAP_TYPE_SOCKHASH, 4, 4, 1)) for _ in range(2))
+            program = opened(syscall.prog_load(syscall.PROG_TYPE_SK_MSG, syscall.msg_redirect(targets, flags)))
+            syscall.prog_attach(program, senders, syscall.ATTACH_SK_MSG_VERDICT)
+            target = client if flags & syscall.MSG_INGRESS else server
+            for sockhash, sock in ((targets, target), (senders, client)):
+                syscall.map_update(sockhash, bytes(4), struct.pack("=I", sock.fileno()))
             client.send(b"kecho")
-            (charged,) = struct.unpack("=I", client.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4))
-            echoed = client.recv(5)
+            if not select.select([client], [], [], 1)[0]:
+                raise TimeoutError(errno.ETIMEDOUT, "nothing comes back")
         except OSError as e:
-            raise Unavailable(f"path msg does not work here: {one_line(e)}", "use --path skb") from e
-        finally:
-            for fd in fds:
-                os.close(fd)
+            raise Unavailable(f"path {path} does not work here: {one_line(e)}", "use --path skb") from e
+        yield client
+
+
+def _receive(path: str, client: socket.socket) -> None:
+    try:
+        echoed = client.recv(16)
+    except OSError as e:
+        raise Unavailable(f"path {path} does not work here: {one_line(e)}", "use --path skb") from e
     if echoed != b"kecho":
-        raise Unavailable(f"path msg returns {echoed!r} for b'kecho'", "use --path skb")
+        raise Unavailable(f"path {path} returns {echoed!r} for b'kecho'", "use --path skb")
+
+
+def probe_egress() -> str:
+    """Path egress, tried out, and what of the calls that some kernels do without finds the data."""
+    with _redirected("egress", 0) as client:
+        (readable,) = struct.unpack("=i", fcntl.ioctl(client, termios.FIONREAD, bytes(4)))
+        _receive("egress", client)
+    return "echoes" if readable == 5 else "echoes; FIONREAD counts nothing"
+
+
+def probe_ingress() -> str:
+    """Path ingress, tried out: a redirected payload comes back and is charged to the socket that has to read it.
+
+    Without the charge (54f89b3178d5, Linux 6.13 and the stable trees of December 2024) nothing bounds path ingress.
+    """
+    with _redirected("ingress", syscall.MSG_INGRESS) as client:
+        (charged,) = struct.unpack("=I", client.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4))
+        (readable,) = struct.unpack("=i", fcntl.ioctl(client, termios.FIONREAD, bytes(4)))
+        _receive("ingress", client)
     if charged < 5:
         raise Unavailable(
-            "this kernel does not charge redirected data to its socket, so path msg has no bound",
+            "this kernel does not charge redirected data to its socket, so path ingress has no bound",
             "use --path skb, or boot Linux 6.13 or a stable kernel of 2025",
         )
-    return "echoes, and is charged"
+    return "echoes, and is charged" if readable == 5 else "echoes, and is charged; FIONREAD counts nothing"
 
 
 def probe_modules() -> str:

@@ -22,6 +22,8 @@ PROG_TYPE_SK_SKB = 14
 PROG_TYPE_SK_MSG = 16
 PROG_TYPE_RAW_TRACEPOINT = 17
 
+MSG_INGRESS = 1  # BPF_F_INGRESS
+
 ATTACH_CGROUP_SOCK_OPS = 3
 ATTACH_SK_SKB_STREAM_VERDICT = 5
 ATTACH_SK_MSG_VERDICT = 7
@@ -141,8 +143,8 @@ RETURN_ONE = instruction(0xB7, immediate=1) + instruction(0x95)
 RETURN_UNSPEC = instruction(0xB7, immediate=-1) + instruction(0x95)
 
 
-def msg_redirect_to_self(sockhash_fd: int) -> bytes:
-    """An sk_msg program that redirects to the ingress queue of the socket under key 0 (u32) of `sockhash_fd`."""
+def msg_redirect(sockhash_fd: int, flags: int) -> bytes:
+    """An sk_msg program: redirects out of the socket under key 0 (u32) of a sockhash, or by MSG_INGRESS into it."""
     return b"".join(
         (
             instruction(0x62, 10, offset=-4),  # *(u32 *)(fp - 4) = 0
@@ -150,7 +152,7 @@ def msg_redirect_to_self(sockhash_fd: int) -> bytes:
             instruction(0),
             instruction(0xBF, 3, 10),  # r3 = fp - 4
             instruction(0x07, 3, immediate=-4),
-            instruction(0xB7, 4, immediate=1),  # r4 = BPF_F_INGRESS
+            instruction(0xB7, 4, immediate=flags),  # r4 = flags
             instruction(0x85, immediate=71),  # bpf_msg_redirect_hash(msg, map, &key, flags)
             instruction(0x95),
         )

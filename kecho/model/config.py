@@ -15,10 +15,10 @@ DEFAULT_NAME = "kecho"
 DEFAULT_PORT = 12345
 DEFAULT_BINDS = ("127.0.0.1", "::1")
 DEFAULT_BACKLOG = 128
-DEFAULT_LIMIT_BYTES = 128 << 10
+DEFAULT_LIMIT_BYTES = 4 << 20
 MIN_LIMIT_BYTES = 4 << 10
 MAX_LIMIT_BYTES = 1 << 30
-PATH_CHOICES = ("auto", "msg", "skb")
+PATH_CHOICES = ("auto", "egress", "ingress", "skb", "user")  # of mode sockmap
 ENGINES = ("epoll", "io_uring")  # of kecho/native/server/main.c; the first is the default
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")

@@ -550,15 +550,16 @@ LIMITS = {"small": 16 << 10, "default": 128 << 10}
 def lane(name: str, limit: int = LIMITS["small"]) -> Iterator[Lane]:
     """The lane of that name, one of LANES, with a service of its own. Raises NotHere."""
     with contextlib.ExitStack() as stack:
-        nets = {"remote": network.NET, "passed": network.NET + 256, "mirror-remote": network.NET + 512}
+        nets = {"remote": network.NET, "mirror-remote": network.NET + 256}
         pair = stack.enter_context(network.veth(nets[name])) if name in nets else None
         found: Lane
-        if name == "msg" or name == "skb":
-            found = ServiceLane(name, name, path=name, limit=limit)
+        if name in support.KERNEL_PATHS:
+            # Who once left path ingress with unread data stays off it.
+            found = ServiceLane(name, "" if name == "ingress" else name, path=name, limit=limit)
         elif name == "remote":
             found = ServiceLane(name, "skb", pair, limit=limit)
         elif name == "passed":
-            found = ServiceLane(name, "user", pair, path="msg", limit=limit)
+            found = ServiceLane(name, "user", mode="sockmap", path="user", limit=limit)
         elif name == "mirror":
             found = ServiceLane(name, "mirror", path="mirror")
         elif name == "mirror-remote":
@@ -571,9 +572,9 @@ def lane(name: str, limit: int = LIMITS["small"]) -> Iterator[Lane]:
         yield found
 
 
-# sockmap: path msg; path skb with a local and with a remote client; path user, which is the controller's.
+# sockmap: paths egress, ingress; path skb with a local and with a remote client; path user, the controller's.
 # Mode user: both engines.
-LANES = ("msg", "skb", "remote", "passed", "mirror", "mirror-remote", "epoll", "io_uring")
+LANES = ("egress", "ingress", "skb", "remote", "passed", "mirror", "mirror-remote", "epoll", "io_uring")
 
 
 # ---- a round ----

@@ -27,11 +27,12 @@ KECHO_CTL = ROOT / ".venv/bin/kecho-ctl"
 RUN = Path("/run/kecho")
 TIMEOUT_S = float(os.environ.get("KECHO_TEST_TIMEOUT_S", "60"))
 PROGRAMS = {
-    *("kecho_msg_echo", "kecho_skb_echo", "kecho_skb_sent", "kecho_msg_sent", "kecho_register"),
-    "kretfunc__tcp_bpf_sendmsg",  # in the place of kecho_msg_sent where there is no tracepoint for that
+    *("kecho_egress_echo", "kecho_ingress_echo", "kecho_local_sent"),
+    *("kecho_skb_echo", "kecho_skb_sent", "kecho_register"),
+    "kretfunc__tcp_bpf_sendmsg",  # in the place of kecho_local_sent where there is no tracepoint for that
 }
-MAPS = ("clients", "servers", "conns", "unconfirmed")
-KERNEL_PATHS = ("msg", "skb")
+MAPS = ("clients", "locals", "peers", "servers", "remotes", "unconfirmed")
+KERNEL_PATHS = ("egress", "ingress", "skb")
 MODULE_PATHS = {"softirq": (), "workqueue": ("inline=0",), "workqueue-percpu": ("inline=0", "bench=1")}
 _FLAGS = {"inline=0": "--no-inline", "bench=1": "--bench=1"}
 
@@ -41,7 +42,7 @@ def _mode(path: str | None) -> str:
     return path if path in ("mirror", "user") else "module" if path in MODULE_PATHS else "sockmap"
 
 
-PATHS = tuple(os.environ.get("KECHO_TEST_PATHS", "msg skb mirror user").split())
+PATHS = tuple(os.environ.get("KECHO_TEST_PATHS", "egress ingress skb mirror user").split())
 MODES = tuple(dict.fromkeys(_mode(path) for path in PATHS))
 OWN_MACHINE = os.environ.get("KECHO_TEST_OWN_MACHINE") == "1"  # nobody minds what is done to all of it
 SHRINK = int(os.environ.get("KECHO_TEST_SHRINK", "1"))
@@ -150,7 +151,7 @@ class Belongings:
         self.links = fdinfo(pid, "link_id")
         if sockmap:  # or looking for them would mean nothing
             names = {found["name"] for found in bpftool("prog", "show") if found["id"] in self.programs}
-            assert {"kecho_register", "kecho_msg_echo", "kecho_skb_echo"} <= names <= PROGRAMS, names
+            assert {"kecho_register", "kecho_skb_echo"} <= names <= PROGRAMS, names
             assert self.links and self.programs & cgroup_programs()
             assert {self._map_name(number) for number in self.maps} >= set(MAPS)
 
@@ -254,7 +255,7 @@ def up(**options: Any) -> Service:
     binds = options.pop("bind", None) or []
     binds = [binds] if isinstance(binds, str) else list(binds)
     args = ["up", f"--mode={mode}", f"--name={name}", f"--port={port}", *(f"--bind={bind}" for bind in binds)]
-    if path in KERNEL_PATHS:
+    if mode == "sockmap" and path:
         args.append(f"--path={path}")
     args += [_FLAGS[parameter] for parameter in MODULE_PATHS.get(path, ())]
     for key, value in options.items():

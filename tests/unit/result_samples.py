@@ -72,7 +72,7 @@ def three_targets() -> Result:
     runs = []
     for repeat in range(2):
         runs += [
-            run("fast", [1700 + i for i in range(100)], mode="sockmap", path="msg", repeat=repeat),
+            run("fast", [1700 + i for i in range(100)], mode="sockmap", path="egress", repeat=repeat),
             run("slow", [14000 + 10 * i for i in range(100)], mode="user", path="user", repeat=repeat),
             run("127.0.0.1:7", [20000 + 100 * i for i in range(99)] + [9_000_000], repeat=repeat),
         ]

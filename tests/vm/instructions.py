@@ -75,8 +75,10 @@ def _bare_module(*parameters: str) -> Server:
 SERVERS: Mapping[str, Server] = {
     "user, epoll": _user("epoll"),
     "user, io_uring": _user("io_uring"),
-    "sockmap, msg": _controlled("--mode=sockmap"),
-    "sockmap, msg, --no-latency": _controlled("--mode=sockmap", "--no-latency"),
+    "sockmap, egress": _controlled("--mode=sockmap"),
+    "sockmap, egress, --no-latency": _controlled("--mode=sockmap", "--no-latency"),
+    "sockmap, ingress": _controlled("--mode=sockmap", "--path=ingress"),
+    "sockmap, ingress, --no-latency": _controlled("--mode=sockmap", "--path=ingress", "--no-latency"),
     "sockmap, skb": _controlled("--mode=sockmap", "--path=skb"),
     "module, inline": _controlled("--mode=module"),
     "module, inline, bare": _bare_module(),

@@ -30,8 +30,8 @@ bench-instructions: vm-build ## print instructions a round trip, every backend a
 # What make check runs: the tests of behaviour on the distribution's own kernel and on the newest that it has, with fewer
 # rounds of load, and the five paths between them; on its own also those of kecho-ctl's mode module, some of hostility and of odd segments, and the quick ones of those that
 # count instructions.
-VM_PATHS_own    = softirq workqueue msg
-VM_PATHS_newest = softirq workqueue-percpu skb
+VM_PATHS_own    = softirq workqueue egress
+VM_PATHS_newest = softirq workqueue-percpu ingress skb
 VM_SHORT_ENV = KECHO_VM_LOAD_ROUNDS=10 KECHO_TEST_SHRINK=16 KECHO_TEST_STREAM_MB=16
 VM_CLOCK = (round_trip and bare) or unload_under_traffic or unload_with_idle
 VM_SHORT = tests/vm/run -m "not instructions" -k

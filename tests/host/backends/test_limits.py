@@ -21,7 +21,8 @@ from support import assert_same, echo, fill, payload, receive
 
 CONNECTIONS = int(os.environ.get("KECHO_TEST_CONNECTIONS", "3000"))
 AT_ONCE = 15_000
-KERNEL_PATHS = pytest.mark.parametrize("path", ["msg", "skb"])
+KERNEL_PATHS = pytest.mark.parametrize("path", support.KERNEL_PATHS)
+USED_MAPS = {"egress": {"clients", "locals", "peers"}, "ingress": {"clients", "locals"}, "skb": {"servers", "remotes"}}
 
 
 def _most_bytes() -> int:
@@ -75,6 +76,7 @@ def test_a_client_that_does_not_read(service: Callable[..., support.Service], pa
 def test_smallest_limit(service: Callable[..., support.Service], path: str, family: int) -> None:
     served = service(path=path, limit=4096)
     with served.client(family) as client:
+        support.wait_for(lambda: served.active() == 1, "accept(), before which path egress takes less")
         echo(client, payload(4096))
         stats = served.stats()["paths"]
         assert (stats[path]["bytes"], stats["user"]["bytes"]) == (4096, 0)
@@ -101,7 +103,7 @@ def test_short_connections_leave_no_entries(service: Callable[..., support.Servi
     with served.client() as client:  # the maps that are looked at are those in use
         echo(client, b"x")
         used = {name for name, entries in _entries(served).items() if entries}
-        assert used == {"conns", "clients" if path == "msg" else "servers"}
+        assert used == USED_MAPS[path]
     address, port = served.address(), served.port
     for i in range(CONNECTIONS):
         token = i.to_bytes(4, "big")

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 
@@ -83,7 +85,7 @@ def test_remote_client(service: Up, veth: str, here: str, family: int) -> None:
             support.echo(client, b"%064d" % i)
         stats = one.stats()["paths"]
         assert stats["skb"]["echoes"] == stats["skb"]["latency_ns"]["count"] == 1000
-        assert (stats["skb"]["bytes"], stats["msg"]["echoes"], stats["user"]["echoes"]) == (64000, 0, 0)
+        assert (stats["skb"]["bytes"], stats["egress"]["echoes"], stats["user"]["echoes"]) == (64000, 0, 0)
         support.echo(client, support.payload(20 << 20))
         client.shutdown(socket.SHUT_WR)
         assert client.recv(1) == b""
@@ -100,7 +102,7 @@ def test_remote_clients_beside_local_ones(service: Up, veth: str) -> None:
             support.echo(remote, b"remote %d" % i)
             support.echo(local, b"local %d" % i)
     stats = one.stats()["paths"]
-    assert (stats["skb"]["echoes"], stats["msg"]["echoes"], stats["user"]["echoes"]) == (101, 101, 0)
+    assert (stats["skb"]["echoes"], stats["egress"]["echoes"], stats["user"]["echoes"]) == (101, 101, 0)
 
 
 def test_remote_client_that_does_not_read(service: Up, veth: str) -> None:
@@ -212,8 +214,14 @@ def test_same_connection_in_another_namespace(served: support.Service, namespace
 
 @pytest.mark.parametrize(
     ("path", "others", "wildcard"),
-    [("msg", "msg", False), ("skb", "skb", False), ("user", "msg", False), ("skb", "skb", True)],
-    ids=["msg-msg", "skb-skb", "user-msg", "wildcards"],
+    [
+        ("egress", "egress", False),
+        ("ingress", "egress", False),
+        ("skb", "skb", False),
+        ("user", "egress", False),
+        ("skb", "skb", True),
+    ],
+    ids=["egress-egress", "ingress-egress", "skb-skb", "user-egress", "wildcards"],
 )
 def test_a_client_from_another_services_port(service: Up, path: str, others: str, wildcard: bool, veth: str) -> None:
     """Of two services, the one that the connection leads to serves it, and the other sees nothing."""
@@ -251,7 +259,7 @@ def test_a_client_from_the_port_that_it_connects_to(served: support.Service) -> 
 def test_two_services_on_one_port(service: Up, veth: str) -> None:
     """Each on an address of its own: the address says whose a connection is."""
     port = support.free_port()
-    near = service(path="msg", bind="127.0.0.1", port=port)
+    near = service(path="egress", bind="127.0.0.1", port=port)
     far = service(path="skb", bind=HERE, port=port)
     with (
         support.connect("127.0.0.1", port) as local,
@@ -262,5 +270,39 @@ def test_two_services_on_one_port(service: Up, veth: str) -> None:
             support.echo(local, b"local")
             support.echo(own, b"own")
             support.echo(remote, b"remote")
-    assert near.path("msg")["echoes"] == 20
+    assert near.path("egress")["echoes"] == 20
     assert (far.path("skb")["echoes"], far.path("skb")["bytes"]) == (40, 20 * (3 + 6))
+
+
+def redirect(netns: str, port: int, to: int) -> None:
+    """From now on who connects to `port` in that namespace is led to another."""
+    rules = f"""table inet kecho-{port} {{
+        chain out {{ type nat hook output priority -100; tcp dport {port} redirect to :{to}; }}
+    }}"""
+    subprocess.run(["ip", "netns", "exec", netns, "nft", "-f", "-"], input=rules, text=True, check=True)
+
+
+def test_nobody_elses_data(service: Up, namespace: str, family: int, path: str) -> None:
+    """Of two clients with one address and port, one is led away from the service and the other one to it.
+
+    The first connects to the service's port, the second is what the service sees come from there.
+    """
+    one = service(run={"preexec_fn": lambda: support.enter_netns(namespace)}, path=path)
+    address, elsewhere, door = one.address(family), one.port + 1, one.port + 2
+    listener = support.socket_in(namespace, family)
+    listener.bind((address, elsewhere))
+    redirect(namespace, one.port, elsewhere)
+    redirect(namespace, door, one.port)
+    with shouting(listener):
+        for number, source in enumerate(random.Random(1).sample(range(40000, 41000), 200)):
+            near, far = (support.socket_in(namespace, family) for _ in range(2))
+            for sock in (near, far):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind((address, source))
+            with support.connect(address, one.port, far), support.connect(address, door, near):
+                support.echo(near, b"near %d" % number)
+                for _ in range(3):
+                    far.sendall(b"far %d" % number)
+                    assert support.receive(far, 4 + len(str(number))) == b"FAR %d" % number
+                support.echo(near, b"near again")
+    assert seen(one) == (200, 400)

@@ -119,7 +119,7 @@ def tun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @pytest.fixture(scope="module", params=support.PATHS)
 def kept(request: pytest.FixtureRequest, tun: int) -> Iterator[support.Kept]:
-    """Each path. The client is a remote one: with --path msg it is echoed by the controller, path user."""
+    """Each path. The client is a remote one."""
     found = support.Kept(request.param, bind=HERE)
     try:
         yield found
@@ -161,13 +161,13 @@ def test_every_byte_once(tun: int, served: support.Server, segments: list[tuple[
     support.assert_same(client.expect_end(), data)
 
 
-def take_back(conns: int, in_bytes: int, instead: int) -> None:
+def take_back(remotes: int, in_bytes: int, instead: int) -> None:
     """Has the verdict believe that it took in less, of the one connection of which it took in so much."""
-    entries = support.bpftool("map", "dump", "id", conns)
+    entries = support.bpftool("map", "dump", "id", remotes)
     (entry,) = (entry for entry in entries if entry["formatted"]["value"]["in_bytes"] == in_bytes)
     key, value = (bytes(int(byte, 16) for byte in entry[part]) for part in ("key", "value"))
     value = value.replace(struct.pack("=I", in_bytes), struct.pack("=I", instead), 1)  # the next one is out_bytes
-    support.bpftool("map", "update", "id", conns, "key", *key, "value", *value)
+    support.bpftool("map", "update", "id", remotes, "key", *key, "value", *value)
 
 
 def test_a_stream_with_a_hole_is_reset(tun: int) -> None:
@@ -178,7 +178,7 @@ def test_a_stream_with_a_hole_is_reset(tun: int) -> None:
         client, other = RawClient(tun, served.port), RawClient(tun, served.port)
         client.send(0, data[:1234])
         support.assert_same(client.expect(1234), data[:1234])
-        take_back(support.map_id(served.pid, "conns"), 1234, 1200)
+        take_back(support.map_id(served.pid, "remotes"), 1234, 1200)
         client.send(1234, data[1234:2000])
         support.assert_same(client.expect_reset(), data[:1234])
         other.send(0, data)

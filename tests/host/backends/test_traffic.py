@@ -32,8 +32,9 @@ LIMIT = 128 << 10
 SIZES = [1, 2, 63, 64, 65, 1448, 4095, 4096, 4097, 65535, 65536, 65537, LIMIT - 1, LIMIT, LIMIT + 1, 1 << 20]
 BIG = few(8 << 20)
 
-controlled = pytest.mark.paths("msg", "skb", "mirror", "user")
+controlled = pytest.mark.paths(*support.KERNEL_PATHS, "mirror", "user")
 in_kernel = pytest.mark.paths(*support.KERNEL_PATHS)
+returns = pytest.mark.paths("egress", "skb")  # who has left path ingress with unread data stays off it
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -448,7 +449,7 @@ def test_others_are_served_beside_one_that_does_not_read(served: support.Server)
         assert_same(receive(stuck, len(sent)), sent)
 
 
-@in_kernel
+@returns
 def test_back_to_the_kernel_after_fallback(served: support.Service, path: str, family: int) -> None:
     """Above the limit the controller takes over; once all has been read, the kernel's path has the connection again."""
     with served.client(family) as client:
@@ -469,7 +470,24 @@ def test_back_to_the_kernel_after_fallback(served: support.Service, path: str, f
             assert after["user"] == between["user"]
 
 
-@in_kernel
+@pytest.mark.paths("ingress")
+def test_off_ingress_for_good(served: support.Service, family: int) -> None:
+    """Data in both of its queues is what many a client does not cope with, so it has that once at most."""
+    with served.client(family) as client:
+        echo(client, b"accepted")
+        for i in range(10):
+            echo(client, payload(64, i))
+        data = fill(client, 1)
+        assert_same(receive(client, len(data)), data)
+        before = served.stats()["paths"]
+        for i in range(50):
+            echo(client, payload(64, i))
+        after = served.stats()["paths"]
+        assert after["ingress"] == before["ingress"]
+        assert after["user"]["bytes"] - before["user"]["bytes"] == 50 * 64
+
+
+@returns
 def test_back_to_the_kernel_after_sends_cut_short(served: support.Service, path: str, family: int) -> None:
     """Of what does not block the kernel takes back what finds no room, after the verdict has seen it."""
     rng = random.Random(1)

@@ -54,7 +54,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def test_compare(tmp_path: Path) -> None:
     """Every variant that any kernel runs; rounds interleaved; inside and outside count the same requests."""
-    names = ["user", "user:io_uring", "sockmap:msg", "sockmap:skb"]
+    names = ["user", "user:io_uring", "sockmap:egress", "sockmap:skb"]
     done = compare(tmp_path, f"--compare={','.join(names)}", *QUICK)
     assert done.returncode == 0 and done.stderr == "", done
     found = load(tmp_path / "r.json")
@@ -62,7 +62,7 @@ def test_compare(tmp_path: Path) -> None:
     assert sorted(order[:4]) == sorted(order[4:]) == sorted(names)
     assert (found["baseline"], found["left_out"]) == ("user", {})
     assert [(target["target"], target["path"]) for target in found["targets"]] == [
-        *zip(names, ("user", "user", "msg", "skb"), strict=True),
+        *zip(names, ("user", "user", "egress", "skb"), strict=True),
     ]
     for run in found["runs"]:
         (inside,) = (stats for stats in run["kernel"].values() if stats["echoes"])
@@ -108,11 +108,11 @@ def test_a_server_of_anyones_among_them(tmp_path: Path) -> None:
 
 
 def test_enough_rounds_give_intervals(tmp_path: Path) -> None:
-    done = compare(tmp_path, "--compare=user,user:epoll,sockmap:msg", "--count=300", "--repeat=7")
+    done = compare(tmp_path, "--compare=user,user:epoll,sockmap:egress", "--count=300", "--repeat=7")
     assert done.returncode == 0, done
     found = {target["target"]: target for target in load(tmp_path / "r.json")["targets"]}
     assert found["user"]["ratio_p50_interval"] is None
-    for name in ("user:epoll", "sockmap:msg"):
+    for name in ("user:epoll", "sockmap:egress"):
         low, high = found[name]["ratio_p50_interval"]
         assert 0 < low <= high
         assert found[name]["rounds"] == 7

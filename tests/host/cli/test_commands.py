@@ -111,7 +111,7 @@ def test_stats_as_lines(service: Up, kecho: Kecho, path: str) -> None:
 
 
 def test_stats_of_an_interval_as_histograms(service: Up, kecho: Kecho) -> None:
-    one = service(path="msg")
+    one = service(path="egress")
     done = kecho("stats", "0.1", "3", "--histogram", "--name", one.name)
     assert done.returncode == 0 and done.stderr == ""
     assert_narrow(done.stdout)
@@ -120,20 +120,20 @@ def test_stats_of_an_interval_as_histograms(service: Up, kecho: Kecho) -> None:
 
 
 def test_stats_draws_what_it_showed_when_ctrl_c_ends_it(service: Up, tmp_path: Path) -> None:
-    one = service(path="msg")
+    one = service(path="egress")
     picture = tmp_path / "x.png"
     command = [support.KECHO_CTL, "stats", one.name, "0.2", "--plot", picture]
     with subprocess.Popen(command, env=support.clean_env(), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        while " msg " not in process.stdout.readline():
+        while " egress " not in process.stdout.readline():
             echoes(one, 50)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
     assert_picture(picture)
 
 
-@pytest.mark.parametrize("path", ["msg", "user"])
+@pytest.mark.parametrize("path", ["egress", "user"])
 def test_a_reset_within_an_interval(service: Up, path: str) -> None:
     """It counts from the reset, even where more came after it than before."""
     one = service(path=path)
@@ -152,7 +152,7 @@ def test_a_reset_within_an_interval(service: Up, path: str) -> None:
 
 
 def test_stats_plot(service: Up, kecho: Kecho, tmp_path: Path) -> None:
-    one = service(path="msg")
+    one = service(path="egress")
     echoes(one, 100)
     done = kecho("stats", "--name", one.name, "--plot", tmp_path / "x.png")
     assert done.returncode == 0, done.stderr
@@ -175,7 +175,7 @@ def test_bench_json_is_one_object_and_nothing_else(service: Up, kecho: Kecho, tm
     assert [run["latency_ns"]["count"] for run in found["runs"]] == [500] * 4
     ours = [run for run in found["runs"] if run["target"] == one.name]
     for run in ours:
-        assert run["path"] == ("msg" if mode == "sockmap" else "user")
+        assert run["path"] == ("egress" if mode == "sockmap" else "user")
         assert run["kernel"][run["path"]]["echoes"] == 500
     assert sum(path["echoes"] for path in one.stats()["paths"].values()) == 2000
     assert list(tmp_path.iterdir()) == []  # results/last.json only where results are kept

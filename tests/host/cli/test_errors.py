@@ -95,7 +95,7 @@ def in_shell(script: str, name: str, *args: str) -> subprocess.CompletedProcess[
         (["--limit=4095"], ["--limit", "4095", "4096"]),
         (["--limit=x"], ["--limit", "'x'"]),
         (["--limit=99999999999999999999"], ["--limit", "99999999999999999999"]),
-        (["--path=foo"], ["--path", "foo", "msg", "skb"]),
+        (["--path=foo"], ["--path", "foo", "egress", "ingress", "skb"]),
         (["--engine=foo"], ["--engine", "foo", "epoll", "io_uring"]),
         (["--port=2_6_0_0_5"], ["--port", "2_6_0_0_5"]),
         (["--port=２６００５"], ["--port"]),

@@ -67,7 +67,7 @@ def test_closed_descriptors(closed: str) -> None:
 @pytest.mark.parametrize("command", ["doctor", "tune", "bench --help", "stats"])
 def test_ascii(service: Up, command: str, environment: dict[str, str]) -> None:
     if command == "stats":
-        one = service(path="msg")
+        one = service(path="egress")
         with one.client() as client:
             support.echo(client, bytes(9))
         command = f"stats {one.name}"
@@ -120,7 +120,7 @@ def server(answer: Callable[[bytes], bytes]) -> Iterator[str]:
         thread.join(10)
 
 
-@pytest.mark.parametrize("kind", ["user", "msg", "skb"])
+@pytest.mark.parametrize("kind", ["user", "egress", "skb"])
 def test_check_of_a_service(service: Up, kind: str) -> None:
     one = service(path=kind)
     done = support.run_kecho("check", one.name)

@@ -111,7 +111,9 @@ def test_up_returns_when_the_service_answers(kecho: Kecho, mode: str) -> None:
         for part in (name, f"mode {mode}", f"127.0.0.1:{port}", f"[::1]:{port}", "paths: "):
             assert part in done.stdout
         assert done.stdout.count("\n") == 1
-        assert {"sockmap": "msg for local clients", "mirror": "tc ingress of lo", "user": "user"}[mode] in done.stdout
+        assert {"sockmap": "egress for local clients", "mirror": "tc ingress of lo", "user": "user"}[
+            mode
+        ] in done.stdout
     finally:
         down = kecho("down", name)
     assert down.stdout == f"{name} is down\n"
@@ -516,8 +518,8 @@ def test_counts_are_exact(service: Up, kecho: Kecho, path: str) -> None:
     shares = [ECHOES // 3, ECHOES // 3, ECHOES - 2 * (ECHOES // 3)]
     echo_from(one, shares, 61)
     stats = one.stats()
-    if path == "msg":
-        assert len(stats["paths"]["msg"]["latency_ns"]["per_cpu"]) == min(2, len(os.sched_getaffinity(0)))
+    if path in ("egress", "ingress"):
+        assert len(stats["paths"][path]["latency_ns"]["per_cpu"]) == min(2, len(os.sched_getaffinity(0)))
     assert_counted(stats, path, ECHOES, 61)
     assert stats["connections"]["total"] == 6 and stats["connections"]["rejected"] == 0
     assert kecho("reset", one.name).returncode == 0
@@ -528,10 +530,10 @@ def test_counts_are_exact(service: Up, kecho: Kecho, path: str) -> None:
 
 def test_every_echo_is_a_sample_when_senders_migrate_and_preempt_each_other(service: Up) -> None:
     """Nobody is pinned, and there are more threads than CPUs; a count that no thread divides."""
-    one = service(path="msg")
+    one = service(path="egress")
     command = [support.ROOT / "build/bench", f"--port={one.port}", "--connections=48", "--threads=12", "--count=100003"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=support.TIMEOUT_S)
-    assert_counted(one.stats(), "msg", 100_003, 64)
+    assert_counted(one.stats(), "egress", 100_003, 64)
 
 
 def assert_counted_nothing(stats: dict[str, Any]) -> None:
@@ -583,7 +585,7 @@ def test_status_shows_the_queue_of_a_client_that_does_not_read(service: Up, slow
 
 def test_many_read_while_others_count(service: Up) -> None:
     """Readers at the same time neither disturb each other nor the counts."""
-    one = service(path="msg")
+    one = service(path="egress")
     failures: list[str] = []
 
     def read() -> None:
@@ -599,4 +601,4 @@ def test_many_read_while_others_count(service: Up) -> None:
     for reader in readers:
         reader.join()
     assert not failures
-    assert_counted(one.stats(), "msg", 1009, 10)
+    assert_counted(one.stats(), "egress", 1009, 10)

@@ -486,8 +486,8 @@ def test_the_control_socket_under_a_fuzzer(lasting: support.Service, kecho: Kech
     with slow:
         fuzz()
         stats = lasting.stats()
-        assert stats["paths"]["msg"]["echoes"] == stats["paths"]["msg"]["latency_ns"]["count"] == echoed
-        assert stats["paths"]["msg"]["bytes"] == 6 * echoed
+        assert stats["paths"]["egress"]["echoes"] == stats["paths"]["egress"]["latency_ns"]["count"] == echoed
+        assert stats["paths"]["egress"]["bytes"] == 6 * echoed
         assert stats["paths"]["skb"]["echoes"] == stats["paths"]["user"]["echoes"] == 0
         assert stats["connections"] == {"active": 1, "total": 1, "rejected": 0, "aborted": 0}
     support.wait_for(

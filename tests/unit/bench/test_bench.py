@@ -222,11 +222,11 @@ def test_ratio_without_the_baseline_is_none() -> None:
 
 def test_paths_and_kernel_counts_of_a_target() -> None:
     _, fast, foreign = samples.three_targets().targets
-    assert (fast.path, foreign.path) == ("msg", "")
+    assert (fast.path, foreign.path) == ("egress", "")
     assert fast.kernel is not None
-    assert fast.kernel["msg"].echoes == 200
-    assert fast.kernel["msg"].latency is not None
-    assert fast.kernel["msg"].latency.count == 200
+    assert fast.kernel["egress"].echoes == 200
+    assert fast.kernel["egress"].latency is not None
+    assert fast.kernel["egress"].latency.count == 200
     assert foreign.kernel is None
 
 
@@ -248,7 +248,7 @@ def test_paths_and_kernel_counts_of_a_target() -> None:
     ],
 )
 def test_counts_that_disagree_are_noted(counted_bytes: int, options: dict[str, Any], note: str) -> None:
-    kernel = {"msg": PathStats(9, counted_bytes - 64), "user": PathStats(1, 64)}
+    kernel = {"egress": PathStats(9, counted_bytes - 64), "user": PathStats(1, 64)}
     run = samples.run("fast", [1000] * 10, kernel=kernel, options={**samples.OPTIONS, **options})
     assert note in mismatch(run)
     assert bool(note) is bool(mismatch(run))
@@ -274,7 +274,7 @@ def test_table() -> None:
     assert [line.split()[0] for line in lines[head + 1 : head + 4]] == ["slow", "fast", "127.0.0.1:7"]
     assert len({len(line) for line in lines[head : head + 4]}) == 1
     fast = lines[head + 2].split()
-    assert fast[1:4] == ["sockmap", "msg", "1.75µs"]
+    assert fast[1:4] == ["sockmap", "egress", "1.75µs"]
     assert fast[-3:] == ["8.3×", "571,592", "8.3×"]
     assert lines[head + 3].split()[1:3] == ["-", "-"]
 
@@ -288,7 +288,7 @@ def test_table_of_inside_and_outside() -> None:
     ]
     assert inside[2].split() == ["slow", "user", "-", "14.5µs", "-", "15.0µs", "200", "12,800", "0"]
     fast = inside[3].split()
-    assert fast[1:2] + fast[3:4] + fast[5:] == ["msg", "1.75µs", "1.80µs", "200", "12,800", "0"]
+    assert fast[1:2] + fast[3:4] + fast[5:] == ["egress", "1.75µs", "1.80µs", "200", "12,800", "0"]
     assert 0.8 <= float(fast[2].removesuffix("ns")) / 875 <= 1.1
     assert "idle" not in text
 
@@ -942,3 +942,11 @@ def test_ctrl_c_keeps_what_was_measured(native: None, tmp_path: Path) -> None:
     assert result.interrupted
     assert len(result.runs) == 1
     assert result.runs[0].latency.count > 0
+
+
+def test_old_names_of_paths_are_read_as_those_of_today() -> None:
+    obj = samples.three_targets().to_json()
+    text = json.dumps(obj).replace('"egress"', '"msg"').replace('"fast"', '"sockmap:msg"')
+    found = Result.from_json(json.loads(text))
+    old = next(run for run in found.runs if run.mode == "sockmap")
+    assert (old.target, old.path) == ("sockmap:ingress", "ingress")

@@ -36,8 +36,8 @@ def test_figures_are_those_of_the_runs() -> None:
         assert row["mean_ns"] == run.latency.mean
         assert row["rate_per_s"] == pytest.approx(run.latency.count / (run.elapsed_ns / 1e9))
         if run.mode == "sockmap":
-            assert run.kernel is not None and run.kernel["msg"].latency is not None
-            assert row["inside_p50_ns"] == run.kernel["msg"].latency.percentile(0.5)
+            assert run.kernel is not None and run.kernel["egress"].latency is not None
+            assert row["inside_p50_ns"] == run.kernel["egress"].latency.percentile(0.5)
         else:
             assert pd.isna(row["inside_p50_ns"])
         assert pd.isna(row["inside_echoes"]) if not run.mode else row["inside_echoes"] == 100

@@ -23,7 +23,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"port": 65536}, "--port 65536: must be from 1 to 65535"),
     ({"backlog": 0}, "--backlog 0: must be at least 1"),
     ({"backlog": 2**31}, f"--backlog {2**31}"),
-    ({"path": "fast"}, "--path fast: must be one of auto, msg, skb"),
+    ({"path": "fast"}, "--path fast: must be one of auto, egress, ingress, skb, user"),
     ({"limit_bytes": 4095}, "--limit 4095: must be from 4096 to 1073741824 bytes"),
     ({"limit_bytes": (1 << 30) + 1}, "--limit 1073741825: must be from 4096 to 1073741824 bytes"),
     ({"engine": "poll"}, "--engine poll: must be one of epoll, io_uring"),

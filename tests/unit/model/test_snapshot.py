@@ -21,7 +21,7 @@ def snapshot(echoes: int, uptime_s: float) -> Snapshot:
         "6.1.0-56-amd64",
         Connections(active=2, total=3 + echoes, rejected=echoes // 10, aborted=1),
         {
-            "msg": PathStats(echoes, 64 * echoes, 5, Histogram.of(range(1000, 1000 + echoes), cpu=1)),
+            "egress": PathStats(echoes, 64 * echoes, 5, Histogram.of(range(1000, 1000 + echoes), cpu=1)),
             "user": PathStats(echoes // 2, echoes, 0, None, "the controller takes no time"),
         },
     )
@@ -37,8 +37,8 @@ def test_json_has_the_documented_fields() -> None:
     assert list(obj) == ["schema", "name", "mode", "port", "uptime_s", "since_ns", "kernel", "connections", "paths"]
     assert obj["schema"] == 1
     assert obj["connections"] == {"active": 2, "total": 23, "rejected": 2, "aborted": 1}
-    assert list(obj["paths"]["msg"]) == ["echoes", "bytes", "fallbacks", "latency_ns"]
-    assert list(obj["paths"]["msg"]["latency_ns"]) == ["count", "p50", "p90", "p99", "p999", "max", "per_cpu"]
+    assert list(obj["paths"]["egress"]) == ["echoes", "bytes", "fallbacks", "latency_ns"]
+    assert list(obj["paths"]["egress"]["latency_ns"]) == ["count", "p50", "p90", "p99", "p999", "max", "per_cpu"]
 
 
 def test_unobserved_latency_is_null_with_a_reason() -> None:
@@ -51,7 +51,7 @@ def test_difference_is_the_interval() -> None:
     interval = snapshot(echoes=10_107, uptime_s=13.0) - snapshot(echoes=100, uptime_s=12.0)
     assert interval.uptime_s == pytest.approx(1.0)
     assert interval.connections == Connections(active=2, total=10_007, rejected=1000, aborted=0)
-    message = interval.paths["msg"]
+    message = interval.paths["egress"]
     assert (message.echoes, message.bytes, message.fallbacks) == (10_007, 640_448, 0)
     assert message.latency is not None
     assert message.latency.merged() == Histogram.of(range(1100, 11_107)).merged()
@@ -76,7 +76,7 @@ def test_an_interval_across_a_reset_begins_with_the_reset() -> None:
     after = replace(snapshot(echoes=30, uptime_s=3601.0), since_ns=3_600_600_000_000)
     interval = after.since(before, now_ns=3_601_000_000_000)
     assert interval.uptime_s == pytest.approx(0.4)
-    assert interval.paths["msg"].echoes == 30
+    assert interval.paths["egress"].echoes == 30
     later = replace(snapshot(echoes=50, uptime_s=3602.0), since_ns=after.since_ns)
     assert later.since(after, now_ns=0) == later - after
 

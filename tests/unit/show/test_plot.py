@@ -25,7 +25,7 @@ from kecho.show import bench_plot, canvas, stats_plot  # noqa: E402  needs both
 
 
 def snapshot(*values: int) -> Snapshot:
-    paths = {"msg": PathStats(len(values), 64, 0, Histogram.of(values)), "user": PathStats(1, 1, 0, None, "none")}
+    paths = {"egress": PathStats(len(values), 64, 0, Histogram.of(values)), "user": PathStats(1, 1, 0, None, "none")}
     return Snapshot("kecho", "sockmap", 12345, 12.3, "6.1.0", Connections(), paths)
 
 
@@ -107,7 +107,7 @@ def test_several_results_are_told_apart() -> None:
     one = samples.three_targets()
     drawn = texts(bench_plot._percentile_figure({"monday.json": one, "friday.json": one}))
     for day in ("monday", "friday"):
-        assert f"fast (sockmap msg), {day}" in drawn
+        assert f"fast (sockmap egress), {day}" in drawn
     same_stem = texts(bench_plot._percentile_figure({"a/last.json": one, "b/last.json": one}))
     assert {"127.0.0.1:7, a/last.json", "127.0.0.1:7, b/last.json"} <= set(same_stem)
 
@@ -115,7 +115,7 @@ def test_several_results_are_told_apart() -> None:
 def test_inside_stands_beside_outside_where_the_service_measures() -> None:
     drawn = texts(bench_plot._percentile_figure({"a.json": samples.three_targets()}))
     assert [text for text in drawn if text.startswith("Inside")] == [
-        "Inside the kernel and outside: fast (sockmap msg)"
+        "Inside the kernel and outside: fast (sockmap egress)"
     ]
     assert any(text.startswith("inside, p50 8") and text.endswith(" ns") for text in drawn)
     assert "outside, p50 1.75 µs" in drawn
@@ -147,7 +147,7 @@ def test_the_picture_calls_no_difference_that_the_interval_does_not_support() ->
 def test_the_heat_map_has_a_row_a_cpu(tmp_path: Path) -> None:
     def of(cpus: int) -> Snapshot:
         latency = Histogram({cpu: {slot(1000 + 100 * cpu): cpu + 1} for cpu in range(cpus)})
-        return replace(snapshot(1), paths={"msg": PathStats(latency.count, 64, 0, latency)})
+        return replace(snapshot(1), paths={"egress": PathStats(latency.count, 64, 0, latency)})
 
     heights = {}
     for cpus in (1, 8, 200):

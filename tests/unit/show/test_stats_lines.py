@@ -14,9 +14,9 @@ def interval(length_s: float, **paths: PathStats) -> Snapshot:
 
 def test_rates_are_over_the_length_of_the_interval() -> None:
     latency = Histogram.of([2000] * 98 + [64_000] * 2)
-    since = interval(0.5, msg=PathStats(100, 3_000_000, 0, latency), skb=PathStats())
+    since = interval(0.5, egress=PathStats(100, 3_000_000, 0, latency), skb=PathStats())
     (line,) = stats_lines.interval_lines(since, 0.0)
-    assert line.split()[1:5] == ["msg", "3", "200", "6.00"]
+    assert line.split()[1:5] == ["egress", "3", "200", "6.00"]
     low, high, most = line.split()[5::2]
     assert 1.8 < float(low) < 2.2 and 58 < float(high) < 70 and float(most) >= 64
     assert line.split()[6::2] == ["µs"] * 3
@@ -28,7 +28,7 @@ def test_a_path_without_latency() -> None:
 
 
 def test_columns_line_up() -> None:
-    since = interval(1.0, msg=PathStats(10**7, 10**11, 0, Histogram.of([5])), workqueue=PathStats(1, 1))
+    since = interval(1.0, egress=PathStats(10**7, 10**11, 0, Histogram.of([5])), workqueue=PathStats(1, 1))
     lines = [
         stats_lines.header(),
         *stats_lines.interval_lines(since, 0.0),

@@ -32,7 +32,7 @@ def spread(n: int) -> Histogram:
 
 def busy(n: int = 10_007) -> Snapshot:
     return snapshot(
-        msg=PathStats(n, 64 * n, 2, spread(n)),
+        egress=PathStats(n, 64 * n, 2, spread(n)),
         skb=PathStats(),
         user=PathStats(12, 700, 1, None, "the controller does not take the time of what it echoes itself"),
     )
@@ -52,7 +52,7 @@ def test_never_wider_than_asked(width: int, per_cpu: bool, utf8: bool) -> None:
 def test_never_wider_whatever_was_measured(counts: dict[int, int], width: int) -> None:
     latency = Histogram({0: counts})
     stats = PathStats(latency.count, 2**63, 10**9, latency)
-    text = stats_text(snapshot(msg=stats), per_cpu=True, width=width, utf8=True)
+    text = stats_text(snapshot(egress=stats), per_cpu=True, width=width, utf8=True)
     assert max(map(len, text.splitlines())) <= width
 
 
@@ -66,7 +66,7 @@ def test_counts_are_exact() -> None:
 
 
 def test_singular() -> None:
-    text = stats_text(snapshot(msg=PathStats(1, 1, 1, Histogram.of([1000]))))
+    text = stats_text(snapshot(egress=PathStats(1, 1, 1, Histogram.of([1000]))))
     assert "1 echo  1 byte  1 fallback\n" in text
 
 
@@ -79,7 +79,7 @@ def test_header() -> None:
 
 def test_percentiles_have_units() -> None:
     values = [900] * 50 + [12_500] * 40 + [3_100_000] * 9 + [2_000_000_000]
-    text = stats_text(snapshot(msg=PathStats(100, 6400, 0, Histogram.of(values))), utf8=True)
+    text = stats_text(snapshot(egress=PathStats(100, 6400, 0, Histogram.of(values))), utf8=True)
     line = next(line for line in text.splitlines() if "p50" in line)
     expected = {
         key: units.duration(Histogram.of(values).percentile(q))
@@ -106,7 +106,7 @@ def test_unobserved_latency_says_why() -> None:
 
 
 def test_samples_missing_from_the_histogram_are_told() -> None:
-    text = stats_text(snapshot(msg=PathStats(10, 640, 0, Histogram.of([1000] * 7))))
+    text = stats_text(snapshot(egress=PathStats(10, 640, 0, Histogram.of([1000] * 7))))
     assert "latency of 7 of 10 echoes" in text
 
 
@@ -172,7 +172,7 @@ STATUS: list[dict[str, Any]] = [
         "state": "up",
         "pid": 4711,
         "uptime_s": 7325.0,
-        "paths": ["msg", "skb", "user"],
+        "paths": ["egress", "skb", "user"],
         "connections": {"active": 15, "total": 100_000},
     },
     {"name": "b", "mode": "user", "port": 7, "state": "died", "pid": 12},
@@ -185,7 +185,7 @@ def test_status_lines_up() -> None:
     assert lines[1].split() == [
         "kecho",
         "sockmap",
-        "msg,skb,user",
+        "egress,skb,user",
         "up",
         "12345",
         "4711",

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/* Path ingress: what a local client sends goes into its own ingress queue. */
+
+int kecho_ingress_echo(struct sk_msg_md *msg)
+{
+	struct bpf_sock *sk = msg->sk;
+	struct path_stats *stats;
+	struct tcp_sock *tp;
+	struct local *conn;
+	__u32 write_seq, unread, size = msg->size;
+	__u64 key = (__u64)sk;
+
+	if (!find_local(sk, PATH_INGRESS, &conn, &tp, &stats))
+		return SK_PASS;
+
+	/*
+	 * All that went by TCP has to have come back and been read: one path at a time keeps the order. What went is
+	 * read off the socket, not added up here: a send that does not block may take back a part of what was passed,
+	 * and the next one then gets the same verdict again without a call (psock->eval); one that blocks leaves the
+	 * lock half-way to other threads, whose payload then comes through here.
+	 */
+	write_seq = FIELD(tp, WRITE_SEQ);
+	unread = FIELD(tp, RMEM_ALLOC); /* what the client has sent and not read back */
+	if (conn->path == PATH_USER || write_seq != conn->tcp_seq) {
+		__u32 rcv_nxt = FIELD(tp, RCV_NXT);
+
+		if (!conn->server || conn->barred || unread ||
+		    rcv_nxt - conn->rcv_base != write_seq - conn->snd_base ||
+		    FIELD(tp, COPIED_SEQ) != rcv_nxt)
+			return pass(conn, key);
+		conn->path = PATH_INGRESS;
+		conn->tcp_seq = write_seq;
+	}
+	if (unread + size > KECHO_LIMIT) {
+		/* Data in both its queues is what many a program does not cope with: not a second time. */
+		conn->barred = unread != 0;
+		COUNT(stats->fallbacks, 1);
+		return pass(conn, key);
+	}
+	if (clients.msg_redirect_hash(msg, &key, BPF_F_INGRESS) != SK_PASS)
+		return pass(conn, key);
+	count_echo(stats, size);
+	if (KECHO_LATENCY)
+		open_send(conn, key);
+	return SK_PASS;
+}

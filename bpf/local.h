@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/* What the paths of local clients share, egress and ingress: a verdict on the client's own send. A service has one of them. */
+
+/* KECHO_SEND_HOOK: what tells that the send of a local client returned; of kecho/backends/sockmap.py. */
+#define SEND_HOOK_TRACEPOINT 1
+#define SEND_HOOK_FEXIT	     2
+
+/* A local client. Written under its socket's lock, but for `server`. */
+struct local {
+	__u64 cookie; /* SO_COOKIE of its socket */
+	__u64 server; /* the socket at the other end; 0 before our listener has it */
+	__u64 sender; /* egress: the one thread that can have a redirect under way; 0: there may be several */
+	__u64 sent_ns; /* when the verdict saw a send that is under way and found its CPU's slot taken; else 0 */
+	__u32 snd_base; /* sequence number of the first byte sent */
+	__u32 rcv_base; /* sequence number of the first byte received */
+	__u32 tcp_seq; /* of the first byte that has not gone by TCP, when the path left PATH_USER */
+	__u32 redirected; /* egress: bytes. Modulo 2^32, as sequence numbers */
+	__u16 send_cpu;	  /* where the verdict last redirected */
+	__u8 path;     /* where the last payload went; changes only while nothing is on the way */
+	__u8 accepted; /* egress: the socket at the other end has an owner */
+	__u8 barred;   /* ingress: it has left that path for good */
+};
+
+/* The send of a local client that is under way on one CPU. A task that migrates, or one that preempts it, is seen to. */
+struct send {
+	__u64 sk;	/* 0: none */
+	__u64 start_ns; /* when the verdict saw it */
+	__u64 pad[6];	/* a cache line each */
+};
+
+BPF_SOCKHASH(clients, __u64, KECHO_MAX_CONNS);
+BPF_F_TABLE("hash", __u64, struct local, locals, KECHO_MAX_CONNS, BPF_F_NO_PREALLOC);
+BPF_ARRAY(sends, struct send, KECHO_CPUS);
+
+/* What a verdict needs to know; false for a socket that is not ours. */
+static __always_inline bool find_local(struct bpf_sock *sk, int path, struct local **conn,
+				       struct tcp_sock **tp, struct path_stats **stats)
+{
+	__u64 key = (__u64)sk;
+
+	if (!sk)
+		return false;
+	*conn = locals.lookup(&key);
+	*tp = bpf_skc_to_tcp_sock(sk);
+	*stats = paths.lookup(&path);
+	return *conn && *tp && *stats;
+}
+
+static __always_inline void open_send(struct local *conn, __u64 sk)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+	struct send *send = sends.lookup(&cpu);
+	__u64 owner;
+
+	conn->send_cpu = cpu;
+	if (!send)
+		return;
+	owner = __sync_val_compare_and_swap(&send->sk, 0, sk);
+	if (owner && owner != sk) { /* a send that was preempted has it */
+		conn->sent_ns = bpf_ktime_get_ns();
+		return;
+	}
+	send->start_ns = bpf_ktime_get_ns();
+}
+
+/* Ends what open_send() began, on the CPU @cpu; when it began, or 0 if it did not. */
+static __always_inline __u64 close_send(__u32 cpu, __u64 sk)
+{
+	struct send *send = sends.lookup(&cpu);
+	__u64 start_ns;
+
+	if (!send || send->sk != sk)
+		return 0;
+	start_ns = send->start_ns; /* before somebody else can have the slot */
+	send->sk = 0;
+	return start_ns;
+}
+
+/* The same, where it is not known to be on this CPU. */
+static __always_inline __u64 close_send_anywhere(struct local *conn, __u64 sk)
+{
+	__u64 start_ns = conn->sent_ns;
+
+	conn->sent_ns = 0;
+	return start_ns ? start_ns : close_send(conn->send_cpu, sk);
+}
+
+/* The verdict on what goes by TCP. */
+static __always_inline int pass(struct local *conn, __u64 sk)
+{
+	if (KECHO_LATENCY) /* left open by a call whose return no hook sees, such as sendfile */
+		close_send_anywhere(conn, sk);
+	conn->path = PATH_USER;
+	return SK_PASS;
+}
+
+#if KECHO_LATENCY
+static __always_inline int end_send(__u64 sk)
+{
+	__u64 start_ns = close_send(bpf_get_smp_processor_id(), sk);
+	int path = KECHO_PATH_LOCAL;
+	struct path_stats *stats;
+
+	if (!start_ns) {
+		struct local *conn = locals.lookup(&sk);
+
+		if (conn)
+			start_ns = close_send_anywhere(conn, sk);
+	}
+	if (!start_ns)
+		return 0;
+	stats = paths.lookup(&path);
+	if (stats)
+		count_latency(stats, start_ns);
+	return 0;
+}
+
+#if KECHO_SEND_HOOK == SEND_HOOK_TRACEPOINT
+int kecho_local_sent(struct bpf_raw_tracepoint_args *ctx)
+{
+	return end_send(ctx->args[0]);
+}
+#elif KECHO_SEND_HOOK == SEND_HOOK_FEXIT
+/* BCC attaches it by itself, by the name that this macro makes. */
+KRETFUNC_PROBE(tcp_bpf_sendmsg, void *sk)
+{
+	return end_send((__u64)sk);
+}
+#endif
+#endif

@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/* Registration: which connections are ours, and which path takes them. */
+
+#define AF_INET	 2
+#define AF_INET6 10
+
+/* The first device of every network namespace: LOOPBACK_IFINDEX in include/net/flow.h. */
+#define LOOPBACK_IFINDEX 1
+
+struct addr {
+	__u32 word[4]; /* IPv6, or IPv4-mapped; network order */
+};
+
+/*
+ * What both ends of a connection know of it, and no other two. Not the addresses alone: where packets are redirected,
+ * two connections can have the same, of which one end each is here.
+ */
+struct handshake {
+	struct addr client, server;
+	__u32 client_port; /* host order; the server's is KECHO_PORT */
+	__u32 client_seq;  /* sequence number of the first byte that the client sends */
+	__u32 server_seq;
+};
+
+struct client {
+	__u64 sk;
+	__u64 cookie;
+};
+
+/* Clients whose server end has not shown up yet. */
+BPF_F_TABLE("hash", struct handshake, struct client, unconfirmed, KECHO_MAX_CONNS,
+	    BPF_F_NO_PREALLOC);
+/* The addresses the service is bound to; the value is not used. Filled by the controller. */
+BPF_HASH(listeners, struct addr, __u8, 64);
+
+static __always_inline struct addr addr_v4(__u32 ip4)
+{
+	return (struct addr){{0, 0, bpf_htonl(0xffff), ip4}};
+}
+
+/*
+ * The verifier wants each access to a context at a constant offset and of the field's own size, but the compiler merges
+ * the loads of two branches, or of two neighbours: so each is volatile, and all come before the choice.
+ */
+#define CTX_WORD(field) (*(volatile __u32 *)&(field))
+#define OPS_ADDR(ops, end)                                                                         \
+	({                                                                                         \
+		__u32 ip4 = CTX_WORD((ops)->end##_ip4);                                            \
+		struct addr ip6 = {{CTX_WORD((ops)->end##_ip6[0]), CTX_WORD((ops)->end##_ip6[1]),  \
+				    CTX_WORD((ops)->end##_ip6[2]),                                 \
+				    CTX_WORD((ops)->end##_ip6[3])}};                               \
+		(ops)->family == AF_INET ? addr_v4(ip4) : ip6;                                     \
+	})
+
+static __always_inline struct addr remote_addr(struct bpf_sock_ops *ops)
+{
+	return OPS_ADDR(ops, remote);
+}
+
+static __always_inline struct addr local_addr(struct bpf_sock_ops *ops)
+{
+	return OPS_ADDR(ops, local);
+}
+
+/* Does the way out of @tp lead back to this host? */
+static __always_inline bool goes_to_loopback(struct tcp_sock *tp)
+{
+	void *dst = POINTER_FIELD(tp, DST);
+	void *dev = POINTER_FIELD(dst, DST_DEV);
+
+	return FIELD(dev, DEV_IFINDEX) == LOOPBACK_IFINDEX;
+}
+
+static __always_inline bool is_mapped(const struct addr *addr)
+{
+	return !addr->word[0] && !addr->word[1] && addr->word[2] == bpf_htonl(0xffff);
+}
+
+/* Is @addr one the service is bound to, by name or by wildcard? */
+static __always_inline bool is_ours(struct addr *addr)
+{
+	struct addr any = {};
+
+	if (listeners.lookup(addr))
+		return true;
+	if (is_mapped(addr))
+		any = addr_v4(0);
+	return listeners.lookup(&any);
+}
+
+static __always_inline bool in_our_netns(struct bpf_sock_ops *ops)
+{
+	return bpf_get_netns_cookie(ops) == KECHO_NETNS;
+}
+
+static __always_inline void follow(struct bpf_sock_ops *ops)
+{
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+/* As the client's end knows it. */
+static __always_inline struct handshake client_handshake(struct bpf_sock_ops *ops,
+							 struct local *conn)
+{
+	return (struct handshake){.client = local_addr(ops),
+				  .server = remote_addr(ops),
+				  .client_port = ops->local_port,
+				  .client_seq = conn->snd_base,
+				  .server_seq = conn->rcv_base};
+}
+
+/* The client's end, before its connect() returns. The server's end does not exist yet: it comes with the ACK. */
+static __always_inline void register_client(struct bpf_sock_ops *ops, struct bpf_sock *sk)
+{
+	struct client client = {.sk = (__u64)sk, .cookie = bpf_get_socket_cookie(ops)};
+	struct addr server = remote_addr(ops);
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct local conn = {.cookie = client.cookie, .path = PATH_USER};
+	struct handshake handshake;
+	int err;
+
+	if (!tp || !in_our_netns(ops) || !is_ours(&server) || !goes_to_loopback(tp))
+		return;
+	if (FIELD(tp, FLAGS) &
+	    (1u << KECHO_SOCK_ZEROCOPY)) /* it waits for completions that only TCP has */
+		return;
+	conn.snd_base = FIELD(tp, WRITE_SEQ);
+	conn.rcv_base = FIELD(tp, RCV_NXT);
+	handshake = client_handshake(ops, &conn);
+	if (locals.update(&client.sk, &conn))
+		return;
+	if (unconfirmed.update(&handshake, &client))
+		goto err_locals;
+	err = clients.sock_hash_update(ops, &client.sk, BPF_ANY);
+	if (err)
+		goto err_unconfirmed;
+	follow(ops);
+	return;
+
+err_unconfirmed:
+	unconfirmed.delete(&handshake);
+err_locals:
+	locals.delete(&client.sk);
+}
+
+/*
+ * The client's other end is here: its payload may be redirected. An element of a map that is freed meanwhile can be
+ * another client's at once; the cookie tells.
+ */
+static __always_inline void confirm(struct bpf_sock_ops *ops, struct bpf_sock *server,
+				    struct client *found)
+{
+	struct client client = *found;
+	struct local *conn = locals.lookup(&client.sk);
+	int err;
+
+	if (!conn || conn->cookie != client.cookie)
+		return;
+	if (KECHO_PATH_LOCAL == PATH_EGRESS) {
+		err = peers.sock_hash_update(ops, &client.sk, BPF_ANY);
+		if (err)
+			return;
+	}
+	conn->server = (__u64)server;
+	if (*(volatile __u64 *)&conn->cookie != client.cookie)
+		conn->server = 0;
+}
+
+/* The server's end: confirms the client's, if that is registered, or goes on path skb itself. */
+static __always_inline void register_server(struct bpf_sock_ops *ops, struct bpf_sock *sk)
+{
+	__u64 key = (__u64)sk;
+	struct addr server = local_addr(ops);
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct handshake handshake = {.client = remote_addr(ops),
+				      .server = server,
+				      .client_port = bpf_ntohl(ops->remote_port)};
+	struct remote conn = {.path = PATH_SKB};
+	struct client *client;
+	int err;
+
+	if (!tp || !in_our_netns(ops) || !is_ours(&server))
+		return;
+	handshake.client_seq = conn.rcv_base = FIELD(tp, RCV_NXT);
+	handshake.server_seq = conn.snd_base = FIELD(tp, WRITE_SEQ);
+	client = unconfirmed.lookup(&handshake);
+	if (client) {
+		confirm(ops, sk, client);
+		unconfirmed.delete(&handshake);
+		return;
+	}
+	if (KECHO_PATH_REMOTE != PATH_SKB)
+		return;
+	conn.cookie = bpf_get_socket_cookie(ops);
+	if (remotes.update(&key, &conn))
+		return;
+	err = servers.sock_hash_update(ops, &key, BPF_ANY);
+	if (err) {
+		remotes.delete(&key);
+		return;
+	}
+	follow(ops);
+}
+
+/* What the client has not read lies in its ingress queue, which ends with its entry in `clients`. */
+static __always_inline bool must_keep(struct bpf_sock *sk)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+
+	return KECHO_PATH_LOCAL == PATH_INGRESS && tp && FIELD(tp, RMEM_ALLOC);
+}
+
+/* @sk is at its end, or sends nothing more: it reads what is left as any socket does. */
+static __always_inline void unregister(struct bpf_sock_ops *ops, struct bpf_sock *sk, bool closed)
+{
+	__u64 key = (__u64)sk;
+	struct local *conn = locals.lookup(&key);
+	bool keep = must_keep(sk);
+
+	if (closed) /* where it is one: `servers` forgets a socket by itself */
+		remotes.delete(&key);
+	if (!conn || (keep && !closed))
+		return;
+	if (!conn->server) {
+		struct handshake handshake = client_handshake(ops, conn);
+
+		unconfirmed.delete(&handshake);
+	}
+	if (KECHO_LATENCY)
+		close_send_anywhere(conn, key);
+	if (!keep)
+		clients.delete(&key);
+	peers.delete(&key);
+	locals.delete(&key);
+}
+
+int kecho_register(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk = ops->sk;
+
+	if (!sk)
+		return 1;
+	switch (ops->op) {
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		if (KECHO_PATH_LOCAL < PATH_SKB && bpf_ntohl(ops->remote_port) == KECHO_PORT)
+			register_client(ops, sk);
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		if (ops->local_port == KECHO_PORT)
+			register_server(ops, sk);
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		if (ops->args[1] == BPF_TCP_CLOSE || ops->args[1] == BPF_TCP_FIN_WAIT1)
+			unregister(ops, sk, ops->args[1] == BPF_TCP_CLOSE);
+		break;
+	}
+	return 1;
+}

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/* Path skb: what a server's socket receives goes out of it again. Of remote clients, and of local ones with --path skb. */
+
+/* Echoes of one connection whose latency can be open at once; more go unmeasured, not uncounted. */
+#define OPEN_ECHOES 16
+
+/* The server's end of a connection. Written under its socket's lock. */
+struct remote {
+	__u64 cookie;	 /* SO_COOKIE of the socket */
+	__u32 snd_base;	 /* sequence number of the first byte sent */
+	__u32 rcv_base;	 /* sequence number of the first byte received */
+	__u32 in_bytes;	 /* what the verdict took in. Modulo 2^32, as sequence numbers */
+	__u32 out_bytes; /* what entered the send path. Modulo 2^32 */
+	__u32 path;	 /* where the last payload went; changes only while nothing is on the way */
+	__u32 open_head; /* the ring of open echoes, [open_tail, open_head) */
+	__u32 open_tail;
+	__u32 open_end[OPEN_ECHOES]; /* in_bytes after this echo */
+	__u64 open_ns[OPEN_ECHOES];  /* when the verdict saw it */
+};
+
+BPF_SOCKHASH(servers, __u64, KECHO_MAX_CONNS);
+BPF_F_TABLE("hash", __u64, struct remote, remotes, KECHO_MAX_CONNS, BPF_F_NO_PREALLOC);
+/* The cookies of sockets whose stream cannot go on: the controller resets them, which a verdict may not. */
+BPF_RINGBUF_OUTPUT(broken, 1);
+
+/* What the verdict needs to know; false for a socket that is not ours. */
+static __always_inline bool find_remote(struct bpf_sock *sk, struct remote **conn,
+					struct tcp_sock **tp, struct path_stats **stats)
+{
+	__u64 key = (__u64)sk;
+	int path = PATH_SKB;
+
+	if (!sk)
+		return false;
+	*conn = remotes.lookup(&key);
+	*tp = bpf_skc_to_tcp_sock(sk);
+	*stats = paths.lookup(&path);
+	return *conn && *tp && *stats;
+}
+
+/* What bpf_skb_adjust_room() removes at once, and how often that is for the largest skb. */
+#define MOST_TRIMMED 0xfff
+#define MOST_TRIMS   129 /* 512 KiB, of BIG TCP */
+
+/* The sequence number of an skb's first byte: tcp_skb_cb.seq. kecho/backends/sockmap.py sees to it that it is there. */
+#define SKB_SEQ(skb) ((skb)->cb[0])
+
+/* Takes @size bytes off the beginning; false if the kernel has no memory for that. */
+static __always_inline bool trim(struct __sk_buff *skb, __u32 size)
+{
+	int i;
+
+	for (i = 0; i < MOST_TRIMS && size; i++) {
+		__u32 step = size < MOST_TRIMMED ? size : MOST_TRIMMED;
+
+		if (bpf_skb_adjust_room(skb, -(__s32)step, 0, 0))
+			return false;
+		size -= step;
+	}
+	return !size;
+}
+
+int kecho_skb_echo(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct path_stats *stats;
+	struct tcp_sock *tp;
+	struct remote *conn;
+	__u32 size = skb->len;
+	__u64 key = (__u64)sk;
+	__s32 known;
+
+	if (!size) /* a bare FIN, which TCP has seen to */
+		return SK_DROP;
+	if (!find_remote(sk, &conn, &tp, &stats))
+		return SK_PASS;
+
+	/*
+	 * A client that sends again may cut its stream otherwise. TCP queues a segment of which it knows the first
+	 * part, leaves it to the reader to skip that, and tcp_read_skb() does not.
+	 */
+	known = conn->rcv_base + conn->in_bytes - SKB_SEQ(skb);
+	if (known < 0) /* what came before this could not be trimmed */
+		goto broken;
+	if (known > 0) {
+		if (!trim(skb, (__u32)known < size ? known : size))
+			goto broken;
+		size = skb->len;
+		if (!size) /* only its FIN was news */
+			return SK_DROP;
+	}
+
+	if (conn->path == PATH_USER) {
+		/* Stay until the controller has sent all that was passed to it. */
+		if (FIELD(tp, WRITE_SEQ) - conn->snd_base != conn->in_bytes)
+			goto pass;
+		conn->path = PATH_SKB;
+	}
+	/*
+	 * Taken in and not acknowledged as echoed, wherever it is. Redirecting acknowledges to the client whatever it
+	 * sends, so this is what bounds memory. It has to act before the send buffer is full: behind a backlog of
+	 * redirected data the kernel queues what is passed as well, without bound.
+	 */
+	if (conn->in_bytes - (FIELD(tp, SND_UNA) - conn->snd_base) + size > KECHO_LIMIT ||
+	    FIELD(tp, WMEM_QUEUED) + size > FIELD(tp, SNDBUF)) {
+		conn->path = PATH_USER;
+		COUNT(stats->fallbacks, 1);
+		goto pass;
+	}
+	count_echo(stats, size);
+	conn->in_bytes += size;
+	if (KECHO_LATENCY && conn->open_head - conn->open_tail < OPEN_ECHOES) {
+		__u32 i = conn->open_head & (OPEN_ECHOES - 1);
+
+		conn->open_end[i] = conn->in_bytes;
+		conn->open_ns[i] = bpf_ktime_get_ns();
+		conn->open_head++;
+	}
+	return servers.sk_redirect_hash(skb, &key, 0);
+
+pass:
+	conn->in_bytes += size;
+	return SK_PASS;
+
+broken: /* better no stream than one that is wrong */
+	broken.ringbuf_output(&conn->cookie, sizeof(conn->cookie), 0);
+	return SK_DROP;
+}
+
+#if KECHO_LATENCY
+int kecho_skb_sent(struct sk_msg_md *msg)
+{
+	struct bpf_sock *sk = msg->sk;
+	int i, path = PATH_SKB;
+	struct path_stats *stats;
+	struct remote *conn;
+	__u64 key;
+
+	if (!sk)
+		return SK_PASS;
+	key = (__u64)sk;
+	conn = remotes.lookup(&key);
+	stats = paths.lookup(&path);
+	if (!conn || !stats)
+		return SK_PASS;
+	conn->out_bytes += msg->size;
+	for (i = 0; i < OPEN_ECHOES; i++) {
+		__u32 tail = conn->open_tail & (OPEN_ECHOES - 1);
+
+		if (conn->open_tail == conn->open_head ||
+		    (__s32)(conn->out_bytes - conn->open_end[tail]) < 0)
+			break;
+		count_latency(stats, conn->open_ns[tail]);
+		conn->open_tail++;
+	}
+	return SK_PASS;
+}
+#endif

@@ -5,6 +5,7 @@ PREFIX        ?= /usr/local
 BUILD         ?= build
 CHECK_TIMEOUT ?= 1500
 PYTEST_ARGS   ?=
+SUITE         ?= bookworm
 HOURS         ?= 1
 SOAK_ARGS     ?=
 
@@ -15,10 +16,10 @@ AT_ROOT := $(filter 0,$(shell id -u))
 NATIVE_DEFINES := -D_GNU_SOURCE -DHAVE_LIBURING -DHAVE_ZLIB
 
 C_FILES     := $(wildcard bpf/*.[ch] kecho/native/*/*.[ch] kmod/*.[ch] tests/*/*.[ch] tests/*/*/*.[ch])
-SHELL_FILES := $(shell grep -lsE '^\#!/bin/(ba)?sh' .ci/run scripts/* tests/vm/run tests/uml/*)
+SHELL_FILES := $(shell grep -lsE '^\#!/bin/(ba)?sh' .ci/run scripts/* tests/vm/run tests/fresh/* tests/uml/*)
 
 .DEFAULT_GOAL := build
-.PHONY: build kmod setup setup-vm demo check check-here soak lint fmt plot install uninstall clean help
+.PHONY: build kmod setup setup-vm demo check check-here check-fresh soak lint fmt plot install uninstall clean help
 
 include kecho/native/native.mk
 include tests/vm/vm.mk tests/uml/uml.mk
@@ -44,10 +45,10 @@ demo: ## measure a user-space server against sockmap; needs root
 	@scripts/keep-owner scripts/demo
 
 # The programs are built by a make of their own, because it looks for libraries that `setup` may just have installed.
-# As root, unless PYTEST_ARGS chooses among the tests, virtual machines run beside those on this kernel, one after the
+# As root, unless PYTEST_ARGS chooses among the tests or VM=no, virtual machines run beside those on this kernel, one after the
 # other: neither keeps two CPUs busy.
-CHECK_VM := $(if $(AT_ROOT),$(if $(PYTEST_ARGS),,yes))
-check: ## run the tests; without root only those that need none [PYTEST_ARGS=]
+CHECK_VM := $(if $(AT_ROOT),$(if $(PYTEST_ARGS)$(filter no,$(VM)),,yes))
+check: ## run the tests; without root only those that need none [PYTEST_ARGS= VM=no]
 	$(call need,build test $(if $(AT_ROOT),install $(if $(CHECK_VM),vm)))
 	@scripts/keep-owner $(MAKE) -s build build/stream $(if $(CHECK_VM),vm-build)
 	$(if $(AT_ROOT),,@echo "make check: no root, so only tests/unit; all of it: sudo make check")
@@ -57,6 +58,10 @@ check: ## run the tests; without root only those that need none [PYTEST_ARGS=]
 check-here: ## only the tests on this kernel, with what is installed and built [PYTEST_ARGS=]
 	@env -u MAKEFLAGS -u MAKELEVEL timeout --foreground -k 10 $(CHECK_TIMEOUT) \
 		$(VENV)/python -m pytest $(PYTEST_ARGS) tests/unit $(if $(AT_ROOT),$(wildcard tests/host))
+
+check-fresh: ## run README's two commands on a machine that has nothing; needs root [SUITE=bookworm]
+	$(call need,fresh)
+	@scripts/fresh --suite $(SUITE) tests/fresh/readme
 
 soak: ## run the property test's engine for HOURS; needs root [HOURS=1 SOAK_ARGS=]
 	$(call need,build test)

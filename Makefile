@@ -19,7 +19,7 @@ C_FILES     := $(wildcard bpf/*.[ch] kecho/native/*/*.[ch] kmod/*.[ch] tests/*/*
 SHELL_FILES := $(shell grep -lsE '^\#!/bin/(ba)?sh' .ci/run scripts/* tests/vm/run tests/fresh/* tests/uml/*)
 
 .DEFAULT_GOAL := build
-.PHONY: build kmod setup setup-vm demo check check-here check-fresh soak lint fmt plot install uninstall clean help
+.PHONY: build kmod setup setup-vm demo demo-module check check-here check-fresh soak lint fmt plot install man sdist uninstall clean help
 
 include kecho/native/native.mk
 include tests/vm/vm.mk tests/uml/uml.mk
@@ -37,19 +37,24 @@ setup: ## install what is missing to build, test and lint; needs root only if so
 	$(call need,build test lint)
 
 setup-vm: ## the same, and what the virtual machines need
-	$(call need,build test lint vm)
+	$(call need,build test lint vm newest)
 
-demo: ## measure a user-space server against sockmap; needs root
+demo: ## measure a user-space server against sockmap and the module; needs root
 	$(call need,build)
 	@scripts/keep-owner $(MAKE) -s build
 	@scripts/keep-owner scripts/demo
+	@$(MAKE) --no-print-directory demo-module
+
+demo-module: ## the same in a virtual machine where this one does not load the module; needs root
+	@.venv/bin/kecho-ctl doctor | grep -qx 'module: can run' || scripts/keep-owner scripts/setup build vm
+	@scripts/keep-owner scripts/demo --module
 
 # The programs are built by a make of their own, because it looks for libraries that `setup` may just have installed.
 # As root, unless PYTEST_ARGS chooses among the tests or VM=no, virtual machines run beside those on this kernel, one after the
 # other: neither keeps two CPUs busy.
 CHECK_VM := $(if $(AT_ROOT),$(if $(PYTEST_ARGS)$(filter no,$(VM)),,yes))
 check: ## run the tests; without root only those that need none [PYTEST_ARGS= VM=no]
-	$(call need,build test $(if $(AT_ROOT),install $(if $(CHECK_VM),vm)))
+	$(call need,build test $(if $(AT_ROOT),install $(if $(CHECK_VM),vm newest)))
 	@scripts/keep-owner $(MAKE) -s build build/stream $(if $(CHECK_VM),vm-build)
 	$(if $(AT_ROOT),,@echo "make check: no root, so only tests/unit; all of it: sudo make check")
 	$(if $(CHECK_VM),@echo "make check: tests in virtual machines go on meanwhile; each machine reports when it is done")
@@ -96,11 +101,23 @@ install: ## install under PREFIX (/usr/local)
 	$(call need,build install)
 	@scripts/keep-owner scripts/install $(PREFIX)
 
+man: ## make man page and completion, in build/
+	$(call need,build install)
+	@mkdir -p $(BUILD)
+	@for shell in bash fish zsh; do $(VENV)/kecho-ctl --print-completion $$shell >$(BUILD)/kecho-ctl.$$shell || exit; done
+	@$(VENV)/argparse-manpage --module kecho.cli.commands --function build_parser --prog kecho-ctl --project-name kecho \
+		--description 'a TCP echo service that never leaves the kernel' --manual-title 'kecho manual' \
+		--output $(BUILD)/kecho-ctl.1
+
+sdist: man ## make the source distribution, in dist/
+	$(call need,build install test)
+	@$(VENV)/python -c 'from setuptools import build_meta; print("dist/" + build_meta.build_sdist("dist"))' 2>&1 | tail -n 1
+
 uninstall: ## remove what `make install` installed under PREFIX
 	@scripts/install --remove $(PREFIX)
 
 clean: ## remove what was built; .venv and results/ stay
-	rm -rf $(BUILD) kecho.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(BUILD) dist kecho.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 help: ## list the targets

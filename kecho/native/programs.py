@@ -26,4 +26,6 @@ def find(name: str) -> Path:
         program = place / name
         if program.is_file() and os.access(program, os.X_OK):
             return program
-    raise Unavailable(f"{name} is not built", "make")
+    if (CHECKOUT / "Makefile").exists():
+        raise Unavailable(f"{name} is not built", "make")
+    raise Unavailable(f"{name} is not installed, which pip does not build", "make install, from a checkout or an sdist")

@@ -44,10 +44,13 @@ void report_text(const struct result *r)
 		printf("  %-10s %16.3f us  at most %.3f us; %llu never sent\n", "late by",
 		       (double)r->late_sum_ns / (double)h->total / 1e3,
 		       (double)r->late_max_ns / 1e3, (unsigned long long)r->unsent);
-	if (r->rounds->count)
+	if (r->rounds->count) {
+		const size_t longest = r->rounds->count - 1, median = longest / 2;
+
 		printf("  %-10s %16.3f us  p50; at most %.3f us\n", "round",
-		       (double)r->rounds->values[(r->rounds->count - 1) / 2] / 1e3,
-		       (double)r->rounds->values[r->rounds->count - 1] / 1e3);
+		       (double)r->rounds->values[median] / 1e3,
+		       (double)r->rounds->values[longest] / 1e3);
+	}
 	printf("  latency\n");
 	print_us("min", (double)h->min);
 	print_us("mean", histogram_mean(h));

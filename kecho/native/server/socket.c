@@ -97,7 +97,7 @@ void socket_reset(int fd)
 {
 	const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
 
-	connect(fd, &nowhere, sizeof(nowhere)); /* tcp_disconnect() */
+	(void)connect(fd, &nowhere, sizeof(nowhere)); /* tcp_disconnect() */
 }
 
 bool socket_is_acknowledged(int fd)

@@ -3,7 +3,7 @@
 
 PREFIX        ?= /usr/local
 BUILD         ?= build
-CHECK_TIMEOUT ?= 1500
+CHECK_TIMEOUT ?= 3000
 PYTEST_ARGS   ?=
 SUITE         ?= bookworm
 HOURS         ?= 1

@@ -46,7 +46,7 @@ int kecho_egress_echo(struct sk_msg_md *msg)
 	struct tcp_sock *tp;
 	struct local *conn;
 	__u32 write_seq, by_tcp, arrived, size = msg->size;
-	__u64 key = (__u64)sk, sender = bpf_get_current_pid_tgid();
+	__u64 key = (__u64)sk, sender = bpf_get_current_task();
 
 	if (!find_local(sk, PATH_EGRESS, &conn, &tp, &stats))
 		return SK_PASS;

@@ -9,7 +9,7 @@
 struct local {
 	__u64 cookie; /* SO_COOKIE of its socket */
 	__u64 server; /* the socket at the other end; 0 before our listener has it */
-	__u64 sender; /* egress: the one thread that can have a redirect under way; 0: there may be several */
+	__u64 sender; /* egress: the one task that can have a redirect under way; 0: there may be several */
 	__u64 sent_ns; /* when the verdict saw a send that is under way and found its CPU's slot taken; else 0 */
 	__u32 snd_base; /* sequence number of the first byte sent */
 	__u32 rcv_base; /* sequence number of the first byte received */

@@ -39,6 +39,13 @@ _ROUTES = {
     "skb": ("skb", "skb"),
     "user": ("user", "user"),
 }
+# What a client must not use there; docs/known-limits.md has the whole of it.
+_WITHOUT = {
+    "egress": "without MSG_ZEROCOPY and SO_TIMESTAMPING",
+    "ingress": "only send, recv and poll",
+}
+_TRY_OUT_S = 5
+_END_MS = 200  # for the end of our own client; others may be there already
 # What tells that a client's send returned: SEND_HOOK_* of bpf/sockmap.c. The tracepoint is there from Linux 6.3.
 _NO_HOOK, _TRACEPOINT, _FEXIT = range(3)
 _MIN_CONNECTIONS, _MAX_CONNECTIONS = 1024, 1 << 20
@@ -53,6 +60,8 @@ class SockmapBackend(AllOrNothing):
         self._array: PathArray | None = None
         self._local, self._remote = _ROUTES["auto"]
         self._why_no_latency: dict[str, str] = {}
+        self._base: tuple[dict[str, PathStats], Connections] = {}, Connections()  # what our own client did
+        self._why_not = ""  # local clients take another path than they should
 
     @staticmethod
     def features() -> tuple[Feature, ...]:
@@ -93,6 +102,41 @@ class SockmapBackend(AllOrNothing):
         self._undo.callback(self._acceptor.stop)
         self._reset_broken(module, self._acceptor)
         self._acceptor.start(config.backlog)
+        await self._try_out(config)
+
+    async def _try_out(self, config: Config) -> None:
+        """A local client of our own shows where such clients go. Raises Unavailable if a path named is not it."""
+        address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.binds[0], config.binds[0])
+        try:
+            seen = await asyncio.wait_for(self._own_client(address, config.port), _TRY_OUT_S)
+        except (TimeoutError, OSError) as e:
+            log(f"a client of our own at {address} was not served: {one_line(e)}")
+            return
+        finally:
+            self._base = (self._counted(), self.connections())
+        if seen == self._local:
+            return
+        why = f"registration does not see this process's connections{features.outside_cgroup2()}"
+        if config.path != "auto":
+            raise Unavailable(f"path {self._local} takes no local client: {why}", "use --mode user")
+        self._local = self._remote = seen
+        self._why_not = why
+
+    async def _own_client(self, address: str, port: int) -> str:
+        """The path that carried most of a few messages; the first may come before the connection is registered."""
+        loop = asyncio.get_running_loop()
+        with socket.socket(family_of(address)) as client:
+            client.setblocking(False)
+            await loop.sock_connect(client, (address, port))
+            for _ in range(3):
+                await loop.sock_sendall(client, b"kecho")
+                await loop.sock_recv(client, 5)
+            echoes = {path: stats.echoes for path, stats in self._counted().items()}
+        for _ in range(_END_MS):
+            if not self.connections().active:
+                break
+            await asyncio.sleep(0.001)
+        return max(echoes, key=echoes.__getitem__)
 
     @staticmethod
     def _route(path: str) -> tuple[str, str]:
@@ -174,6 +218,11 @@ class SockmapBackend(AllOrNothing):
         return self._array.needs() if self._array else ()
 
     def paths(self) -> dict[str, PathStats]:
+        base, _ = self._base
+        return {path: stats - base[path] if path in base else stats for path, stats in self._counted().items()}
+
+    def _counted(self) -> dict[str, PathStats]:
+        """Since the start, our own client among it."""
         if not self._array or not self._acceptor:
             return {}
         carried = self._array.read()
@@ -183,12 +232,15 @@ class SockmapBackend(AllOrNothing):
         return {**stats, "user": self._acceptor.stats()}
 
     def connections(self) -> Connections:
-        return self._acceptor.connections() if self._acceptor else Connections()
+        _, base = self._base
+        return self._acceptor.connections() - base if self._acceptor else Connections()
 
     def describe(self) -> str:
+        if self._why_not:
+            return f"{self._local} for all clients: {self._why_not}"
         if self._local == self._remote:
             return f"{self._local} for all clients"
-        return f"{self._local} for local clients, {self._remote} for remote ones"
+        return f"{self._local} for local clients ({_WITHOUT[self._local]}), {self._remote} for remote ones"
 
 
 def _release_sockets(module: Module) -> None:

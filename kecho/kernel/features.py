@@ -175,6 +175,20 @@ def cgroup2_mount() -> Path:
     raise Unavailable("no cgroup v2 hierarchy is mounted", "mount -t cgroup2 none /sys/fs/cgroup/unified")
 
 
+def outside_cgroup2() -> str:
+    """Why programs at `cgroup2_mount` do not see this process's sockets, to add to a sentence; "" if unknown."""
+    where = cgroup2_mount()
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        if not controllers and group.startswith("/.."):
+            return f": it is in a cgroup outside of {where}"
+    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+        _, _, _, root, point, *_ = line.split()
+        if point == str(where) and root != "/":
+            return f": {where} is the cgroup {root} alone"
+    return ""
+
+
 # ---- probes ----
 
 

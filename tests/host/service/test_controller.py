@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 import support
 
+from kecho.kernel import features
+
 Kecho = Callable[..., "subprocess.CompletedProcess[str]"]
 Up = Callable[..., support.Service]
 NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
@@ -602,3 +604,27 @@ def test_many_read_while_others_count(service: Up) -> None:
         reader.join()
     assert not failures
     assert_counted(one.stats(), "egress", 1009, 10)
+
+
+@pytest.fixture
+def sub_cgroup() -> Iterator[Path]:
+    """A cgroup of the v2 hierarchy in which nobody is."""
+    group = features.cgroup2_mount() / f"kecho-{os.getpid()}-{random.randrange(1 << 32):x}"
+    group.mkdir()
+    yield group
+    group.rmdir()
+
+
+def test_up_says_where_local_clients_go(service: Up, kecho: Kecho, sub_cgroup: Path) -> None:
+    """Where programs at the mounted hierarchy do not see who connects: who asked for a path is told, others served."""
+    mount = features.cgroup2_mount()
+    alone = ["unshare", "--mount", "sh", "-c", f'mount --bind {sub_cgroup} {mount} && exec "$0" "$@"']
+    done = kecho("up", "--mode=sockmap", "--path=egress", f"--name=pytest-{os.getpid()}-x", prefix=alone)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "path egress takes no local client: registration does not see" in done.stderr
+    assert f"{mount} is the cgroup" in done.stderr and done.stderr.count("\n") == 1
+    one = service(mode="sockmap", run={"prefix": alone})
+    with one.client() as client:
+        support.echo(client, b"kecho")
+    assert list(one.stats()["paths"]) == ["user"]
+    assert one.connections()["total"] == 1, "the client of `up` itself is not counted"

@@ -19,7 +19,7 @@ C_FILES     := $(wildcard bpf/*.[ch] kecho/native/*/*.[ch] kmod/*.[ch] tests/*/*
 SHELL_FILES := $(shell grep -lsE '^\#!/bin/(ba)?sh' .ci/run scripts/* tests/vm/run tests/fresh/* tests/uml/*)
 
 .DEFAULT_GOAL := build
-.PHONY: build kmod setup setup-vm demo demo-module check check-here check-fresh soak lint fmt plot install man sdist uninstall clean help
+.PHONY: build kmod setup setup-vm demo demo-module check check-here check-fresh mutants soak lint fmt plot install man sdist uninstall clean help
 
 include kecho/native/native.mk
 include tests/vm/vm.mk tests/uml/uml.mk
@@ -67,6 +67,10 @@ check-here: ## only the tests on this kernel, with what is installed and built [
 check-fresh: ## run README's two commands on a machine that has nothing; needs root [SUITE=bookworm]
 	$(call need,fresh)
 	@scripts/fresh --suite $(SUITE) tests/fresh/readme
+
+mutants: ## make small faults, and list those that no test notices [FILES=]
+	$(call need,build test mutants)
+	@scripts/keep-owner $(VENV)/python tests/mutants/run $(FILES)
 
 soak: ## run the property test's engine for HOURS; needs root [HOURS=1 SOAK_ARGS=]
 	$(call need,build test)

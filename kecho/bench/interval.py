@@ -43,7 +43,10 @@ def coverage(n: int, k: int) -> float:
 
 def order(n: int) -> int:
     """The largest k for which `coverage` is enough, so that the interval is narrowest; 0 if there is none."""
-    return max((k for k in range(1, (n + 1) // 2 + 1) if coverage(n, k) >= CONFIDENCE), default=0)
+    k = 0
+    while coverage(n, k + 1) >= CONFIDENCE:
+        k += 1
+    return k
 
 
 # With fewer rounds even the lowest and the highest are not far enough apart.
@@ -110,4 +113,4 @@ def modes(values: Sequence[float]) -> tuple[list[float], list[float]] | None:
 
 def scatters(values: Sequence[float]) -> bool:
     """Whether the highest is far above the lowest."""
-    return len(values) > 1 and max(values) >= SCATTER * min(values)
+    return bool(values) and max(values) >= SCATTER * min(values)

@@ -170,6 +170,11 @@ def test_no_round_gives_no_ratio() -> None:
     assert Ratio.of([]) is None
 
 
+def test_the_median_of_an_odd_number_is_the_one_in_the_middle() -> None:
+    assert ratio_of([9.0, 1.0, 2.0, 4.0, 3.0]).value == 3.0
+    assert ratio_of([1.0, 2.0, 8.0, 9.0]).value == 4.0
+
+
 def test_a_ratio_turned_round_is_its_inverse() -> None:
     values = one_mode(random.Random(1), 8)
     one, other = ratio_of(values), ratio_of([1 / value for value in values])
@@ -188,6 +193,11 @@ def test_a_ratio_turned_round_is_its_inverse() -> None:
         ([10, 11, 12, 13, 14, 15, 16], None),  # scattered evenly
         ([10, 10, 12, 12], None),  # too near
         ([10, 12, 16, 20, 26, 33], None),  # the widest gap is one of many
+        ([10, 11.5, 13, 15], None),  # nor are those after next neighbours
+        ([4, 4, 5, 5], ([4, 4], [5, 5])),  # just far enough
+        ([10, 10, 20, 20, 60], None),  # less than half of the range, with an outlier above
+        ([3, 10, 10, 20, 20], None),  # or below
+        ([10, 10, 20, 20, 40], None),  # just half
         ([], None),
     ],
 )

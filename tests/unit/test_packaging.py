@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+import result_samples as samples
 
 import kecho
 
@@ -26,21 +30,89 @@ def run(*command: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Built from a copy, so that the checkout stays as it is, by the setuptools at hand: no network."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy to build from, so that the checkout stays as it is."""
     pytest.importorskip("setuptools")
     source = tmp_path_factory.mktemp("source")
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+    files = ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "CONTRIBUTING.md", "LICENSE", "Makefile")
+    for name in (*files, ".clang-format", ".clang-tidy"):
         shutil.copy(ROOT / name, source)
-    for name in ("kecho", "bpf"):
+    for name in ("kecho", "bpf", "kmod", "docs", "scripts", "tests"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel_file(source: Path) -> Path:
+    """Built by the setuptools at hand: no network."""
     done = run(
         *(sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"),
         *("--no-build-isolation", "--wheel-dir", source / "dist", source),
     )
     assert done.returncode == 0, done.stderr
     (file,) = (source / "dist").glob("kecho-*.whl")
-    return zipfile.ZipFile(file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def wheel(wheel_file: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(wheel_file)
+
+
+def test_sdist_has_what_a_packager_needs(source: Path) -> None:
+    (source / "build").mkdir(exist_ok=True)
+    (source / "build/kecho-ctl.1").write_text("as `make sdist` puts it there\n")
+    build = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
+    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(source / "dist" / done.stdout.split()[-1]) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    wanted = [*ROOT.glob("bpf/*.[ch]"), *ROOT.glob("kmod/*.[ch]"), *ROOT.glob("kecho/native/**/*.[ch]")]
+    wanted += [
+        *ROOT.glob("kecho/**/*.py"),
+        *ROOT.glob("scripts/*"),
+        *ROOT.glob("tests/**/*.mk"),
+        *ROOT.glob("**/native.mk"),
+    ]
+    wanted += [ROOT / name for name in ("Makefile", "kmod/Makefile", "kmod/Kbuild", "kmod/dkms.conf", "LICENSE")]
+    assert len(wanted) > 60
+    assert {str(path.relative_to(ROOT)) for path in wanted} | {"build/kecho-ctl.1"} <= names
+    assert not [name for name in names if name.endswith((".ko", ".o", ".pyc"))]
+
+
+def test_what_pip_installed_works_and_says_what_it_lacks(wheel_file: Path, tmp_path: Path) -> None:
+    """Far from the checkout: what needs no native program works, the rest names the missing one; with exit codes."""
+    site = tmp_path / "site"
+    done = run(
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"),
+        *("--root-user-action=ignore", "--target", site, wheel_file),
+    )
+    assert done.returncode == 0, done.stderr
+    main = (
+        "import sys, kecho; from kecho.cli.main import main\nassert sys.argv.pop(1) in kecho.__file__; sys.exit(main())"
+    )
+
+    def kecho_ctl(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", main, str(site), *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(site)},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+
+    assert kecho_ctl("--version").stdout == f"kecho {kecho.__version__}\n"
+    assert kecho_ctl("status").returncode in (0, 1)
+    assert "user-echo-server is not installed, which pip does not build" in kecho_ctl("doctor").stdout
+    (tmp_path / "result.json").write_text(json.dumps(samples.three_targets().to_json()))
+    done = kecho_ctl("plot", "result.json", "-o", "result.svg")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "result.svg").stat().st_size > 1000
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        done = kecho_ctl("bench", f"127.0.0.1:{server.getsockname()[1]}", "--count", "1")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert re.fullmatch(r"kecho-ctl: bench is not installed, which pip does not build: make install, .*\n", done.stderr)
 
 
 def test_wheel_has_every_module_and_the_bpf_sources(wheel: zipfile.ZipFile) -> None:

@@ -71,6 +71,7 @@ static void parse_cpus(const struct arg *arg, const char *text)
 
 	do {
 		unsigned long first, last;
+		unsigned int *longer;
 		char *end;
 
 		if (*at < '0' || *at > '9')
@@ -83,9 +84,10 @@ static void parse_cpus(const struct arg *arg, const char *text)
 		}
 		if ((*end && *end != ',') || last < first || last >= CPU_SETSIZE)
 			goto err_usage;
-		cpus = realloc(cpus, (n + (size_t)(last - first) + 1) * sizeof(*cpus));
-		if (!cpus)
+		longer = realloc(cpus, (n + (size_t)(last - first) + 1) * sizeof(*cpus));
+		if (!longer)
 			die(EXIT_FAILED, "out of memory");
+		cpus = longer;
 		for (; first <= last; first++)
 			cpus[n++] = (unsigned int)first;
 		at = *end ? end + 1 : end;

@@ -52,6 +52,7 @@ def warm(served: support.Server) -> socket.socket:
     for _ in range(2):
         client.sendall(b"warm")
         assert receive(client, 4) == b"warm"
+    support.wait_for(lambda: served.active() > 0, "accept(), before which path egress takes less")
     return client
 
 

@@ -319,6 +319,21 @@ def test_data_before_accept(served: support.Service, family: int, segments: list
 
 
 @controlled
+@pytest.mark.parametrize("wait", [False, True], ids=["until it would block", "blocking"])
+def test_as_much_as_goes_before_accept(served: support.Service, wait: bool) -> None:
+    """The server's socket has nobody yet whom the kernel could tell that its memory is used up."""
+    with contextlib.ExitStack() as stack:
+        with all_stopped(served):
+            client = stack.enter_context(served.client())
+            data = payload(16 << 20) if wait else fill(client, 4)
+            if wait:
+                stack.enter_context(sending(client, data))
+            time.sleep(0.3)
+        assert_same(receive(client, len(data)), data)
+        echo(client, b"and after")
+
+
+@controlled
 def test_data_and_end_before_accept(served: support.Service, family: int) -> None:
     data = payload(50_000)
     with contextlib.ExitStack() as stack:

@@ -22,7 +22,7 @@ SHELL_FILES := $(shell grep -lsE '^\#!/bin/(ba)?sh' .ci/run scripts/* tests/vm/r
 .PHONY: build kmod setup setup-vm demo demo-module check check-here check-fresh mutants soak lint fmt plot install man sdist uninstall clean help
 
 include kecho/native/native.mk
-include tests/vm/vm.mk tests/uml/uml.mk
+include tests/clients/clients.mk tests/vm/vm.mk tests/uml/uml.mk
 
 build: native ## build the C programs, and the module where the running kernel's headers are
 	@if scripts/kernels --build $$(uname -r) >/dev/null 2>&1; then $(MAKE) --no-print-directory kmod; fi
@@ -55,14 +55,14 @@ demo-module: ## the same in a virtual machine where this one does not load the m
 CHECK_VM := $(if $(AT_ROOT),$(if $(PYTEST_ARGS)$(filter no,$(VM)),,yes))
 check: ## run the tests; without root only those that need none [PYTEST_ARGS= VM=no]
 	$(call need,build test $(if $(AT_ROOT),install $(if $(CHECK_VM),vm newest)))
-	@scripts/keep-owner $(MAKE) -s build build/stream $(if $(CHECK_VM),vm-build)
+	@scripts/keep-owner $(MAKE) -s build build/stream build/sweep $(if $(CHECK_VM),vm-build)
 	$(if $(AT_ROOT),,@echo "make check: no root, so only tests/unit; all of it: sudo make check")
 	$(if $(CHECK_VM),@echo "make check: tests in virtual machines go on meanwhile; each machine reports when it is done")
 	@scripts/keep-owner $(MAKE) -s -k $(if $(CHECK_VM),-j2) check-here $(if $(CHECK_VM),$(VM_SHORT_JOBS))
 
 check-here: ## only the tests on this kernel, with what is installed and built [PYTEST_ARGS=]
 	@env -u MAKEFLAGS -u MAKELEVEL timeout --foreground -k 10 $(CHECK_TIMEOUT) \
-		$(VENV)/python -m pytest $(PYTEST_ARGS) tests/unit $(if $(AT_ROOT),$(wildcard tests/host))
+		$(VENV)/python -m pytest $(PYTEST_ARGS) tests/unit $(if $(AT_ROOT),$(wildcard tests/host tests/clients))
 
 check-fresh: ## run README's two commands on a machine that has nothing; needs root [SUITE=bookworm]
 	$(call need,fresh)

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: MIT
+"""Clients of every kind against services on the real kernel, as root: what tests/host has is shared."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "host"))

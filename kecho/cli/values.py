@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from kecho.bench.plan import STDOUT
 from kecho.model.errors import UsageError, one_line
 
 T = TypeVar("T")
 
-STDOUT = "-"
 PICTURES = (".png", ".svg", ".pdf")
 
 

@@ -7,7 +7,6 @@ A socket in a sockhash shows this code only what its verdict passed, and the end
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import fcntl
 import os
@@ -19,6 +18,7 @@ import termios
 import time
 from collections import Counter
 
+from kecho.kernel import libc
 from kecho.model.histogram import Histogram, slot
 from kecho.model.snapshot import Connections, PathStats
 
@@ -33,8 +33,6 @@ _SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 _TCP_CLOSE = 7  # include/net/tcp_states.h
 _BYTES_ACKED = struct.Struct("=QQ")  # tcp_info: tcpi_bytes_acked, tcpi_bytes_received
 _BYTES_ACKED_OFFSET = 120
-
-_sched_getcpu = ctypes.CDLL(None).sched_getcpu
 
 
 class Acceptor:
@@ -87,7 +85,7 @@ class Acceptor:
     def count_echo(self, size: int, since_ns: int) -> None:
         self.echoes += 1
         self.bytes += size
-        self._latency.setdefault(_sched_getcpu(), Counter())[slot(time.monotonic_ns() - since_ns)] += 1
+        self._latency.setdefault(libc.call("sched_getcpu"), Counter())[slot(time.monotonic_ns() - since_ns)] += 1
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(_ACCEPTS_A_TURN):

@@ -6,17 +6,17 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
-from kecho.model.errors import Unavailable, UsageError
+from kecho.model.errors import KechoError, Unavailable, UsageError
 
 if TYPE_CHECKING:  # the command line reads MODES, and starts quickly
     from kecho.kernel.features import Feature
     from kecho.model.config import Config
     from kecho.model.snapshot import Connections, PathStats
 
-OnFailure = Callable[[str], None]
 T = TypeVar("T")
 
 # The class of each mode's backend.
@@ -30,6 +30,25 @@ MODES = tuple(_CLASSES)
 AUTO = ("module", "sockmap", "user")  # in the order in which `auto` prefers them
 
 
+class NotStopped(KechoError):
+    """A part of the data path is still there; the next `down` needs what the service's folder says of it."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a backend is told by the controller that runs it.
+
+    `uid` is the user that the controller becomes once the backend has started, None if it stays what it is. `alive` and
+    `dead` are the names of the services of the same mode, by whether their controllers are. `on_failure` is to be
+    called, with the reason, if the data path ends by itself after the start.
+    """
+
+    uid: int | None
+    alive: tuple[str, ...]
+    dead: tuple[str, ...]
+    on_failure: Callable[[str], None]
+
+
 class Backend(Protocol):
     """Starts and stops a data path and says which counters and histograms are its own. Does no measuring."""
 
@@ -39,11 +58,11 @@ class Backend(Protocol):
     def features() -> tuple[Feature, ...]:
         """What the mode needs of this machine."""
 
-    async def start(self, config: Config, on_failure: OnFailure) -> None:
-        """All or nothing. Raises KechoError or OSError. Calls `on_failure` if the data path ends by itself later."""
+    async def start(self, config: Config, context: Context) -> None:
+        """All or nothing. Raises KechoError or OSError; NotStopped if a failed start leaves something."""
 
     def stop(self) -> None:
-        """Idempotent, and safe after a failed start."""
+        """Idempotent, and safe after a failed start. Raises NotStopped."""
 
     def keeps(self) -> Collection[int]:
         """The capabilities without which it could not go on, or not stop; it has started when this is called."""
@@ -61,8 +80,11 @@ class Backend(Protocol):
         """The paths in use, for the line that `up` prints."""
 
     @staticmethod
-    def clear_away(name: str) -> None:
-        """Takes away what a controller of that name, which was killed, left in the kernel. Raises KechoError."""
+    def clear_away(name: str, alive: Collection[str]) -> None:
+        """Takes away what a controller of that name, which was killed, left in the kernel. Raises KechoError.
+
+        `alive` are the other services of the same mode.
+        """
 
 
 class AllOrNothing(ABC):
@@ -73,21 +95,21 @@ class AllOrNothing(ABC):
     def __init__(self) -> None:
         self._undo = contextlib.ExitStack()
 
-    async def start(self, config: Config, on_failure: OnFailure) -> None:
+    async def start(self, config: Config, context: Context) -> None:
         try:
-            await self._start(config, on_failure)
+            await self._start(config, context)
         except BaseException:
             self.stop()
             raise
 
     @abstractmethod
-    async def _start(self, config: Config, on_failure: OnFailure) -> None: ...
+    async def _start(self, config: Config, context: Context) -> None: ...
 
     def stop(self) -> None:
         self._undo.close()
 
     @staticmethod
-    def clear_away(name: str) -> None:
+    def clear_away(name: str, alive: Collection[str]) -> None:
         """Nothing outlives the controller."""
         return
 

@@ -13,7 +13,7 @@ import struct
 import sys
 from collections.abc import Collection, Mapping
 
-from kecho.backends.base import AllOrNothing, OnFailure
+from kecho.backends.base import AllOrNothing, Context
 from kecho.kernel import devices, features, ingress, privileges, syscall
 from kecho.kernel.bpf import Module, PathArray, log, possible_cpus
 from kecho.kernel.devices import Address, Device
@@ -63,7 +63,7 @@ class MirrorBackend(AllOrNothing):
             Feature("tc ingress", ingress.probe),
         )
 
-    async def _start(self, config: Config, on_failure: OnFailure) -> None:
+    async def _start(self, config: Config, _: Context) -> None:
         """The port first, the devices last: nothing is answered before all of it is there."""
         self._binds = tuple(map(parse_address, config.binds))
         secret = read_secret(config.keep_secret) if config.keep_secret else os.urandom(_SECRET_BYTES)
@@ -79,7 +79,7 @@ class MirrorBackend(AllOrNothing):
         if ingress.has_links():
             self._ingress = ingress.Links(programs)
         else:
-            self.clear_away(config.name)
+            self.clear_away(config.name, ())
             self._ingress = ingress.Filters(programs, filter_name(config.name))
         self._undo.callback(self._ingress.close)
         watch = devices.Watch(self._follow)
@@ -128,7 +128,7 @@ class MirrorBackend(AllOrNothing):
         try:
             wanted = {device.index: device for device in await self._update()}
         except OSError as e:  # the next change tries again
-            log(f"cannot list the devices: {one_line(e)}")
+            log.warning("cannot list the devices: %s", one_line(e))
             return
         for index in self._attached.keys() - wanted.keys():
             self._detach(index)
@@ -136,7 +136,7 @@ class MirrorBackend(AllOrNothing):
             try:
                 self._attach(wanted[index])
             except (OSError, KechoError) as e:
-                log(f"cannot attach to {wanted[index].name}: {one_line(e)}")
+                log.warning("cannot attach to %s: %s", wanted[index].name, one_line(e))
 
     async def _update(self) -> list[Device]:
         """Brings the maps of addresses up to date; returns the devices to be at."""
@@ -183,7 +183,7 @@ class MirrorBackend(AllOrNothing):
         try:
             self._ingress.detach(index)
         except (OSError, KechoError) as e:  # gone with the device
-            log(f"cannot detach: {one_line(e)}")
+            log.warning("cannot detach: %s", one_line(e))
 
     # ---- what it tells ----
 
@@ -218,7 +218,7 @@ class MirrorBackend(AllOrNothing):
         return text
 
     @staticmethod
-    def clear_away(name: str) -> None:
+    def clear_away(name: str, alive: Collection[str]) -> None:
         """The filters, if the process that sees to them was killed as well."""
         ingress.clear_away(filter_name(name))
 

@@ -3,37 +3,38 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 from collections.abc import Collection
 from pathlib import Path
 
-from kecho.backends.base import AllOrNothing, OnFailure
-from kecho.kernel import features
+from kecho.backends.base import AllOrNothing, Context, NotStopped
+from kecho.kernel import features, modules
 from kecho.kernel.bpf import Module, PathArray
 from kecho.kernel.features import Feature
 from kecho.kernel.privileges import CAP_SYS_MODULE
-from kecho.kernel.sockets import port_taken
-from kecho.model.config import Config, endpoint
-from kecho.model.errors import KechoError, Unavailable, UsageError
+from kecho.model.config import Config
+from kecho.model.errors import KechoError, Unavailable, UsageError, one_line
 from kecho.model.snapshot import Connections, PathStats
 from kecho.native import programs
-from kecho.service import rundir
 
 _LOADED = Path("/sys/module/fastecho")
 _BUILD = programs.CHECKOUT / "build"
 
-# What insmod says, in the words of strerror, and what that means.
+_OTHER_KERNEL = ("fastecho.ko is built for another kernel", "make kmod, with this kernel's headers")
+_UNSIGNED = ("this kernel wants modules signed", "sign fastecho.ko, or use --mode sockmap")
+# What the kernel refuses a module with.
 _REFUSALS = {
-    "Invalid module format": ("fastecho.ko is built for another kernel", "make kmod, with this kernel's headers"),
-    "Exec format error": ("fastecho.ko is built for another kernel", "make kmod, with this kernel's headers"),
-    "Key was rejected by service": ("this kernel wants modules signed", "sign fastecho.ko, or use --mode sockmap"),
-    "Required key not available": ("this kernel wants modules signed", "sign fastecho.ko, or use --mode sockmap"),
-    "Operation not permitted": (
+    errno.ENOEXEC: _OTHER_KERNEL,
+    errno.ENOENT: _OTHER_KERNEL,  # a symbol that this one does not have
+    errno.EKEYREJECTED: _UNSIGNED,
+    errno.ENOKEY: _UNSIGNED,
+    errno.EOPNOTSUPP: ("this kernel cannot unpack compressed modules", "unpack fastecho.ko"),
+    errno.EPERM: (
         "this kernel lets nobody load fastecho: it is locked down, or this is a container",
         "sign fastecho.ko, boot without lockdown, or use --mode sockmap",
     ),
-    "Unknown symbol in module": ("fastecho.ko is built for another kernel", "make kmod, with this kernel's headers"),
 }
 
 
@@ -57,7 +58,7 @@ def find_module() -> Path:
 def _installed_module() -> Path | None:
     """Where modprobe finds it, as DKMS puts it there."""
     try:
-        found = _run("modinfo", "-n", "fastecho")
+        found = _modinfo("-n", "fastecho")
     except OSError:
         return None
     return Path(found.stdout.strip()) if found.returncode == 0 else None
@@ -65,12 +66,17 @@ def _installed_module() -> Path | None:
 
 def _paths() -> tuple[str, ...]:
     """The names of the module's paths, in the order of the numbers that its tracepoint tells."""
-    names = tuple(_run("modinfo", "-F", "paths", find_module()).stdout.split())
+    names = tuple(_modinfo("-F", "paths", str(find_module())).stdout.split())
     if not names:
         raise Unavailable(
             "fastecho.ko is of another version of kecho", "make kmod, or make install and dkms autoinstall"
         )
     return names
+
+
+def _modinfo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("modinfo") or "/usr/sbin/modinfo"
+    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
 
 
 class ModuleBackend(AllOrNothing):
@@ -94,11 +100,11 @@ class ModuleBackend(AllOrNothing):
             Feature("headers", features.probe_headers),
         )
 
-    async def _start(self, config: Config, on_failure: OnFailure) -> None:
+    async def _start(self, config: Config, context: Context) -> None:
         if not config.latency:
             raise UsageError("--no-latency: mode module has no counters without its tracepoint; insmod it by hand")
-        if _LOADED.exists():
-            self._replace(config.name)
+        if is_loaded():
+            self._replace(context)
         self._inline = config.inline
         self._undo.callback(self._unload)  # last: the programs hold on to the module
         paths = _paths()
@@ -111,14 +117,12 @@ class ModuleBackend(AllOrNothing):
         programs.attach_raw_tracepoint("fastecho_echo", "kecho_count")
         self._array = PathArray(programs.map_fd("paths"), paths)
 
-    def _replace(self, name: str) -> None:
+    def _replace(self, context: Context) -> None:
         """Takes out the module that a dead controller left; anybody else's stays."""
-        alive, dead = _controllers(name)
-        if alive:
-            raise KechoError(
-                f"{alive[0]} is up, and there is but one fastecho in a kernel; kecho-ctl down {alive[0]} first"
-            )
-        if not dead:
+        if context.alive:
+            other = context.alive[0]
+            raise KechoError(f"{other} is up, and there is but one fastecho in a kernel; kecho-ctl down {other} first")
+        if not context.dead:
             raise KechoError("fastecho is loaded already, not by kecho-ctl; rmmod fastecho first")
         unload()
         self._note = "; replaced the fastecho that a killed controller had left"
@@ -131,21 +135,14 @@ class ModuleBackend(AllOrNothing):
             f"inline={int(config.inline)}",
             f"bind={','.join(config.binds)}",
         )
-        if _installed_module():
-            done = _run("modprobe", "fastecho", *parameters)
-        else:
-            done = _run("insmod", find_module(), *parameters)
-        if done.returncode == 0:
-            return
-        said = _said(done)
-        if said in _REFUSALS:
-            raise Unavailable(*_REFUSALS[said])
-        where = ", ".join(endpoint(address, config.port) for address in config.binds)
-        if said == "Address already in use":
-            raise port_taken(config)
-        if said == "Cannot assign requested address":
-            raise KechoError(f"cannot listen on {where}: not an address of this machine")
-        raise KechoError(f"fastecho does not load: {said} (dmesg says more)")
+        try:
+            modules.load(find_module(), " ".join(parameters))
+        except OSError as e:
+            if e.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                raise  # the controller knows what to say
+            if e.errno in _REFUSALS:
+                raise Unavailable(*_REFUSALS[e.errno]) from e
+            raise KechoError(f"fastecho does not load: {e.strerror} (dmesg says more)") from e
 
     def _unload(self) -> None:
         if self._is_loaded:
@@ -157,7 +154,7 @@ class ModuleBackend(AllOrNothing):
         self._array = None
 
     def keeps(self) -> Collection[int]:
-        return {CAP_SYS_MODULE, *(self._array.needs() if self._array else ())}  # for rmmod
+        return {CAP_SYS_MODULE, *(self._array.needs() if self._array else ())}  # to unload the module
 
     def paths(self) -> dict[str, PathStats]:
         return self._array.read() if self._array else {}
@@ -175,9 +172,8 @@ class ModuleBackend(AllOrNothing):
         )
 
     @staticmethod
-    def clear_away(name: str) -> None:
+    def clear_away(name: str, alive: Collection[str]) -> None:
         """The module, unless another service has taken its place."""
-        alive, _ = _controllers(name)
         if not alive:
             unload()
 
@@ -193,31 +189,16 @@ def _count(name: str) -> int:
         return 0
 
 
-def _controllers(own: str) -> tuple[list[str], list[str]]:
-    """The services of mode module whose controller lives, and those that died; `own` is this process's name."""
-    alive: list[str] = []
-    dead: list[str] = []
-    for name in rundir.names():
-        state = rundir.read_state(name) or {}
-        if state.get("mode") == "module":
-            (alive if name != own and rundir.is_running(state.get("pid", 0)) else dead).append(name)
-    return alive, dead
+def is_loaded() -> bool:
+    """Is there a fastecho in the kernel?"""
+    return _LOADED.exists()
 
 
 def unload() -> None:
-    """Takes the module out, if it is in. Raises KechoError if the kernel does not let it go."""
-    if not _LOADED.exists():
+    """Takes the module out, if it is in. Raises NotStopped if the kernel does not let it go."""
+    if not is_loaded():
         return
-    done = _run("rmmod", "fastecho")
-    if done.returncode != 0:
-        raise KechoError(f"fastecho does not unload: {_said(done)}")
-
-
-def _said(done: subprocess.CompletedProcess[str]) -> str:
-    """The reason at the end of what insmod, modprobe or rmmod printed."""
-    return done.stderr.strip().rpartition(": ")[2]
-
-
-def _run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin") or program
-    return subprocess.run([path, *map(str, arguments)], capture_output=True, text=True, check=False)
+    try:
+        modules.unload("fastecho")
+    except OSError as e:
+        raise NotStopped(f"fastecho does not unload: {one_line(e)}") from e

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from kecho.backends.acceptor import Acceptor
-from kecho.backends.base import AllOrNothing, OnFailure
+from kecho.backends.base import AllOrNothing, Context
 from kecho.kernel import features, syscall
 from kecho.kernel.bpf import Module, PathArray, log, possible_cpus
 from kecho.kernel.btf import Btf, BtfError
@@ -78,7 +78,7 @@ class SockmapBackend(AllOrNothing):
             *(Feature(f"path {path}", probe, required=False) for path, probe in _LOCAL_PROBES.items()),
         )
 
-    async def _start(self, config: Config, on_failure: OnFailure) -> None:
+    async def _start(self, config: Config, _: Context) -> None:
         """Programs first, then registration, and only then the listeners: no connection slips through."""
         local, remote = self._local, self._remote = self._route(config.path)
         features.raise_nofile()
@@ -110,7 +110,7 @@ class SockmapBackend(AllOrNothing):
         try:
             seen = await asyncio.wait_for(self._own_client(address, config.port), _TRY_OUT_S)
         except (TimeoutError, OSError) as e:
-            log(f"a client of our own at {address} was not served: {one_line(e)}")
+            log.warning("a client of our own at %s was not served: %s", address, one_line(e))
             return
         finally:
             self._base = (self._counted(), self.connections())
@@ -148,7 +148,7 @@ class SockmapBackend(AllOrNothing):
             except Unavailable as e:
                 if path != "auto":
                     raise
-                log(f"path {local} is not used: {e}")
+                log.warning("path %s is not used: %s", local, e)
                 local = remote
         return local, remote
 

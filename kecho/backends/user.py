@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import mmap
 import os
 import signal
 import struct
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
-from kecho.backends.base import AllOrNothing, OnFailure
-from kecho.kernel import privileges
+from kecho.backends.base import AllOrNothing, Context
 from kecho.kernel.features import Feature
 from kecho.kernel.sockets import port_taken
 from kecho.model.config import Config
@@ -28,7 +26,9 @@ _HEADER = struct.Struct("=QQQQQ")  # magic, version, header_bytes, block_bytes, 
 _BLOCK = struct.Struct("=QQQQQQ")  # active, total, rejected, aborted, echoes, bytes
 
 _START_TIMEOUT_S = 5
-_KINDS: Mapping[int, type[KechoError]] = {2: UsageError, 3: Unavailable}  # by the server's exit status
+# enum exit_code of kecho/native/common/args.h
+_KINDS: Mapping[int, type[KechoError]] = {2: UsageError, 3: Unavailable}
+_EXIT_PORT_TAKEN = 4
 _WHY_NO_LATENCY = "user-echo-server is the baseline: it spends no time on clock reads"
 
 
@@ -50,7 +50,7 @@ class UserBackend(AllOrNothing):
     def features() -> tuple[Feature, ...]:
         return (Feature("user-echo-server", probe_server),)
 
-    async def _start(self, config: Config, on_failure: OnFailure) -> None:
+    async def _start(self, config: Config, context: Context) -> None:
         self._engine = config.engine
         with contextlib.ExitStack() as stack:
             stats_fd = os.memfd_create("kecho-stats")
@@ -58,7 +58,7 @@ class UserBackend(AllOrNothing):
             ready, ready_child = os.pipe()
             stack.callback(os.close, ready)
             try:
-                self._process = self._run(config, ready_child, stats_fd)
+                self._process = self._run(config, context.uid, ready_child, stats_fd)
             finally:
                 os.close(ready_child)
             self._undo.callback(self._end_process)
@@ -66,12 +66,11 @@ class UserBackend(AllOrNothing):
                 raise self._explain(config)
             self._stats = mmap.mmap(stats_fd, 0, prot=mmap.PROT_READ)
             self._undo.callback(self._stats.close)
-        self._watch(on_failure)
+        self._watch(context.on_failure)
 
     @staticmethod
-    def _run(config: Config, ready_fd: int, stats_fd: int) -> subprocess.Popen[bytes]:
-        """The server binds as root, and then becomes the same user as this process: else this could not end it."""
-        uid = privileges.user_for(config.port)
+    def _run(config: Config, uid: int | None, ready_fd: int, stats_fd: int) -> subprocess.Popen[bytes]:
+        """The server binds as root, and then becomes the same user as this process, which could not end it else."""
         return subprocess.Popen(
             [
                 programs.find("user-echo-server"),
@@ -82,7 +81,7 @@ class UserBackend(AllOrNothing):
                 f"--ready-fd={ready_fd}",
                 f"--stats-fd={stats_fd}",
                 f"--die-with-parent={os.getpid()}",
-                *([f"--uid={uid}"] if uid else []),
+                *(() if uid is None else (f"--uid={uid}",)),
             ],
             pass_fds=(ready_fd, stats_fd),
             stdin=subprocess.DEVNULL,
@@ -93,13 +92,13 @@ class UserBackend(AllOrNothing):
         """Why the server did not come up."""
         assert self._process is not None
         _, error = self._process.communicate(timeout=_START_TIMEOUT_S)
+        if self._process.returncode == _EXIT_PORT_TAKEN:
+            return port_taken(config)
         text = error.decode(errors="replace").strip().splitlines()
         message = text[-1] if text else f"user-echo-server ended with {self._process.returncode}"
-        if os.strerror(errno.EADDRINUSE) in message:
-            return port_taken(config)
         return _KINDS.get(self._process.returncode, KechoError)(message)
 
-    def _watch(self, on_failure: OnFailure) -> None:
+    def _watch(self, on_failure: Callable[[str], None]) -> None:
         assert self._process is not None
         loop, pidfd = asyncio.get_running_loop(), os.pidfd_open(self._process.pid)
 

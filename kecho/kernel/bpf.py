@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import re
 import sys
@@ -18,6 +19,9 @@ from kecho.kernel.privileges import CAP_BPF, CAP_SYS_ADMIN
 from kecho.model.errors import KechoError, Unavailable
 from kecho.model.histogram import SLOTS, Histogram
 from kecho.model.snapshot import PathStats
+
+log = logging.getLogger("kecho")  # the controller gives it a file; else it is silent
+log.addHandler(logging.NullHandler())
 
 # struct path_stats of bpf/kecho.h, in units of 8 bytes.
 _COUNTERS = 3
@@ -160,17 +164,9 @@ def _quiet_stderr(what: str) -> Iterator[None]:
         except Exception as e:
             captured.seek(0)
             text = captured.read().decode(errors="replace").strip()
-            log(f"{what}: {e}\n{text}")
+            log.warning("%s: %s\n%s", what, e, text)
             reason = next((line for line in text.splitlines() if "error:" in line or "denied" in line), str(e))
             raise KechoError(f"{what}: {' '.join(reason.split())}") from e
         finally:
             os.dup2(saved, 2)
             os.close(saved)
-
-
-def log(text: str) -> None:
-    """Adds to the log of the service that this process runs; does nothing where none is set."""
-    path = os.environ.get("KECHO_LOG")
-    if path:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(text + "\n")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import importlib.util
@@ -13,7 +12,6 @@ import platform
 import re
 import resource
 import select
-import signal
 import socket
 import struct
 import termios
@@ -28,7 +26,6 @@ from kecho.model.errors import Unavailable, one_line
 
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, from 5.14
 SO_MEMINFO = 55
-_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 # The names that bpf/sockmap.c gives the fields it reads.
 SOCKMAP_FIELDS = {
@@ -97,13 +94,6 @@ def raise_nofile() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
-
-
-def end_with_parent(parent: int) -> None:
-    """From now on SIGTERM comes when the thread that forked this process ends; at once if `parent` is gone already."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def can_bind(address: str) -> bool:

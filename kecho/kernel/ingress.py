@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, Protocol
 
-from kecho.kernel import privileges, syscall
+from kecho.kernel import privileges, process, syscall
 from kecho.kernel.privileges import CAP_NET_ADMIN
 from kecho.model.errors import KechoError, Unavailable, one_line
 
@@ -87,11 +87,11 @@ class Filters:
 def _set_filters(controller: socket.socket, programs: Mapping[str, int], name: str) -> NoReturn:
     """The life of the process that sets filters."""
     try:
-        privileges.set_name("kecho-filters")
+        process.set_name("kecho-filters")
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
-        privileges.close_descriptors({controller.fileno(), *programs.values()})
+        process.close_descriptors({controller.fileno(), *programs.values()})
         privileges.drop({CAP_NET_ADMIN}, None)
         with _Clsact(name) as clsact:
             while message := controller.recv(_MESSAGE_BYTES):

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import struct
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from kecho.kernel import libc, process, userids
 from kecho.model.errors import KechoError, one_line
 
 # include/uapi/linux/capability.h
@@ -19,15 +19,8 @@ CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 21, 38, 39
 _CAPABILITY_VERSION_3 = 0x20080522
 
 # include/uapi/linux/prctl.h
-_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
-_PR_SET_KEEPCAPS, _PR_SET_NAME, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 8, 15, 24, 38, 47
-_PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
-
-# A service is user FIRST_UID + its port, of a range that nobody hands out (systemd.io/UIDS-GIDS). As "nobody" it would
-# share its user, and with that kill(2), with whatever else runs as nobody.
-FIRST_UID = 0x60000
-
-_libc = ctypes.CDLL(None, use_errno=True)
+_PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 8, 24, 38, 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 
 def capabilities(which: str = "Eff") -> frozenset[int]:
@@ -38,12 +31,14 @@ def capabilities(which: str = "Eff") -> frozenset[int]:
 
 
 def user_for(port: int) -> int | None:
-    """The user, and group, that a service on that port is to run as; None where this process may not change to it."""
-    uid = FIRST_UID + port
-    maps = (Path("/proc/self/uid_map"), Path("/proc/self/gid_map"))
-    if not {CAP_SETUID, CAP_SETGID} <= capabilities() or not all(_maps(path, uid) for path in maps):
+    """The user, and group, that a service on that port is to run as; None where this process may not change to it.
+
+    Raises Unavailable if no id is free.
+    """
+    if not {CAP_SETUID, CAP_SETGID} <= capabilities():
         return None
-    return uid
+    uid = userids.id_for(port)
+    return uid if all(_maps(Path(f"/proc/self/{kind}_map"), uid) for kind in ("uid", "gid")) else None
 
 
 def _maps(path: Path, uid: int) -> bool:
@@ -55,40 +50,34 @@ def _maps(path: Path, uid: int) -> bool:
 def drop(keep: Collection[int], uid: int | None) -> None:
     """Becomes user `uid`, unless None, with those of `keep` that this process has, no other capability, no way back.
 
-    What it runs later inherits `keep`. Raises KechoError if the kernel refuses; then the process must end.
+    What it runs later has none. Raises KechoError if the kernel refuses; then the process must end.
     """
     if len(os.listdir("/proc/self/task")) > 1:
         raise KechoError("privileges belong to a thread, and there are several")  # the others would keep theirs
     kept = capabilities("Prm").intersection(keep)
     try:
         if CAP_SETPCAP in capabilities():  # without it, no_new_privs has to do
-            for number in capabilities("Bnd").difference(kept):
-                _prctl(_PR_CAPBSET_DROP, number)
-        _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+            for number in capabilities("Bnd"):
+                libc.prctl(_PR_CAPBSET_DROP, number)
+        libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
         if uid is not None:
             _become(uid)
-        _capset(kept, kept, kept)
-        for number in kept:
-            _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number)
-        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        _capset(kept, kept, ())
+        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1)
     except OSError as e:
         raise KechoError(f"cannot give up privileges: {one_line(e)}") from e
 
 
 def _become(uid: int) -> None:
-    """With the capabilities that it has; and if it is to end with its parent, that stays so too."""
-    ends_by = ctypes.c_int()
-    _prctl(_PR_GET_PDEATHSIG, ctypes.addressof(ends_by))
-    parent = os.getppid()
-    _prctl(_PR_SET_KEEPCAPS, 1)
+    """Keeps the capabilities, and the signal for the end of the parent."""
+    ends_by, parent = process.ends_by(), os.getppid()
+    libc.prctl(_PR_SET_KEEPCAPS, 1)
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
-    _prctl(_PR_SET_KEEPCAPS, 0)
-    if ends_by.value:
-        _prctl(_PR_SET_PDEATHSIG, ends_by.value)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), ends_by.value)
+    libc.prctl(_PR_SET_KEEPCAPS, 0)
+    if ends_by:
+        process.end_with_parent(parent, ends_by)
 
 
 def needed(candidates: Collection[int], attempt: Callable[[], object]) -> frozenset[int]:
@@ -105,29 +94,8 @@ def needed(candidates: Collection[int], attempt: Callable[[], object]) -> frozen
     return effective.intersection(candidates)
 
 
-def close_descriptors(keep: Collection[int] = ()) -> None:
-    """Closes what this process inherited, but for standard input, output, error and `keep`."""
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        if fd > 2 and fd not in keep:
-            with contextlib.suppress(OSError):  # that of the listing is closed already
-                os.close(fd)
-
-
-def set_name(name: str) -> None:
-    """What `ps` calls this process; 15 bytes at most."""
-    buffer = ctypes.create_string_buffer(name.encode())
-    _prctl(_PR_SET_NAME, ctypes.addressof(buffer))
-
-
-def _prctl(option: int, *arguments: int) -> None:
-    values = [ctypes.c_ulong(value) for value in (*arguments, 0, 0, 0, 0)[:4]]
-    if _libc.prctl(option, *values) < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
 def _capset(*sets: Collection[int]) -> None:
     """Effective, permitted, inheritable."""
     masks = [sum(1 << number for number in numbers) for numbers in sets]
     data = struct.pack("=6I", *(mask & 0xFFFFFFFF for mask in masks), *(mask >> 32 for mask in masks))
-    if _libc.capset(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), data) < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    libc.call("capset", struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), data)

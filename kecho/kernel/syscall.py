@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import platform
 import struct
 import sys
 from collections.abc import Iterator
+
+from kecho.kernel import libc
 
 MAP_TYPE_SOCKHASH = 18
 
@@ -36,7 +37,6 @@ _MAP_LOOKUP_BATCH, _LINK_CREATE = 24, 28
 _NAME = b"kecho_probe"
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280}
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _bpf(command: int, attr: bytes | ctypes.Array[ctypes.c_char], what: str) -> int:
@@ -44,11 +44,10 @@ def _bpf(command: int, attr: bytes | ctypes.Array[ctypes.c_char], what: str) -> 
     if number is None:
         raise OSError(0, f"kecho does not know the bpf system call of {platform.machine()}")
     buffer = ctypes.create_string_buffer(attr, max(len(attr), 128)) if isinstance(attr, bytes) else attr
-    result: int = _libc.syscall(number, command, buffer, len(buffer))
-    if result < 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, f"{what}: {os.strerror(errno)}")
-    return result
+    try:
+        return libc.call("syscall", number, command, buffer, len(buffer))
+    except OSError as e:
+        raise OSError(e.errno, f"{what}: {e.strerror}") from None
 
 
 def map_create(map_type: int, key_size: int, value_size: int, max_entries: int) -> int:

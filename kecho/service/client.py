@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
@@ -16,26 +15,36 @@ from kecho.model.snapshot import SCHEMA, Snapshot
 from kecho.service import rundir
 
 _TIMEOUT_S = 5.0
+_DOWN_TIMEOUT_S = 10.0
 _MAX_ANSWER_BYTES = 64 << 20
 
 
+class NotUp(KechoError):
+    """Nobody listens at the control socket: the service died, or there is none."""
+
+
+class Silent(KechoError):
+    """Somebody listens, and has not answered in time."""
+
+
 class Client:
-    """A service by its name. Every call raises KechoError if it is not up."""
+    """A service by its name. Every call raises NotUp if it is not up, Silent or KechoError if it does not answer."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def request(self, op: str) -> dict[str, Any]:
         """One request, one answer. Raises Unavailable if the op is for root."""
+        deadline = time.monotonic() + _TIMEOUT_S
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(_TIMEOUT_S)
             try:
-                self._connect(sock)
+                self._connect(sock, deadline)
                 sock.sendall(json.dumps({"op": op}).encode() + b"\n")
-                with sock.makefile("rb") as lines:
-                    answer = json.loads(lines.readline(_MAX_ANSWER_BYTES))
+                answer = json.loads(_read_line(sock, deadline))
             except (FileNotFoundError, ConnectionRefusedError):
-                raise KechoError(self._not_up()) from None
+                raise NotUp(self._not_up()) from None
+            except (TimeoutError, BlockingIOError):
+                raise Silent(f"{self.name} does not answer within {_TIMEOUT_S:g} s") from None
             except (OSError, ValueError, RecursionError) as e:
                 raise KechoError(f"{self.name} does not answer: {one_line(e)}") from e
         if not isinstance(answer, dict):
@@ -49,19 +58,17 @@ class Client:
     def _not_understood(self) -> str:
         return f"{self.name} answers what this version of kecho-ctl does not understand"
 
-    def _connect(self, sock: socket.socket) -> None:
+    def _connect(self, sock: socket.socket, deadline: float) -> None:
         """Others may fill the queue for a moment; with a timeout set, connect() then says EAGAIN at once."""
         path = rundir.control_socket(self.name)
         for folder in (rundir.BASE, path.parent):
             rundir.require_roots(folder)
-        deadline = time.monotonic() + _TIMEOUT_S
         while True:
+            sock.settimeout(_left(deadline))
             try:
                 sock.connect(str(path))
                 return
             except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise
                 time.sleep(0.01)
 
     def _not_up(self) -> str:
@@ -98,41 +105,74 @@ class Client:
             raise KechoError(self._not_understood())
 
     def down(self) -> None:
-        """Ends the service and returns when nothing of it is left; clears away what a dead one left. For root."""
-        try:
-            pid = self.status()["pid"]
-        except KechoError as e:
-            if not rundir.read_state(self.name) and not rundir.directory(self.name).is_dir():
-                raise
-            if silent := _silent_pid(self.name):
-                raise KechoError(f"{e}; if it hangs: kill -9 {silent}, then kecho-ctl down {self.name}") from e
-            self._clear_away()
-            return
-        self._command("down")
-        deadline = time.monotonic() + 10
-        while rundir.control_socket(self.name).exists() or rundir.is_running(pid):
+        """Ends the service and returns when nothing of it is left; clears away what a dead one left. For root.
+
+        Whether its controller lives is told by its lock alone: a pid may be another process's by now.
+        """
+        for folder in (rundir.BASE, rundir.directory(self.name)):
+            rundir.require_roots(folder)
+        deadline = time.monotonic() + _DOWN_TIMEOUT_S
+        asked = False
+        while rundir.is_held(self.name):
             if time.monotonic() > deadline:
-                raise KechoError(f"{self.name} (pid {pid}) does not end")
-            if not rundir.is_running(pid):  # its keeper was killed, or its pid is that of another namespace
-                with contextlib.suppress(KechoError):  # and it has the name still
-                    self._clear_away()
+                raise KechoError(f"{self.name} does not end{self._last_resort()}")
+            if not asked:
+                asked = self._ask_to_end()
             time.sleep(0.005)
+        if rundir.directory(self.name).is_dir():  # the controller was killed, or its keeper
+            self._clear_away()
+        elif not asked:
+            raise NotUp(self._not_up())
+
+    def _ask_to_end(self) -> bool:
+        """Was it there to be asked? It may be about to come up, or to end."""
+        try:
+            self._command("down")
+        except NotUp:
+            return False
+        except Unavailable:
+            raise
+        except KechoError as e:
+            raise KechoError(f"{e}{self._last_resort()}") from e
+        return True
+
+    def _last_resort(self) -> str:
+        pid = rundir.holder(self.name)
+        return f"; if it hangs: kill -9 {pid}, then kecho-ctl down {self.name}" if pid else ""
 
     def _clear_away(self) -> None:
         """What a controller that was killed left: its folder, and what of its mode outlives it."""
         state = rundir.read_state(self.name) or {}
-        folder = rundir.RunDir(self.name)
+        folder = rundir.RunDir.acquire(self.name)
         try:
             if state.get("mode") in MODES:
-                backend(state["mode"]).clear_away(self.name)
+                alive, _ = rundir.controllers(state["mode"], self.name)
+                backend(state["mode"]).clear_away(self.name, alive)
+            folder.remove()
         finally:
-            folder.close()
+            folder.release()
 
 
-def _silent_pid(name: str) -> int | None:
-    """The pid of a controller that lives, although it may not answer."""
-    pid = (rundir.read_state(name) or {}).get("pid")
-    return pid if pid and rundir.is_running(pid) and rundir.control_socket(name).exists() else None
+def _left(deadline: float) -> float:
+    """Seconds. Raises TimeoutError if there are none."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _read_line(sock: socket.socket, deadline: float) -> bytes:
+    """Up to the end of the line or of the stream: a controller that drips has no longer than one that is silent."""
+    parts: list[bytes] = []
+    size = 0
+    while size < _MAX_ANSWER_BYTES:
+        sock.settimeout(_left(deadline))
+        part = sock.recv(1 << 20)
+        parts.append(part)
+        size += len(part)
+        if not part or part.endswith(b"\n"):
+            break
+    return b"".join(parts)
 
 
 def services() -> list[dict[str, Any]]:
@@ -146,8 +186,7 @@ def services() -> list[dict[str, Any]]:
             if state is None:
                 continue
             state.pop("config", None)
-            silent = "not answer" in str(e) and _silent_pid(name)
-            found.append({**state, "state": "silent" if silent else "died"})
+            found.append({**state, "state": "died" if isinstance(e, NotUp) else "silent"})
     return found
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
+import logging
 import os
 import signal
 import sys
@@ -14,13 +16,14 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from kecho.backends.base import backend, check
-from kecho.kernel import features, privileges
+from kecho.backends.base import Backend, Context, NotStopped, backend, check
+from kecho.kernel import features, privileges, process
 from kecho.kernel.sockets import listen_counters, port_taken
 from kecho.model.config import Config, endpoint
 from kecho.model.errors import KechoError, Unavailable, UsageError, one_line
 from kecho.model.snapshot import SCHEMA, Snapshot
-from kecho.service.control import ControlServer
+from kecho.service import rundir
+from kecho.service.control_server import ControlServer
 from kecho.service.keeper import Keeper
 from kecho.service.rundir import RunDir
 
@@ -31,61 +34,64 @@ _ERRORS: tuple[type[KechoError], ...] = (UsageError, Unavailable, KechoError)
 class Service:
     """One service in this process: `run` brings it up, calls `ready`, and returns when it has been asked to end."""
 
-    def __init__(self, config: Config, rundir: RunDir) -> None:
+    def __init__(self, config: Config, backend: Backend, folder: RunDir) -> None:
         self._config = config
-        self._rundir = rundir
-        self._backend = backend(config.mode)()
+        self._backend = backend
+        self._folder = folder
         self._started = time.monotonic()
         self._base: Snapshot | None = None  # what was counted before the last reset
         self._since_ns = time.monotonic_ns()
         self._listen_base: dict[str, int] = {}
-        self._stop = asyncio.Event()
+        self._end = asyncio.Event()
         self._failure = ""
 
     async def run(self, ready: Callable[[str], None]) -> None:
-        """Raises KechoError if it does not come up, or if its data path ends by itself."""
-        control = ControlServer(
-            {"status": self._status, "stats": lambda: self._since_reset().to_json()},
-            {"down": self._down, "reset": self._reset},
-        )
-        loop = asyncio.get_running_loop()
+        """Raises KechoError if it does not come up or its data path ends by itself, NotStopped if some stays."""
         for number in _ENDING:
-            loop.add_signal_handler(number, self._stop.set)
-        try:
+            asyncio.get_running_loop().add_signal_handler(number, self._end.set)
+        control = ControlServer(
+            {"status": self._status, "stats": lambda: self._since_reset().to_json()}, {"reset": self._reset}, self._end
+        )
+        with contextlib.ExitStack() as stack:
+            stack.callback(control.stop)
             self._listen_base = listen_counters()
-            await self._start_backend()
+            uid = privileges.user_for(self._config.port)
+            alive, dead = rundir.controllers(self._config.mode, self._config.name)
+            await self._start_backend(Context(uid, alive, dead, self._fail))
+            stack.callback(self._backend.stop)
             self._started = time.monotonic()
-            self._rundir.write_state({**self._description(), "config": self._config.to_json()})
-            listener = self._rundir.listen()
-            privileges.drop(self._backend.keeps(), privileges.user_for(self._config.port))
+            self._folder.write_state(self.description())
+            listener = self._folder.listen()
+            privileges.drop(self._backend.keeps(), uid)
             await control.start(listener)
             ready(self._describe())
-            await self._stop.wait()
-        finally:
-            self._backend.stop()
-            control.stop()
+            await self._end.wait()
         if self._failure:
             raise KechoError(self._failure)
 
-    async def _start_backend(self) -> None:
+    async def _start_backend(self, context: Context) -> None:
         try:
-            await self._backend.start(self._config, self._fail)
+            await self._backend.start(self._config, context)
         except OSError as e:
             raise KechoError(self._explain(e)) from e
 
     def _explain(self, error: OSError) -> str:
-        import errno
-
-        where = ", ".join(endpoint(address, self._config.port) for address in self._config.binds)
         if error.errno == errno.EADDRINUSE:
             return str(port_taken(self._config))
         if error.errno == errno.EADDRNOTAVAIL:
-            return f"cannot listen on {where}: not an address of this machine"
+            return f"cannot listen on {self._where()}: not an address of this machine"
         return f"cannot bring {self._config.name} up: {one_line(error)}"
 
     def _fail(self, why: str) -> None:
         self._failure = why
-        self._stop.set()
+        self._end.set()
+
+    def _where(self) -> str:
+        return ", ".join(endpoint(address, self._config.port) for address in self._config.binds)
+
+    def description(self) -> dict[str, Any]:
+        """What state.json has of it."""
+        return {**self._description(), "config": self._config.to_json()}
 
     # ---- what the control socket answers ----
 
@@ -133,14 +139,10 @@ class Service:
         self._since_ns = time.monotonic_ns()
         return {"ok": True}
 
-    def _down(self) -> dict[str, Any]:
-        # After the answer has left.
-        asyncio.get_running_loop().call_later(0.01, self._stop.set)
-        return {"ok": True}
-
     def _describe(self) -> str:
-        where = ", ".join(endpoint(address, self._config.port) for address in self._config.binds)
-        return f"{self._config.name} is up: mode {self._config.mode}, {where}, paths: {self._backend.describe()}"
+        return (
+            f"{self._config.name} is up: mode {self._config.mode}, {self._where()}, paths: {self._backend.describe()}"
+        )
 
 
 def run_foreground(config: Config, ready: Callable[[str], None], keep: Collection[int] = ()) -> None:
@@ -149,32 +151,48 @@ def run_foreground(config: Config, ready: Callable[[str], None], keep: Collectio
     The process gives up its privileges for good, and all descriptors but standard ones and `keep`.
     """
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a client that does not wait for its answer is no reason to end
-    privileges.close_descriptors(keep)
+    process.close_descriptors(keep)
     check(config.mode)
-    # The command line has it end the process; here it is anybody who hangs up before he has his answer.
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # between the folder and who removes it none may come
+    with contextlib.ExitStack() as stack:
+        with process.blocked(*_ENDING):  # between the folder and who removes it none may come
+            folder = _take(config.name)
+            stack.callback(folder.release)
+            keeper = stack.enter_context(_keeper(folder))
+        log = logging.FileHandler(folder.log, delay=True)
+        logging.getLogger("kecho").addHandler(log)
+        stack.callback(logging.getLogger("kecho").removeHandler, log)
+        asyncio.run(_run(config, folder, keeper, ready))
+
+
+def _take(name: str) -> RunDir:
+    """The folder of that name. Raises KechoError if a service has it, with what is known of that."""
     try:
-        rundir = RunDir(config.name)
-        try:
-            keeper = Keeper(rundir.remove)
-        except OSError:  # no process is to be had
-            rundir.close()
-            raise
-    except BaseException:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return RunDir.acquire(name)
+    except rundir.Taken as e:
+        state = rundir.read_state(name)
+        what = f" (mode {state['mode']}, port {state['port']}, pid {state['pid']})" if state else ""
+        raise KechoError(f"{e}{what}; `kecho-ctl down {name}`, or --name") from None
+
+
+def _keeper(folder: RunDir) -> Keeper:
+    """Clears the folder, and starts who removes it in the end."""
+    try:
+        folder.clear()
+        return Keeper(folder.remove)
+    except OSError:  # no process is to be had
+        folder.remove()
         raise
+
+
+async def _run(config: Config, folder: RunDir, keeper: Keeper, ready: Callable[[str], None]) -> None:
+    service = Service(config, backend(config.mode)(), folder)
     try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        os.environ["KECHO_LOG"] = str(rundir.log)
-        asyncio.run(_run(config, rundir, ready))
-    finally:
-        keeper.finish()
-        rundir.release()
-
-
-async def _run(config: Config, rundir: RunDir, ready: Callable[[str], None]) -> None:
-    await Service(config, rundir).run(ready)
+        await service.run(ready)
+    except NotStopped:
+        keeper.dismiss()
+        if not rundir.read_state(config.name):  # it failed while it came up, as root
+            folder.write_state(service.description())
+        raise
 
 
 def run_background(config: Config, dies_with_parent: bool = False) -> str:
@@ -187,25 +205,25 @@ def run_background(config: Config, dies_with_parent: bool = False) -> str:
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid() if dies_with_parent else None
-    # What a signal raises is lost in the hooks that Python runs after fork(), and in the child it would unwind to where
-    # the parent cleans up.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-    pid = os.fork()
-    if pid == 0:
-        for number in _ENDING:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        os.close(receiving)
-        _background(config, sending, parent)
-    os.close(sending)
+    pid = 0
     try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        # A signal between fork() and the assignment would leave the child; in the child it would unwind to here.
+        with process.blocked(*_ENDING):
+            pid = os.fork()
+            if pid == 0:
+                for number in _ENDING:
+                    signal.signal(number, signal.SIG_DFL)
+        if pid == 0:
+            os.close(receiving)
+            _background(config, sending, parent)
+        os.close(sending)
         with os.fdopen(receiving, "rb") as pipe:
             line = pipe.readline()
     except BaseException:  # a signal
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        os.waitpid(pid, 0)
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            os.waitpid(pid, 0)
         raise
     if not line:
         os.waitpid(pid, 0)
@@ -224,13 +242,8 @@ def _background(config: Config, sending: int, parent: int | None) -> NoReturn:
         os.setsid()
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # until the service handles it: the folder has to go
         if parent is not None:
-            features.end_with_parent(parent)
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
-        if null > 2:
-            os.close(null)
-        os.chdir("/")
+            process.end_with_parent(parent)
+        process.leave_terminal()
 
         def ready(line: str) -> None:
             _tell(sending, {"ready": line})

@@ -10,11 +10,11 @@ import socket
 from collections.abc import Callable
 from typing import NoReturn
 
-from kecho.kernel import privileges
+from kecho.kernel import privileges, process
 
 
 class Keeper:
-    """Runs `task` when `finish` is called. If this process ends without that, so does the keeper, and does nothing."""
+    """A block at whose end the keeper runs `task`. It ends with this process, and then does nothing."""
 
     def __init__(self, task: Callable[[], None]) -> None:
         """Forks: to be called while there is nothing yet that the keeper would only hold on to."""
@@ -25,11 +25,18 @@ class Keeper:
         theirs.close()
         os.waitpid(child, 0)
 
-    def finish(self) -> None:
-        """Returns when `task` is done and the keeper gone, or has been killed. Idempotent."""
+    def __enter__(self) -> Keeper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Returns when `task` is done and the keeper gone, or has been killed."""
         with self._sock, contextlib.suppress(OSError):
             self._sock.sendall(b"x")
             self._sock.recv(1)
+
+    def dismiss(self) -> None:
+        """The keeper ends, and does nothing."""
+        self._sock.close()
 
 
 def _keep(controller: socket.socket, task: Callable[[], None]) -> NoReturn:
@@ -37,14 +44,11 @@ def _keep(controller: socket.socket, task: Callable[[], None]) -> NoReturn:
     try:
         if os.fork():
             os._exit(0)
-        privileges.set_name("kecho-keeper")
+        process.set_name("kecho-keeper")
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        with open(os.devnull, "r+b", buffering=0) as null:
-            for fd in (0, 1, 2):
-                os.dup2(null.fileno(), fd)
-        os.chdir("/")
-        privileges.close_descriptors({controller.fileno()})
+        process.leave_terminal()
+        process.close_descriptors({controller.fileno()})
         privileges.drop((), None)
         if controller.recv(1):
             task()

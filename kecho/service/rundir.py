@@ -14,6 +14,7 @@ import os
 import shutil
 import socket
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 from kecho.model.errors import KechoError, Unavailable, UsageError, one_line
 
 BASE = Path("/run/kecho")
-
+_ATTEMPTS = 10
 
 _MAX_STATE_BYTES = 64 << 10
 _STATE: dict[str, type] = {
@@ -113,49 +114,92 @@ def check_privilege() -> None:
         raise Unavailable("services are root's to bring up and down", "run it as root, with sudo")
 
 
-def is_running(pid: int) -> bool:
-    """Is there such a process, other than one that only its parent has to take notice of?"""
+# ---- the lock ----
+
+
+class Taken(KechoError):
+    """A controller that lives has the name."""
+
+
+def is_held(name: str) -> bool:
+    """Does a controller live that has this name? Its lock ends with it, whatever ends it. For root."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
+        lock = os.open(directory(name) / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except PermissionError:
+        check_privilege()
+        raise
+    except OSError:  # there is none, or it is no file
         return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def holder(name: str) -> int | None:
+    """The process that has the lock, or None if it is not of this PID namespace."""
+    found = os.stat(directory(name) / "lock")
+    file = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    for line in Path("/proc/locks").read_text().splitlines():
+        _, kind, _, _, pid, what, *_ = line.replace("->", "").split()
+        if (kind, what) == ("FLOCK", file):
+            return int(pid)
+    return None
+
+
+def controllers(mode: str, own: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The services of that mode: those whose controllers live, and those whose controllers died. For root.
+
+    `own` is the name of this process, which has taken it over from a dead controller if there is a state of it.
+    """
+    found: tuple[list[str], list[str]] = ([], [])
+    for name in names():
+        state = read_state(name)
+        if state and state["mode"] == mode:
+            found[name == own or not is_held(name)].append(name)
+    alive, dead = found
+    return tuple(alive), tuple(dead)
 
 
 class RunDir:
-    """The folder of the service that this process runs. `close` removes it."""
+    """The folder of a service whose name this process has."""
 
-    def __init__(self, name: str) -> None:
-        """Takes the name, and clears what a dead service of that name left.
+    def __init__(self, path: Path, lock: int) -> None:
+        """See `acquire`."""
+        self.path = path
+        self._lock = lock
+        self._inherited = b""  # the state that a dead controller left, while it stands
 
-        Raises KechoError if a live one has it, Unavailable without the permission to.
-        """
-        self.path = directory(name)
-        self._lock = -1
+    @classmethod
+    def acquire(cls, name: str) -> RunDir:
+        """Takes the name, and makes the folder. Raises Taken, or Unavailable without the permission."""
+        path = directory(name)
         check_privilege()
-        try:
-            own_directory(BASE)
-            own_directory(self.path)
-            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except PermissionError as e:
-            raise Unavailable(f"may not write to {BASE}", "run it as root, with sudo") from e
-        except OSError as e:  # a /run that is read-only or full
-            raise KechoError(f"cannot make the folder of {name}: {one_line(e)}") from e
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.stat(self.path / "lock").st_ino != os.fstat(self._lock).st_ino:
-                raise FileNotFoundError
-        except (BlockingIOError, FileNotFoundError):
-            os.close(self._lock)
-            state = read_state(name) or {}
-            what = f" (mode {state['mode']}, port {state['port']}, pid {state['pid']})" if "pid" in state else ""
-            raise KechoError(
-                f"a service named {name} is up already{what}; `kecho-ctl down {name}`, or --name"
-            ) from None
+        for _ in range(_ATTEMPTS):
+            lock = _open_lock(path)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.stat(path / "lock").st_ino == os.fstat(lock).st_ino:
+                    return cls(path, lock)
+            except (BlockingIOError, FileNotFoundError):
+                pass
+            os.close(lock)
+            time.sleep(0.01)  # somebody looks whether it is held, or removes the folder
+        raise Taken(f"a service named {name} is up already")
+
+    def clear(self) -> None:
+        """Removes what a dead controller left, but for its state: that stands until there is a new one."""
+        state = self.path / "state.json"
+        if read_state(self.path.name):
+            self._inherited = state.read_bytes()
+        self._remove_all_but("lock", *(["state.json"] if self._inherited else []))
+
+    def _remove_all_but(self, *kept: str) -> None:
         for entry in self.path.iterdir():
-            if entry.name == "state.json" and entry.is_file() and not entry.is_symlink():
-                continue  # what the dead one was is of use to its successor
-            if entry.name != "lock":
+            if entry.name not in kept:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
     @property
@@ -175,21 +219,31 @@ class RunDir:
         return sock
 
     def remove(self) -> None:
-        """Removes the folder, and /run/kecho with the last one."""
+        """Removes the folder, and /run/kecho with the last one. A state that a dead controller left stays."""
+        if self._inherited and (self.path / "state.json").read_bytes() == self._inherited:
+            self._remove_all_but("state.json")
+            return
         shutil.rmtree(self.path, ignore_errors=True)
         with contextlib.suppress(OSError):
             BASE.rmdir()
 
-    def close(self) -> None:
-        """Removes the folder and lets go of the name. Idempotent."""
-        if self._lock >= 0:
-            self.remove()
-            self.release()
-
     def release(self) -> None:
         """Lets go of the name."""
         os.close(self._lock)
-        self._lock = -1
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        own_directory(BASE)
+        own_directory(path)
+        return os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except PermissionError as e:
+        raise Unavailable(f"may not write to {BASE}", "run it as root, with sudo") from e
+    except OSError as e:  # a /run that is read-only or full
+        raise KechoError(f"cannot make the folder of {path.name}: {one_line(e)}") from e
+
+
+# ---- files and folders that root alone writes ----
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -8,7 +8,6 @@ them, whatever ends it; the veth pair goes with the namespace.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import ipaddress
 import os
 import socket
@@ -17,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from kecho.kernel import features, sockets
+from kecho.kernel import features, libc, sockets
 from kecho.model.config import endpoint
 from kecho.model.errors import KechoError, Unavailable, UsageError
 from kecho.system import limits
@@ -122,12 +121,12 @@ def _explained(what: str, remedy: str) -> Iterator[None]:
 
 def _unshare() -> int:
     """Moves this thread into a new network namespace; its descriptor."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNET):
-        code = ctypes.get_errno()
+    try:
+        libc.call("unshare", _CLONE_NEWNET)
+    except OSError as e:
         raise Unavailable(
-            f"cannot make a network namespace: {os.strerror(code)}", "run it as root, outside a container"
-        )
+            f"cannot make a network namespace: {e.strerror}", "run it as root, outside a container"
+        ) from e
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 

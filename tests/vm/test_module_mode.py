@@ -56,7 +56,7 @@ def kill_controller() -> None:
     """With -9; returns once it is gone."""
     pid = json.loads((RUN / "state.json").read_text())["pid"]
     os.kill(pid, signal.SIGKILL)
-    fastecho.wait_for(lambda: not rundir.is_running(pid), "the controller to end")
+    fastecho.wait_for(lambda: not rundir.is_held(RUN.name), "the controller to end")
 
 
 @pytest.fixture(autouse=True)

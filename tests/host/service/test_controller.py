@@ -256,6 +256,35 @@ def test_a_controller_that_hangs(service: Up, kecho: Kecho) -> None:
         done = down.result()
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
         assert "does not answer" in done.stderr and f"kill -9 {one.pid}" in done.stderr
+    support.wait_for(lambda: not (support.RUN / one.name).exists(), "it ends, as it was asked to")
+
+
+def test_a_pid_that_is_somebody_elses_now(service: Up, kecho: Kecho) -> None:
+    """Whether a controller lives is told by its lock: nobody is advised to kill what has its pid by now."""
+    one = service(mode="user")
+    os.kill(one.pid, signal.SIGKILL)
+    folder = support.RUN / one.name
+    support.wait_for(lambda: not support.session(one.pid), "all of it is dead")
+    (folder / "state.json").write_text(
+        (folder / "state.json").read_text().replace(f'"pid": {one.pid}', f'"pid": {os.getpid()}')
+    )
+    assert one.status()["state"] == "died"
+    done = kecho("down", one.name)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not folder.exists()
+
+
+def test_up_that_fails_keeps_the_state_of_a_dead_one(service: Up, kecho: Kecho) -> None:
+    """In mode module that alone says whose the module is that is still loaded."""
+    one = service(mode="user")
+    os.kill(one.pid, signal.SIGKILL)
+    support.wait_for(lambda: not support.session(one.pid), "all of it is dead")
+    before = (support.RUN / one.name / "state.json").read_text()
+    done = kecho("up", "--mode=user", f"--name={one.name}", "--bind=192.0.2.1", f"--port={one.port}")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert (support.RUN / one.name / "state.json").read_text() == before
+    assert one.status()["state"] == "died"
+    assert kecho("down", one.name).returncode == 0
 
 
 def test_killed_three_times_in_a_row(service: Up) -> None:

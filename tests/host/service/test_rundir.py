@@ -246,6 +246,39 @@ def test_states_that_make_no_sense(as_nobody: bool, tmp_path: Path) -> None:
         )
 
 
+def test_a_controller_that_drips(tmp_path: Path) -> None:
+    """A byte now and then keeps root's `status` no longer than silence does."""
+    script = f"""
+        mkdir -m 755 /run/kecho /run/kecho/{NAME}
+        echo "$2" >/run/kecho/{NAME}/state.json
+        /usr/bin/python3 -c "$1" /run/kecho/{NAME}/control.sock &
+        trap "kill $!" EXIT
+        until [ -e /run/kecho/{NAME}/control.sock.ready ]; do sleep 0.01; done
+        timeout 30 "$kecho" status --json && exit 9
+        timeout 30 "$kecho" stats {NAME} && exit 9
+        true
+    """
+    server = """if True:
+        import socket, sys, time
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(sys.argv[1])
+        sock.listen()
+        open(sys.argv[1] + ".ready", "w").close()
+        while True:
+            client = sock.accept()[0]
+            try:
+                while True:
+                    client.sendall(b" ")
+                    time.sleep(0.5)
+            except OSError:
+                client.close()
+    """
+    done = in_own_run(script, server, json.dumps(STATE), timeout=100)
+    assert done.returncode == 0, done
+    assert json.loads(done.stdout)["services"][0]["state"] == "silent"
+    assert_one_line(done.stderr, NAME, "does not answer within")
+
+
 ANSWERS = {
     "nothing": b"",
     "no-json": b"hello\n",

@@ -28,7 +28,7 @@ import support
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kecho.kernel import privileges, syscall
+from kecho.kernel import privileges, syscall, userids
 
 Kecho = Callable[..., "subprocess.CompletedProcess[str]"]
 Up = Callable[..., support.Service]
@@ -100,7 +100,7 @@ def test_no_capability_is_left(lasting: support.Service) -> None:
     """In no set, in no thread, of no process of the service, and no way to get one back."""
     found = processes(lasting)
     assert found.keys() == {"kecho-ctl", "kecho-keeper"} | ({"user-echo-serve"} if lasting.mode == "user" else set())
-    uid = str(privileges.FIRST_UID + lasting.port)
+    uid = str(userids.id_for(lasting.port))
     for name, pid in found.items():
         for status in rights(pid):
             assert {key: int(status[key], 16) for key in SETS} == dict.fromkeys(SETS, 0), name
@@ -176,7 +176,7 @@ def test_up_where_capabilities_are_missing(service: Up, mode: str, lacking: str)
         for status in rights(processes(one)[name]):
             held = [int(status[key], 16) for key in SETS if key != "CapBnd"]
             assert held == [0] * 4 and status["NoNewPrivs"] == "1"
-            changed = str(privileges.FIRST_UID + one.port) if lacking == "+setuid" else "0"
+            changed = str(userids.id_for(one.port)) if lacking == "+setuid" else "0"
             assert status["Uid"].split() == [changed] * 4
             assert lacking == "+setuid" or not lacking or not int(status["CapBnd"], 16)
     with one.client() as client:
@@ -289,18 +289,21 @@ def in_child(code: str, *args: object) -> str:
     return done.stdout
 
 
-def test_what_is_kept_is_inherited() -> None:
-    """As rmmod inherits CAP_SYS_MODULE from the controller in mode module."""
-    uid = privileges.FIRST_UID
+def test_what_is_kept_is_not_inherited() -> None:
+    """Mode module keeps CAP_SYS_MODULE, and runs nothing."""
+    uid = userids.id_for(0)
     code = f"""if True:
         import subprocess
         from kecho.kernel import privileges
         privileges.drop({{privileges.CAP_SYS_MODULE}}, {uid})
+        print(open("/proc/self/status").read(), flush=True)
         subprocess.run(["cat", "/proc/self/status"], check=True)
     """
-    status = dict(re.findall(r"^(\w+):[ \t]*(.*)$", in_child(code), re.MULTILINE))
-    assert {key: int(status[key], 16) for key in SETS} == dict.fromkeys(SETS, 1 << privileges.CAP_SYS_MODULE)
-    assert (status["Uid"].split(), status["NoNewPrivs"]) == ([str(uid)] * 4, "1")
+    own, child = (dict(re.findall(r"^(\w+):[ \t]*(.*)$", text, re.MULTILINE)) for text in in_child(code).split("\n\n"))
+    kept = {**dict.fromkeys(SETS, 0), **dict.fromkeys(("CapEff", "CapPrm"), 1 << privileges.CAP_SYS_MODULE)}
+    assert {key: int(own[key], 16) for key in SETS} == kept
+    assert {key: int(child[key], 16) for key in SETS} == dict.fromkeys(SETS, 0)
+    assert (own["Uid"].split(), own["NoNewPrivs"]) == ([str(uid)] * 4, "1")
 
 
 @pytest.fixture
@@ -317,7 +320,7 @@ def test_what_is_dropped_does_not_come_back(open_folder: Path) -> None:
     shutil.copy("/usr/bin/id", marked)
     marked.chmod(0o4755)
     assert subprocess.run([marked, "-u"], capture_output=True, text=True, check=True, **NOBODY).stdout == "0\n"
-    uid = privileges.FIRST_UID
+    uid = userids.id_for(0)
     code = f"""if True:
         import os, subprocess, sys
         from kecho.kernel import privileges
@@ -334,14 +337,11 @@ def test_what_is_dropped_does_not_come_back(open_folder: Path) -> None:
 def test_what_ends_with_its_parent_goes_on_to() -> None:
     """The kernel forgets that with a change of user; `bench --compare` relies on it."""
     code = f"""if True:
-        import ctypes, os
-        from kecho.kernel import features
-        from kecho.kernel import privileges
-        features.end_with_parent(os.getppid())
-        privileges.drop((), {privileges.FIRST_UID})
-        found = ctypes.c_int()
-        ctypes.CDLL(None).prctl(2, ctypes.byref(found))
-        print(found.value)
+        import os
+        from kecho.kernel import privileges, process
+        process.end_with_parent(os.getppid())
+        privileges.drop((), {userids.id_for(0)})
+        print(process.ends_by())
     """
     assert in_child(code) == f"{int(signal.SIGTERM)}\n"
 

@@ -21,11 +21,17 @@ Handler = Callable[[], dict[str, Any]]
 
 
 class ControlServer:
-    """Answers ``{"op": …}`` with what the handler of that name returns; `privileged` ones are for uid 0."""
+    """Answers ``{"op": …}`` with what the handler of that name returns; `privileged` ones are for uid 0.
 
-    def __init__(self, open_to_all: Mapping[str, Handler], privileged: Mapping[str, Handler]) -> None:
+    So is "down", which sets `end` once its answer has left.
+    """
+
+    def __init__(
+        self, open_to_all: Mapping[str, Handler], privileged: Mapping[str, Handler], end: asyncio.Event
+    ) -> None:
         self._open_to_all = open_to_all
-        self._privileged = privileged
+        self._privileged: dict[str, Handler] = {**privileged, "down": lambda: {"ok": True}}
+        self._end = end
         self._server: asyncio.Server | None = None
         self._clients: dict[asyncio.StreamWriter, None] = {}  # the one silent longest first
 
@@ -47,6 +53,7 @@ class ControlServer:
             del self._clients[oldest]
             oldest.transport.abort()
         self._clients[writer] = None
+        writer.transport.set_write_buffer_limits(0)  # drained is what the kernel has taken in whole
         try:
             while await self._answer(reader, writer):
                 if writer in self._clients:
@@ -78,7 +85,12 @@ class ControlServer:
             op = request["op"]
         except (ValueError, TypeError, KeyError, RecursionError):
             return await self._send(writer, {"error": 'not a JSON object with an "op"'}, last=True)
-        return await self._send(writer, self._handle(op, writer))
+        answer = self._handle(op, writer)
+        try:
+            return await self._send(writer, answer)
+        finally:
+            if op == "down" and "error" not in answer:
+                self._end.set()
 
     def _handle(self, op: object, writer: asyncio.StreamWriter) -> dict[str, Any]:
         if not isinstance(op, str) or op not in {*self._open_to_all, *self._privileged}:

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: MIT
+"""This process: its signals, its descriptors, its name, and whom it ends with."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+from collections.abc import Collection, Iterator
+
+from kecho.kernel import libc
+
+# include/uapi/linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_SET_NAME = 1, 2, 15
+
+
+@contextlib.contextmanager
+def blocked(*signals: signal.Signals) -> Iterator[None]:
+    """These signals wait until the block has ended."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def close_descriptors(keep: Collection[int] = ()) -> None:
+    """Closes what this process inherited, but for standard input, output, error and `keep`."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 2 and fd not in keep:
+            with contextlib.suppress(OSError):  # that of the listing is closed already
+                os.close(fd)
+
+
+def leave_terminal() -> None:
+    """Standard input, output and error become /dev/null; the working directory becomes /."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    if null > 2:
+        os.close(null)
+    os.chdir("/")
+
+
+def set_name(name: str) -> None:
+    """What `ps` calls this process; 15 bytes at most."""
+    buffer = ctypes.create_string_buffer(name.encode())
+    libc.prctl(_PR_SET_NAME, ctypes.addressof(buffer))
+
+
+def end_with_parent(parent: int, by: int = signal.SIGTERM) -> None:
+    """Asks for a signal when the thread that forked this process ends; at once if `parent` is gone already."""
+    libc.prctl(_PR_SET_PDEATHSIG, by)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), by)
+
+
+def ends_by() -> int:
+    """The signal that `end_with_parent` has asked for, or 0. A change of user resets it."""
+    found = ctypes.c_int()
+    libc.prctl(_PR_GET_PDEATHSIG, ctypes.addressof(found))
+    return found.value

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""User ids that nobody else has, for services to run as.
+
+As "nobody" a service would share its user, and with that kill(2), with whatever else runs as nobody. An id of a range
+that an account may map into a user namespace is that account's to use. So a service gets an id that /etc/login.defs,
+/etc/subuid, /etc/subgid and NSS give to nobody.
+"""
+
+from __future__ import annotations
+
+import grp
+import pwd
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+
+from kecho.model.errors import Unavailable
+
+# Unused according to systemd.io/UIDS-GIDS, and above what login.defs hands out by default. A block has an id a port.
+BLOCK = 1 << 16
+CANDIDATES = range(0x7000_0000, 0x7FFF_0000, BLOCK)
+
+_LOGIN_DEFS = Path("/etc/login.defs")
+_SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
+# login.defs(5), where it does not say otherwise.
+_DEFAULTS = {"MIN": 1000, "MAX": 60_000, "SYS_MIN": 101, "SYS_MAX": 999, "SUB_MIN": 100_000, "SUB_MAX": 600_100_000}
+
+
+def id_for(port: int) -> int:
+    """The id, of user and group, for the service on that port. Raises Unavailable if there is none."""
+    given = [*login_ranges(_text(_LOGIN_DEFS)), *(found for path in _SUBORDINATE for found in sub_ranges(_text(path)))]
+    return choose(port, given, _has_account)
+
+
+def choose(port: int, given: Collection[range], has_account: Callable[[int], bool]) -> int:
+    """The id of that port in the first block that overlaps with none of `given`. Raises Unavailable. Pure."""
+    for base in CANDIDATES:
+        if not any(found.start < base + BLOCK and base < found.stop for found in given) and not has_account(
+            base + port
+        ):
+            return base + port
+    raise Unavailable(
+        "there is no user id that nobody else may have",
+        f"leave {BLOCK} ids in a row from {CANDIDATES.start} on out of /etc/subuid, /etc/subgid and /etc/login.defs",
+    )
+
+
+def login_ranges(text: str) -> Iterator[range]:
+    """What useradd and groupadd may give to accounts, from login.defs: their own ids and subordinate ones. Pure."""
+    rows = re.findall(r"^\s*(\w+_(?:MIN|MAX))\s+(\d+)\s*$", text, re.MULTILINE)
+    found = {name: int(value) for name, value in rows}
+    for kind in ("UID", "GID"):
+        for prefix in ("", "SYS_", "SUB_"):
+            first = found.get(f"{prefix}{kind}_MIN", _DEFAULTS[f"{prefix}MIN"])
+            last = found.get(f"{prefix}{kind}_MAX", _DEFAULTS[f"{prefix}MAX"])
+            yield range(first, last + 1)
+
+
+def sub_ranges(text: str) -> Iterator[range]:
+    """What accounts may map, from subuid(5) or subgid(5). Pure."""
+    for first, count in re.findall(r"^[^:\n]+:(\d+):(\d+)\s*$", text, re.MULTILINE):
+        yield range(int(first), int(first) + int(count))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as e:
+        raise Unavailable(f"cannot see which user ids are taken: {path}: {e.strerror}", f"mend {path}") from e
+
+
+def _has_account(number: int) -> bool:
+    """Does NSS know a user or a group of that id?"""
+    lookups: Iterable[Callable[[int], object]] = (pwd.getpwuid, grp.getgrgid)
+    for lookup in lookups:
+        try:
+            lookup(number)
+        except KeyError:
+            continue
+        return True
+    return False

@@ -34,7 +34,7 @@
  *   READY    data_ready, if it may not echo itself   data_ready, the work: to whatever a pass ends in
  *   BUSY     whoever entered it, at once             the work, likewise
  *   STALLED  write_space, as it leaves it            write_space, to BUSY
- *   SHUT     nobody                                  the work, to DEAD
+ *   SHUT     the work again, once the module closes  the work, to DEAD
  *   CUT      whoever entered it, and the work again  the work, to DEAD
  *   DEAD     whoever entered it, if not the work     nobody: the work frees the connection
  *

@@ -17,14 +17,13 @@ from dataclasses import replace
 
 from kecho.backends.acceptor import Acceptor
 from kecho.backends.base import AllOrNothing, Context
-from kecho.kernel import features, syscall
+from kecho.kernel import features, syscall, sysctl
 from kecho.kernel.bpf import Module, PathArray, log, possible_cpus
 from kecho.kernel.btf import Btf, BtfError
 from kecho.kernel.features import Feature
 from kecho.model.config import Config, family_of, parse_address
 from kecho.model.errors import KechoError, Unavailable, one_line
 from kecho.model.snapshot import Connections, PathStats
-from kecho.system import limits
 
 PATHS = ("egress", "ingress", "skb", "user")  # PATH_* of bpf/common.h
 _LOCAL_PROBES: Mapping[str, Callable[[], str]] = {
@@ -197,7 +196,7 @@ class SockmapBackend(AllOrNothing):
             "KECHO_LATENCY": int(config.latency),
             "KECHO_PATH_LOCAL": PATHS.index(local),
             "KECHO_PATH_REMOTE": PATHS.index(remote),
-            "KECHO_WMEM_MIN": int(limits.read("net.ipv4.tcp_wmem").split()[0]),
+            "KECHO_WMEM_MIN": int(sysctl.read("net.ipv4.tcp_wmem").split()[0]),
             "KECHO_SOCK_ZEROCOPY": btf.enumerator(features.SOCK_ZEROCOPY),
             **{f"KECHO_OFF_{name}": offset for name, offset in features.sockmap_offsets(btf).items()},
         }

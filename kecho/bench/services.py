@@ -14,7 +14,7 @@ from typing import Any
 
 from kecho.backends import base as backends
 from kecho.bench.targets import Target, reachable
-from kecho.kernel import features
+from kecho.kernel import features, sysctl
 from kecho.model.config import DEFAULT_BACKLOG, DEFAULT_BINDS, Config, family_of
 from kecho.model.errors import KechoError, Unavailable, UsageError
 from kecho.service import rundir
@@ -122,7 +122,7 @@ def _deaf() -> Iterator[None]:
 
 def free_port(binds: Sequence[str]) -> int:
     """A port that nobody listens on, and that no client is given as its own. Raises KechoError."""
-    low, high = map(int, limits.read(limits.PORT_RANGE).split())
+    low, high = map(int, sysctl.read(limits.PORT_RANGE).split())
     candidates = [port for port in _PORTS if not low <= port <= high] or list(_PORTS)
     for port in random.sample(candidates, min(len(candidates), 1000)):
         if all(_is_free(bind, port) for bind in binds):

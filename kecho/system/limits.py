@@ -9,9 +9,9 @@ from __future__ import annotations
 import resource
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from kecho.kernel import sysctl
 from kecho.kernel.sockets import listen_counters
 from kecho.model.snapshot import SCHEMA
 from kecho.model.units import plural
@@ -77,14 +77,14 @@ class Limits:
     @classmethod
     def now(cls) -> Limits:
         """Those of this moment, process and network namespace."""
-        first, last = map(int, read(PORT_RANGE).split())
+        first, last = map(int, sysctl.read(PORT_RANGE).split())
         return cls(
-            int(read(SOMAXCONN)),
-            int(read(SYN_BACKLOG)),
-            int(read(SYN_COOKIES)),
+            int(sysctl.read(SOMAXCONN)),
+            int(sysctl.read(SYN_BACKLOG)),
+            int(sysctl.read(SYN_COOKIES)),
             first,
             last,
-            int(read(TW_REUSE)),
+            int(sysctl.read(TW_REUSE)),
             *resource.getrlimit(resource.RLIMIT_NOFILE),
         )
 
@@ -95,16 +95,6 @@ class Limits:
     def ports_rest(self, remote: bool) -> bool:
         """Is a port taken for a minute (TCP_TIMEWAIT_LEN, include/net/tcp.h) after its connection has ended?"""
         return self.tw_reuse == 0 or (self.tw_reuse == 2 and remote)
-
-
-def sysctl_path(name: str) -> Path:
-    """Where the kernel has it. Under net/ that depends on the network namespace of the thread that opens it."""
-    return Path("/proc/sys", *name.split("."))
-
-
-def read(name: str) -> str:
-    """A sysctl's value, its words one space apart."""
-    return " ".join(sysctl_path(name).read_text().split())
 
 
 def wanted(needs: Needs, limits: Limits) -> dict[str, str]:
@@ -204,7 +194,7 @@ def examine(needs: Needs, raised: Mapping[str, Any] | None) -> dict[str, Any]:
     raising = wanted(needs, limits)
     rows: list[dict[str, Any]] = []
     for name in (SOMAXCONN, SYN_BACKLOG, PORT_RANGE):
-        rows.append({"name": name, "now": read(name), "raised_to": raising.get(name)})
+        rows.append({"name": name, "now": sysctl.read(name), "raised_to": raising.get(name)})
     soft, more = limits.soft_descriptors, limits.soft_descriptors < needs.descriptors
     rows.append({"name": DESCRIPTORS, "now": str(soft), "raised_to": str(needs.descriptors) if more else None})
     return {

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from kecho.kernel import features, libc, sockets
+from kecho.kernel import features, libc, sockets, sysctl
 from kecho.model.config import endpoint
 from kecho.model.errors import KechoError, Unavailable, UsageError
 from kecho.system import limits
@@ -198,8 +198,8 @@ def _set_up_there(networks: list[Any]) -> None:
     """The other end; from there every address of this machine is reached through the pair."""
     from pyroute2 import IPRoute
 
-    limits.sysctl_path(limits.PORT_RANGE).write_text(f"{limits.FIRST_PORT} {limits.LAST_PORT}")
-    limits.sysctl_path(limits.TW_REUSE).write_text("1")
+    sysctl.path(limits.PORT_RANGE).write_text(f"{limits.FIRST_PORT} {limits.LAST_PORT}")
+    sysctl.path(limits.TW_REUSE).write_text("1")
     _set_up(socket.if_nametoindex(_THERE), networks, 2)
     with IPRoute() as there:
         for network in networks:

@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kecho.kernel import features
+from kecho.kernel import features, sysctl
 from kecho.model.errors import KechoError, Unavailable
 from kecho.service import rundir
-from kecho.system.limits import DESCRIPTORS, Limits, Needs, read, sysctl_path, wanted
+from kecho.system.limits import DESCRIPTORS, Limits, Needs, wanted
 
 Report = Callable[[str], None]
 _Record = dict[str, dict[str, Any]]  # by sysctl: "old", a value, and "ours", those that it was given here
@@ -159,7 +159,7 @@ class _Ledger:
         self._acquire()
         try:
             record = self._cleared()
-            changes = [Change(name, read(name), new) for name, new in wanted(needs, Limits.now()).items()]
+            changes = [Change(name, sysctl.read(name), new) for name, new in wanted(needs, Limits.now()).items()]
             for change in changes:
                 _enter_change(record, change)
             if changes:
@@ -257,7 +257,7 @@ class _Ledger:
         return {}
 
     def _put_back(self, name: str, old: str, ours: list[str]) -> None:
-        now = read(name)
+        now = sysctl.read(name)
         if now == old:
             return
         if now in ours:
@@ -278,7 +278,7 @@ def _enter_change(record: _Record, change: Change) -> None:
 
 def _set(name: str, value: str) -> None:
     try:
-        sysctl_path(name).write_text(value)
+        sysctl.path(name).write_text(value)
     except OSError as e:
         raise Unavailable(f"cannot set {name} to {value}: {e.strerror}", f"see whether `sysctl {name}` can") from e
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import support
 
+from kecho.kernel import sysctl
 from kecho.model.errors import KechoError, Unavailable, UsageError
 from kecho.system import limits, topology
 
@@ -129,11 +130,11 @@ def test_two_at_once() -> None:
 
 def test_its_ports_are_its_own() -> None:
     """All of them; and this machine's settings stay."""
-    before = limits.read(limits.PORT_RANGE), limits.read(limits.TW_REUSE)
+    before = sysctl.read(limits.PORT_RANGE), sysctl.read(limits.TW_REUSE)
     with topology.veth() as remote:
         there = run_there(remote, "sysctl", "-n", limits.PORT_RANGE, limits.TW_REUSE).split()
         assert there == [str(limits.FIRST_PORT), str(limits.LAST_PORT), "1"]
-        assert (limits.read(limits.PORT_RANGE), limits.read(limits.TW_REUSE)) == before
+        assert (sysctl.read(limits.PORT_RANGE), sysctl.read(limits.TW_REUSE)) == before
 
 
 def test_it_has_no_name() -> None:

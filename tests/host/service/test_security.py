@@ -334,6 +334,18 @@ def test_what_is_dropped_does_not_come_back(open_folder: Path) -> None:
     assert in_child(code, marked).split() == ["refused", "refused", str(uid)]
 
 
+def test_no_group_is_left() -> None:
+    """Whoever runs `up` may be in groups that open files, or devices."""
+    code = f"""if True:
+        import os
+        from kecho.kernel import privileges
+        os.setgroups([4, 27])
+        privileges.drop((), {userids.id_for(0)})
+        print(os.getgroups())
+    """
+    assert in_child(code) == "[]\n"
+
+
 def test_what_ends_with_its_parent_goes_on_to() -> None:
     """The kernel forgets that with a change of user; `bench --compare` relies on it."""
     code = f"""if True:

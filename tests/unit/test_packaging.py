@@ -262,3 +262,10 @@ def test_dkms_builds_for_kernels_that_were_tried_alone(kernel: str, served: bool
     script = ". kmod/dkms.conf && [[ $1 =~ $BUILD_EXCLUSIVE_KERNEL ]]"
     done = subprocess.run(["bash", "-c", script, "bash", kernel], cwd=ROOT, check=False)
     assert (done.returncode == 0) == served
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """tests/unit and tests/host are collected together, each file as a module of its bare name."""
+    names = [path.name for room in ("unit", "host") for path in (ROOT / "tests" / room).rglob("*.py")]
+    names = [name for name in names if name != "conftest.py"]
+    assert len(names) > 50 and len(set(names)) == len(names)

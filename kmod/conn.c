@@ -287,10 +287,13 @@ static void close_step(struct conn *conn)
 		queue_delayed_work(fastecho_workqueue, &conn->work, CLOSE_DELAY);
 }
 
-/* Waits for the peer to have all of the echo. The socket's spinlock is held. */
+/*
+ * Waits for the peer to have all of the echo. Sequence numbers cannot tell: send_fin() has counted
+ * what is in no queue. The socket's spinlock is held.
+ */
 static void cut_step(struct conn *conn)
 {
-	if (tcp_rtx_and_write_queues_empty(conn->sk))
+	if (tcp_rtx_queue_empty(conn->sk) && !tcp_send_head(conn->sk))
 		conn->state = CONN_DEAD;
 	else
 		queue_delayed_work(fastecho_workqueue, &conn->work, NOMEM_DELAY);

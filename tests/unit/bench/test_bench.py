@@ -627,8 +627,12 @@ def test_find_prefers_what_the_environment_says(tmp_path: Path, monkeypatch: pyt
     program = tmp_path / "bench"
     program.write_text("#!/bin/sh\n")
     monkeypatch.setenv("KECHO_LIBEXEC", str(tmp_path))
-    monkeypatch.setattr(programs, "CHECKOUT", tmp_path / "none")
+    monkeypatch.setattr(programs, "CHECKOUT", tmp_path / "checkout")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "none"))
+    with pytest.raises(Unavailable, match="bench is not installed, .*: make install"):
+        programs.find("bench")
+    (tmp_path / "checkout").mkdir()
+    (tmp_path / "checkout/Makefile").touch()
     with pytest.raises(Unavailable, match="bench is not built: make"):
         programs.find("bench")
     program.chmod(0o755)

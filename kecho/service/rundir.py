@@ -179,7 +179,11 @@ class RunDir:
         path = directory(name)
         check_privilege()
         for _ in range(_ATTEMPTS):
-            lock = _open_lock(path)
+            try:
+                lock = _open_lock(path)
+            except FileNotFoundError:  # a keeper removes the folder that was there
+                time.sleep(0.01)
+                continue
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.stat(path / "lock").st_ino == os.fstat(lock).st_ino:
@@ -188,6 +192,8 @@ class RunDir:
                 pass
             os.close(lock)
             time.sleep(0.01)  # somebody looks whether it is held, or removes the folder
+        if not path.is_dir():
+            raise KechoError(f"cannot make the folder of {name} in {BASE}")
         raise Taken(f"a service named {name} is up already")
 
     def clear(self) -> None:
@@ -233,12 +239,15 @@ class RunDir:
 
 
 def _open_lock(path: Path) -> int:
+    """Makes the folder, and opens its lock. Raises FileNotFoundError if somebody removes the folder meanwhile."""
     try:
         own_directory(BASE)
         own_directory(path)
         return os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except PermissionError as e:
         raise Unavailable(f"may not write to {BASE}", "run it as root, with sudo") from e
+    except FileNotFoundError:
+        raise
     except OSError as e:  # a /run that is read-only or full
         raise KechoError(f"cannot make the folder of {path.name}: {one_line(e)}") from e
 

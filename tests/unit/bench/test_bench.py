@@ -629,7 +629,7 @@ def test_find_prefers_what_the_environment_says(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("KECHO_LIBEXEC", str(tmp_path))
     monkeypatch.setattr(programs, "CHECKOUT", tmp_path / "checkout")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "none"))
-    with pytest.raises(Unavailable, match="bench is not installed, .*: make install"):
+    with pytest.raises(Unavailable, match=r"bench is not installed, .*: make install"):
         programs.find("bench")
     (tmp_path / "checkout").mkdir()
     (tmp_path / "checkout/Makefile").touch()

@@ -282,6 +282,7 @@ def redirect(netns: str, port: int, to: int) -> None:
     subprocess.run(["ip", "netns", "exec", netns, "nft", "-f", "-"], input=rules, text=True, check=True)
 
 
+@pytest.mark.paths(*support.KERNEL_PATHS, "user")  # a mirror answers nobody who comes by a redirect: known-limits
 def test_nobody_elses_data(service: Up, namespace: str, family: int, path: str) -> None:
     """Of two clients with one address and port, one is led away from the service and the other one to it.
 

@@ -16,7 +16,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "paths(*names): only for these of the paths that there are")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def is_for_its_path(item: pytest.Item) -> bool:
+    """Does the marker `paths` let it run? It counts for whatever fixture or parameter the path comes by."""
+    marker = item.get_closest_marker("paths")
+    if not marker:
+        return True
+    params = item.callspec.params
+    (path,) = (params[name] for name in ("path", "kept") if name in params)
+    return path in marker.args
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    others = [item for item in items if not is_for_its_path(item)]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
     if os.geteuid() == 0:
         return
     skip = pytest.mark.skip(reason="needs root")

@@ -37,14 +37,7 @@ in_kernel = pytest.mark.paths(*support.KERNEL_PATHS)
 returns = pytest.mark.paths("egress", "skb")  # who has left path ingress with unread data stays off it
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "kept" in metafunc.fixturenames:
-        marker = metafunc.definition.get_closest_marker("paths")
-        paths = [path for path in support.PATHS if not marker or path in marker.args]
-        metafunc.parametrize("kept", paths, indirect=True, scope="module")
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=support.PATHS)
 def kept(request: pytest.FixtureRequest) -> Iterator[support.Kept]:
     found = support.Kept(request.param, backlog=1024)
     try:

@@ -17,7 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define LIMIT_S 8   /* for a check, after which it is killed */
+#define LIMIT_S 8    /* for a check, after which it is killed */
 #define WAIT_MS 5000 /* for an echo */
 
 struct sockaddr_storage server;

@@ -79,7 +79,7 @@ def measure_all(
                         raise
                     result = replace(result, failed={**result.failed, name: str(e)})
                 else:
-                    if done.latency.count:
+                    if done.latency.count or not done.interrupted:
                         result = replace(result, runs=(*result.runs, done))
                     if done.interrupted:
                         return replace(result, interrupted=True)
@@ -87,7 +87,7 @@ def measure_all(
                 save(result)
     except KeyboardInterrupt:
         return replace(result, interrupted=True)
-    if not result.runs:
+    if not any(run.latency.count for run in result.runs):
         raise KechoError(next(iter(result.failed.values()), "no request was answered"))
     return result
 

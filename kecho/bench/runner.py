@@ -129,6 +129,7 @@ def measure(
             try:
                 try:
                     said += _follow(process.stderr or (), follow)
+                    process.wait()
                 except KeyboardInterrupt:
                     # From a terminal bench has had the signal too; a second one changes nothing.
                     process.send_signal(signal.SIGINT)

@@ -15,6 +15,7 @@ from typing import Any
 
 from kecho.bench import interval
 from kecho.bench.interval import Known, Ratio
+from kecho.bench.latency import Latency
 from kecho.bench.run import Load, Run
 from kecho.model.histogram import PERCENTILES
 from kecho.model.snapshot import PathStats
@@ -67,16 +68,21 @@ class Summary:
 
     @functools.cached_property
     def percentiles(self) -> Mapping[str, float | None]:
-        """By name; None for one that was never sent in half of the rounds."""
+        """By name; None for one that was never sent, or not answered, in half of the rounds."""
         return {name: median(run.latency.percentiles[name] for run in self.runs) for name in PERCENTILES}
+
+    @functools.cached_property
+    def answered(self) -> tuple[Latency, ...]:
+        """Of the rounds in which a request was answered; none was where one takes longer than a round."""
+        return tuple(run.latency for run in self.runs if run.latency.count)
 
     @property
     def min(self) -> int:
-        return min(run.latency.min for run in self.runs)
+        return min((one.min for one in self.answered), default=0)
 
     @property
     def max(self) -> int:
-        return max(run.latency.max for run in self.runs)
+        return max((one.max for one in self.answered), default=0)
 
     @functools.cached_property
     def requests_per_s(self) -> float | None:
@@ -114,7 +120,7 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """The object of ``targets`` in docs/metrics.md, without its comparison."""
-        latencies = [run.latency for run in self.runs]
+        latencies = self.answered or (Latency(),)
         mean = statistics.fmean(one.mean for one in latencies)
         square = statistics.fmean(one.stdev**2 + one.mean**2 for one in latencies)
         obj: dict[str, Any] = {

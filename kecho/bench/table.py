@@ -32,6 +32,7 @@ def save_csv(result: Result, path: Path) -> None:
 
 def _rows(file: str, result: Result) -> Iterator[dict[str, Any]]:
     host = result.host
+    exact = ("min", "mean", "stdev", "max")
     baseline = {(run.load, run.repeat): run for run in result.runs if run.target == result.baseline}
     for run in result.runs:
         yield {
@@ -64,11 +65,8 @@ def _rows(file: str, result: Result) -> Iterator[dict[str, Any]]:
             "unsent": run.latency.unsent,
             "rate_per_s": run.requests_per_s,
             **_ratios(run, baseline.get((run.load, run.repeat))),
-            "min_ns": run.latency.min,
-            "mean_ns": run.latency.mean,
-            "stdev_ns": run.latency.stdev,
+            **{f"{name}_ns": getattr(run.latency, name) if run.latency.count else None for name in exact},
             **{f"{name}_ns": ns for name, ns in run.latency.percentiles.items()},
-            "max_ns": run.latency.max,
             "round_p50_ns": run.options.get("round_ns", {}).get("p50"),
             "listen_drops": run.listened.drops if run.listened else None,
             **_inside(run),

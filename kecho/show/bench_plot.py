@@ -107,7 +107,7 @@ def _known(target: Summary, name: str) -> float:
 def _curve(target: Summary) -> pd.DataFrame:
     """The upper end of each bucket, and the share of samples above those before it; every round counts the same.
 
-    Requests that were never sent are slower than all, so that the curve ends before them.
+    Requests that were never sent are slower than all, so that the curve ends before them; so are rounds without one.
     """
     latencies = [run.latency for run in target.runs]
     rows = [(high, n / (one.count + one.unsent)) for one in latencies for _, high, n in one.buckets]
@@ -127,7 +127,7 @@ def _draw_curves(axes: Axes, series: Sequence[_Series]) -> None:
         target, (colour, dashes, _) = one.target, one.look
         curve = _curve(target)
         curve["latency"] = curve["latency"].clip(upper=target.max)
-        if not any(run.latency.unsent for run in target.runs):
+        if not any(run.latency.unsent or not run.latency.count for run in target.runs):
             curve.loc[len(curve)] = [end, target.max]
         axes.plot(
             curve["nines"],

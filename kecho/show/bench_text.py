@@ -87,6 +87,11 @@ def caveats(result: Result) -> list[str]:
     said = [f"{name} failed, and was measured no further: {why}" for name, why in result.failed.items()]
     for target in result.targets:
         where = _where(target, result)
+        if silent := len(target.runs) - len(target.answered):
+            said.append(
+                f"{where}: no request was answered in {silent} of {plural(len(target.runs), 'round')}: its latency "
+                "counts as longer than in all others, and there is no ratio of p50 (--duration)"
+            )
         if groups := summary.modes(target):
             low, high = (f"{len(group)} at {duration(_middle(group))}" for group in groups)
             said.append(f"{where}: the p50 of its rounds fall into two groups, {low} and {high}: a median hides that")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
 import json
 import math
@@ -34,6 +35,7 @@ from kecho.bench.plan import Plan
 from kecho.bench.result import Result, load
 from kecho.bench.run import Run
 from kecho.cli import bench as command
+from kecho.cli import main as kecho
 from kecho.model.errors import KechoError, Unavailable, UsageError, one_line
 from kecho.model.snapshot import Connections, PathStats, Snapshot
 from kecho.native import programs
@@ -795,6 +797,37 @@ def test_a_target_that_fails_does_not_take_the_others_along(
     assert said.err.count("\n") == 1 and names[1] in said.err
 
 
+def test_rounds_without_a_request_are_kept_and_told(
+    native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The request of the warm-up is answered when the round is over, in all but one of three."""
+    monkeypatch.chdir(tmp_path)
+    rounds = 0
+
+    def slow(sock: socket.socket) -> None:
+        nonlocal rounds
+        rounds += 1
+        delay_s = 0.0 if rounds == 2 else 1.0
+        while data := sock.recv(1 << 16):
+            time.sleep(delay_s)
+            sock.sendall(data)
+
+    with ScriptedServer(slow) as server:
+        words = (f"127.0.0.1:{server.port}", "--warmup=0.2", "--duration=0.05", "--repeat=3", "--json=out.json")
+        assert command.run(parse(*words, "--csv=out.csv")) == 0
+    result = load("out.json")
+    assert [bool(run.latency.count) for run in result.runs] == [False, True, False]
+    (target,) = result.targets
+    assert target.percentiles["p50"] is None, "longer in two of three rounds than it was looked at"
+    assert target.requests_per_s == 0
+    assert 0 < target.min <= target.to_json()["latency_ns"]["mean"] <= target.max
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no request was answered in 2 of 3 rounds" in said
+    with open("out.csv", newline="") as file:
+        assert [row["min_ns"] != "" for row in csv.DictReader(file)] == [False, True, False]
+    assert kecho.main(["plot", "out.json", "-o", "out.svg"]) == 0
+
+
 def test_each_round_is_saved_when_it_is_over(echo_server: int, tmp_path: Path) -> None:
     """What a kill leaves is a whole result with the rounds until then."""
     plan = Plan((runner.RunOptions(count=10),), repeats=3, json=str(tmp_path / "r.json"), csv=str(tmp_path / "r.csv"))
@@ -833,10 +866,12 @@ def test_an_output_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert Path("/dev/null").is_char_device()
 
 
-def test_a_second_ctrl_c_ends_the_load_generator(tmp_path: Path) -> None:
-    """One that does not stop when it is asked to."""
+@pytest.mark.parametrize("stderr", ["", "2>&-"], ids=["measures", "winds-up"])
+def test_a_second_ctrl_c_ends_the_load_generator(tmp_path: Path, stderr: str) -> None:
+    """One that does not stop when it is asked to, while it measures, or when it has said all and is about to end."""
     (tmp_path / "bench").write_text(
-        f"#!/bin/sh\ntrap '' INT\necho $$ >{tmp_path}/pid.new\nmv {tmp_path}/pid.new {tmp_path}/pid\nsleep 60 2>&-\n"
+        f"#!/bin/sh\ntrap '' INT\necho $$ >{tmp_path}/pid.new\nmv {tmp_path}/pid.new {tmp_path}/pid\n"
+        f"exec sleep 60 {stderr}\n"
     )
     (tmp_path / "bench").chmod(0o755)
     script = "from kecho.bench import runner; runner.measure('127.0.0.1', 1, runner.RunOptions())"

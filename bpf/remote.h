@@ -42,6 +42,17 @@ static __always_inline bool find_remote(struct bpf_sock *sk, struct remote **con
 #define MOST_TRIMMED 0xfff
 #define MOST_TRIMS   129 /* 512 KiB, of BIG TCP */
 
+/*
+ * What @bytes in payloads of @size take of the send buffer, which counts the memory of each skb as well. An skb has at
+ * most half a window (tcp_bound_to_half_wnd()) and at most 17 payloads (MAX_SKB_FRAGS).
+ */
+#define SKB_COST  1280
+#define FRAG_COST (SKB_COST / 17 + 1)
+static __always_inline __u32 memory(struct tcp_sock *tp, __u32 bytes, __u32 size)
+{
+	return bytes + bytes / (FIELD(tp, MAX_WINDOW) / 2 + 1) * SKB_COST + bytes / size * FRAG_COST;
+}
+
 /* The sequence number of an skb's first byte: tcp_skb_cb.seq. kecho/backends/sockmap.py sees to it that it is there. */
 #define SKB_SEQ(skb) ((skb)->cb[0])
 
@@ -68,6 +79,7 @@ int kecho_skb_echo(struct __sk_buff *skb)
 	struct remote *conn;
 	__u32 size = skb->len;
 	__u64 key = (__u64)sk;
+	__u32 waiting; /* this one, and what is redirected and not in the send buffer yet */
 	__s32 known;
 
 	if (!size) /* a bare FIN, which TCP has seen to */
@@ -101,8 +113,9 @@ int kecho_skb_echo(struct __sk_buff *skb)
 	 * sends, so this is what bounds memory. It has to act before the send buffer is full: behind a backlog of
 	 * redirected data the kernel queues what is passed as well, without bound.
 	 */
+	waiting = conn->in_bytes - (FIELD(tp, WRITE_SEQ) - conn->snd_base) + size;
 	if (conn->in_bytes - (FIELD(tp, SND_UNA) - conn->snd_base) + size > KECHO_LIMIT ||
-	    FIELD(tp, WMEM_QUEUED) + size > FIELD(tp, SNDBUF)) {
+	    FIELD(tp, WMEM_QUEUED) + memory(tp, waiting, size) > FIELD(tp, SNDBUF) - FIELD(tp, SNDBUF) / 16) {
 		conn->path = PATH_USER;
 		COUNT(stats->fallbacks, 1);
 		goto pass;

@@ -41,6 +41,7 @@ SOCKMAP_FIELDS = {
     "COPIED_SEQ": "tcp_sock.copied_seq",
     "SND_UNA": "tcp_sock.snd_una",
     "WRITE_SEQ": "tcp_sock.write_seq",
+    "MAX_WINDOW": "tcp_sock.max_window",
 }
 SOCK_ZEROCOPY = "sock_flags.SOCK_ZEROCOPY"
 

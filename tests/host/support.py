@@ -373,14 +373,14 @@ def echo(sock: socket.socket, data: bytes) -> None:
         assert_same(receive(sock, len(data)), data)
 
 
-def fill(sock: socket.socket, seed: int) -> bytes:
-    """Send without reading until nothing more goes out for a while; returns what was sent."""
+def fill(sock: socket.socket, seed: int, most: int = 100_000) -> bytes:
+    """Send up to `most` bytes at once, without reading, until nothing more goes out for a while; returns what was sent."""
     rng, sent = random.Random(seed), bytearray()
     sock.setblocking(False)
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
     while poll.poll(500) and len(sent) < 64 << 20:
-        chunk = rng.randbytes(rng.randrange(1, 100_000))
+        chunk = rng.randbytes(rng.randrange(1, most))
         with contextlib.suppress(BlockingIOError):
             sent += chunk[: sock.send(chunk)]
     sock.settimeout(TIMEOUT_S)

@@ -224,7 +224,7 @@ def test_states_that_make_no_sense(as_nobody: bool, tmp_path: Path) -> None:
         echo "$2" >/run/kecho/died/state.json
         as=
         if [ "$3" = True ]; then as='setpriv --reuid=65534 --regid=65534 --clear-groups'; fi
-        $as "$kecho" status --json
+        ! $as "$kecho" status --json
         ! $as "$kecho" stats --name deep
         ! $as "$kecho" stats --name pid-text --json
         ! $as "$kecho" stats --name pipe

@@ -530,7 +530,7 @@ def test_every_program_has_a_name_of_ours(service: Up) -> None:
     before = programs()
     one = service(mode="sockmap")
     loaded = {number: name for number, name in programs().items() if number in one.belongings.programs}
-    assert {"kecho_register", "kecho_msg_echo", "kecho_skb_echo"} <= set(loaded.values()) <= support.PROGRAMS
+    assert {"kecho_register", "kecho_egress_echo", "kecho_skb_echo"} <= set(loaded.values()) <= support.PROGRAMS
     assert not loaded.keys() & before.keys()
     one.down()
     support.wait_for(lambda: not loaded.keys() & programs().keys(), "the kernel has freed them")
@@ -540,7 +540,7 @@ def test_programs_of_probes_have_a_name() -> None:
     fds = [syscall.map_create(syscall.MAP_TYPE_SOCKHASH, 4, 4, 1)]
     try:
         fds.append(syscall.prog_load(syscall.PROG_TYPE_SOCK_OPS, syscall.RETURN_ONE))
-        fds.append(syscall.prog_load(syscall.PROG_TYPE_SK_MSG, syscall.msg_redirect_to_self(fds[0])))
+        fds.append(syscall.prog_load(syscall.PROG_TYPE_SK_MSG, syscall.msg_redirect(fds[0], 0)))
         held = support.fdinfo(os.getpid(), "prog_id")
         assert len(held) == 2 and {programs()[number] for number in held} == {"kecho_probe"}
         (number,) = support.fdinfo(os.getpid(), "map_id")

@@ -374,7 +374,7 @@ def echo(sock: socket.socket, data: bytes) -> None:
 
 
 def fill(sock: socket.socket, seed: int, most: int = 100_000) -> bytes:
-    """Send up to `most` bytes at once, without reading, until nothing more goes out for a while; returns what was sent."""
+    """Send up to `most` bytes at once, without reading, until nothing more goes for a while; returns what was sent."""
     rng, sent = random.Random(seed), bytearray()
     sock.setblocking(False)
     poll = select.poll()

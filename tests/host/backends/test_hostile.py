@@ -268,7 +268,7 @@ for line in sys.stdin:
 def test_a_client_beside_relentless_ones(service: Up, path: str) -> None:
     """Its p99, in rounds with and without them in turn, by the medians of both.
 
-    On the other paths it takes turns with them for a processor, and the scheduler decides how long: it gets its answers.
+    On the other paths it takes turns with them for a processor, as long as the scheduler wants: it gets its answers.
     """
     served = service(path=path, backlog=4096)
     command = [sys.executable, "-c", _RELENTLESS, served.address(), served.port, GREEDY]

@@ -50,7 +50,8 @@ static __always_inline bool find_remote(struct bpf_sock *sk, struct remote **con
 #define FRAG_COST (SKB_COST / 17 + 1)
 static __always_inline __u32 memory(struct tcp_sock *tp, __u32 bytes, __u32 size)
 {
-	return bytes + bytes / (FIELD(tp, MAX_WINDOW) / 2 + 1) * SKB_COST + bytes / size * FRAG_COST;
+	return bytes + bytes / (FIELD(tp, MAX_WINDOW) / 2 + 1) * SKB_COST +
+	       bytes / size * FRAG_COST;
 }
 
 /* The sequence number of an skb's first byte: tcp_skb_cb.seq. kecho/backends/sockmap.py sees to it that it is there. */
@@ -115,7 +116,8 @@ int kecho_skb_echo(struct __sk_buff *skb)
 	 */
 	waiting = conn->in_bytes - (FIELD(tp, WRITE_SEQ) - conn->snd_base) + size;
 	if (conn->in_bytes - (FIELD(tp, SND_UNA) - conn->snd_base) + size > KECHO_LIMIT ||
-	    FIELD(tp, WMEM_QUEUED) + memory(tp, waiting, size) > FIELD(tp, SNDBUF) - FIELD(tp, SNDBUF) / 16) {
+	    FIELD(tp, WMEM_QUEUED) + memory(tp, waiting, size) >
+		    FIELD(tp, SNDBUF) - FIELD(tp, SNDBUF) / 16) {
 		conn->path = PATH_USER;
 		COUNT(stats->fallbacks, 1);
 		goto pass;

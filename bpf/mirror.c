@@ -31,6 +31,9 @@
 #define RECENT 65536
 /* Acknowledgements that say the same, one after the other, that are answered. Three make a client send again. */
 #define MOST_REPEATS 8
+/* What a client delays an acknowledgement by: more than this, less than that (TCP_DELACK_MIN and _MAX are 40, 200 ms). */
+#define LATE_MS	 20
+#define STALE_MS 1000
 
 #define IP_FRAGMENT 0x3fff /* IP_MF, and the offset */
 #define VLAN_VID    0x0fff
@@ -75,8 +78,15 @@ struct recent {
 	__u32 isn;     /* the client's initial sequence number, until it is open */
 	__u32 said;    /* what its last acknowledgement said, in short */
 	__u16 repeats; /* and how often it said that */
-	__u16 opening; /* its SYN was answered */
+	__u8 opening;  /* its SYN was answered */
+	__u8 nagle;    /* has the client Nagle's algorithm on? */
+	__u32 when_ms; /* it sent data last; with nagle LATE, until when data is what it held back */
 };
+
+/* Values of nagle. */
+#define UNKNOWN 0
+#define LATE	1 /* an acknowledgement of all came late, and nothing since */
+#define HOLDS	2 /* and data as soon as that was answered: it waits for our acknowledgements */
 
 struct totals {
 	__u64 opened, aborted;
@@ -224,25 +234,47 @@ struct segment {
 };
 
 /* True once for each way a connection may open. */
-static __always_inline bool opens(struct recent *recent, __u32 shift, __u32 seen)
+static __always_inline bool opens(struct recent *recent, __u32 seen)
 {
-	if (recent->shift != shift || !recent->opening || seen != recent->isn + 1)
+	if (!recent->opening || seen != recent->isn + 1)
 		return false;
 	recent->opening = 0;
 	return true;
 }
 
 /* Has the connection said this too often already? What the client answers again and again ends so. */
-static __always_inline bool repeats(struct recent *recent, __u32 shift, __u32 said)
+static __always_inline bool repeats(struct recent *recent, __u32 said)
 {
-	if (recent->shift != shift || recent->said != said) {
-		recent->shift = shift;
+	if (recent->said != said) {
 		recent->said = said;
 		recent->repeats = 0;
-		recent->opening = 0;
 		return false;
 	}
 	return ++recent->repeats > MOST_REPEATS;
+}
+
+/*
+ * A client with Nagle's algorithm holds a small segment back until the one before is acknowledged. Here that waits for
+ * its own delayed acknowledgement of the echo. It is known by such an acknowledgement, on which, once answered, data
+ * follows at once: sooner than the acknowledgement did, by what that was delayed.
+ */
+static __always_inline void note_ack_of_all(struct recent *recent, __u32 now_ms)
+{
+	__u32 late_ms = now_ms - recent->when_ms;
+
+	if (recent->nagle != UNKNOWN || late_ms <= LATE_MS || late_ms > STALE_MS)
+		return;
+	recent->nagle = LATE;
+	recent->when_ms = now_ms + late_ms - LATE_MS;
+}
+
+/* Called for each segment of data; true if the client waits for our acknowledgement of it. */
+static __always_inline bool holds_back(struct recent *recent, __u32 now_ms)
+{
+	if (recent->nagle == LATE)
+		recent->nagle = (__s32)(now_ms - recent->when_ms) < 0 ? HOLDS : UNKNOWN;
+	recent->when_ms = now_ms;
+	return recent->nagle == HOLDS;
 }
 
 static __always_inline void count_conn(bool opened, bool aborted)
@@ -518,15 +550,15 @@ static __always_inline int gate(struct __sk_buff *skb, int kind)
 static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 {
 	const __u32 l2 = link_size(kind), l4 = l2 + ip_size(v6);
-	__u64 start_ns = KECHO_LATENCY ? bpf_ktime_get_ns() : 0, sum = 0;
+	__u64 start_ns = KECHO_LATENCY ? bpf_ktime_get_ns() : bpf_ktime_get_coarse_ns(), sum = 0;
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct tcphdr *tcp = data + l4;
 	struct segment seg, echo;
 	struct conn_key key;
 	struct recent *recent;
-	__u32 shift, slot, size, seen, said = 0, ports;
+	__u32 shift, slot, size, seen, said = 0, ports, now_ms = start_ns >> 20; /* almost */
 	__s32 under_way;
-	bool fin;
+	bool fin, nudge = false;
 
 	if ((void *)(tcp + 1) > end)
 		return TC_ACT_UNSPEC;
@@ -559,9 +591,7 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 	echo.bare = false;
 	switch (seg.flags & TCP_FLAGS_CTRL) {
 	case TCP_FLAG_SYN:
-		recent->shift = shift;
-		recent->isn = seg.seq;
-		recent->opening = 1;
+		*recent = (struct recent){.shift = shift, .isn = seg.seq, .opening = 1};
 		echo.ack = seg.seq + 1;
 		/* No ECN: the marks of the way here would come back as those of the way there. */
 		echo.flags =
@@ -574,7 +604,9 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 			return TC_ACT_UNSPEC; /* the stack says what a closed port says */
 		echo.flags = seg.flags & (TCP_DATA_OFFSET | TCP_WINDOW | TCP_FLAG_ACK |
 					  TCP_FLAG_PSH | TCP_FLAG_FIN);
-		if (opens(recent, shift, seen)) {
+		if (recent->shift != shift)
+			*recent = (struct recent){.shift = shift};
+		if (opens(recent, seen)) {
 			key = conn_key(data + l2, tcp, v6);
 			conn_open(&key);
 			if (!seg.payload && !fin && !under_way)
@@ -593,7 +625,12 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 			echo.seq = seg.ack;
 			echo.flags &= ~(TCP_FLAG_FIN | TCP_FLAG_PSH);
 			echo.bare = seg.payload;
-		} else if (!seg.payload && !fin && under_way > 0) {
+		} else if (seg.payload) {
+			/* What is cut up is larger than what Nagle's algorithm holds back. */
+			nudge = holds_back(recent, now_ms) && !skb->gso_size && !fin;
+		} else if (!under_way) {
+			note_ack_of_all(recent, now_ms);
+		} else if (!fin && under_way > 0) {
 			__u32 window = bpf_ntohl(seg.flags) & 0xffff;
 
 			/* A window that is closed, where we would still send: no news but there. */
@@ -627,7 +664,7 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 		if ((void *)(tcp + 1) > end)
 			return SWALLOW;
 	}
-	if (said && repeats(recent, shift, said))
+	if (said && repeats(recent, said))
 		return SWALLOW;
 
 	swap_addresses(data, kind, v6);
@@ -652,6 +689,9 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 		if (seg.payload && !(seg.flags & TCP_FLAG_SYN))
 			count_echo(seg.payload, start_ns);
 	}
+	/* Once more, behind itself: what is all old, TCP acknowledges at once. */
+	if (nudge)
+		bpf_clone_redirect(skb, skb->ifindex, 0);
 	return kind == LO ? TC_ACT_OK : bpf_redirect(skb->ifindex, 0);
 }
 

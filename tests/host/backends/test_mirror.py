@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import select
-import struct
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,102 +11,13 @@ from typing import Any
 import network
 import pytest
 import support
-from scapy.layers.inet import IP, TCP
-from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
+from scapy.layers.inet import TCP
+from scapy.layers.inet6 import IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
 from scapy.packet import Packet, Raw
+from wire import ADDRESSES, LINUX, TS, Client, Wire, options_of, rebuilt
 
-NET = network.NET
-ADDRESSES = {4: (f"10.96.{NET}.1", f"10.96.{NET}.2"), 6: (f"fd96:{NET}::1", f"fd96:{NET}::2")}  # here, there
 MOST_UNDER_WAY = 1 << 28  # bpf/mirror.h
 MOST_REPEATS = 8  # bpf/mirror.c
-TS = ("Timestamp", (1000, 77))
-LINUX = [("NOP", None), ("NOP", None), TS]
-_SILENCE_S = 0.05
-# struct virtio_net_hdr without offloads; the headers, up to 60 bytes each, are not all in the linear part.
-_VNET_HDR = struct.pack("=BBHHHH", 0, 0, 14, 0, 0, 0)
-
-
-class Wire:
-    """The network behind the device."""
-
-    def __init__(self, tun: int, version: int, port: int) -> None:
-        self._tun, self.version, self.port = tun, version, port
-        self.here, self.there = ADDRESSES[version]
-
-    def ip(self, **fields: Any) -> Packet:
-        """A header from there to here."""
-        kind = IP if self.version == 4 else IPv6
-        return kind(**{"src": self.there, "dst": self.here, **fields})
-
-    def send(self, packet: Packet | bytes) -> None:
-        os.write(self._tun, _VNET_HDR + bytes(packet))
-
-    def receive(self, silence_s: float = _SILENCE_S) -> list[Packet]:
-        """What TCP sends there, until it is silent; every checksum is right."""
-        found = []
-        while select.select([self._tun], [], [], silence_s)[0]:
-            data = os.read(self._tun, 1 << 17)[len(_VNET_HDR) :]
-            packet = (IP if data[0] >> 4 == 4 else IPv6)(data)
-            if TCP in packet and self.port in (packet[TCP].sport, packet[TCP].dport):
-                assert bytes(packet) == bytes(rebuilt(packet)), packet.show(dump=True)
-                found.append(packet)
-        return found
-
-    def ask(self, packet: Packet | bytes) -> list[Packet]:
-        """What comes of one packet. Whatever it is, it is not longer."""
-        self.send(packet)
-        found = self.receive()
-        assert sum(map(len, found)) <= max(len(packet), 60), "more came back than was sent"
-        return found
-
-
-def rebuilt(packet: Packet) -> Packet:
-    """The same, with lengths and checksums by scapy."""
-    copy = packet.copy()
-    del copy[TCP].chksum
-    if IP in copy:
-        del copy[IP].chksum, copy[IP].len
-    else:
-        del copy[IPv6].plen
-    return copy.__class__(bytes(copy))
-
-
-class Client:
-    """A connection from there, of which `shift` is what its echo's sequence numbers are ahead."""
-
-    def __init__(self, wire: Wire, options: Any = LINUX, window: int = 1000) -> None:
-        self.wire, self.options, self.window = wire, options, window
-        self.sport = random.randrange(20000, 60000)
-        self.isn = random.randrange(1 << 32)
-        (synack,) = self.ask(self.segment(0, "S", ack=None))
-        assert synack.flags == "SA" and synack.ack == self.number(1)
-        self.shift = (synack.seq - self.isn) % (1 << 32)
-        assert self.ask(self.segment(1, ack=1)) == []  # the end of the handshake
-
-    def number(self, at: int) -> int:
-        """Of the byte `at` of the stream; the SYN is byte 0."""
-        return (self.isn + at) % (1 << 32)
-
-    def segment(self, at: int, flags: str = "A", data: bytes = b"", ack: int | None = 1, **fields: Any) -> Packet:
-        """From byte `at` on; `ack` is what the client has back, by its own numbers."""
-        fields = {"options": self.options, "window": self.window, **fields}
-        number = 0 if ack is None else (self.isn + ack + self.shift) % (1 << 32)
-        tcp = TCP(sport=self.sport, dport=self.wire.port, seq=self.number(at), ack=number, flags=flags, **fields)
-        return self.wire.ip() / tcp / Raw(data) if data else self.wire.ip() / tcp
-
-    def ask(self, packet: Packet) -> list[Any]:
-        """The TCP headers of what comes back of one segment, each to where it came from."""
-        found = self.wire.ask(packet)
-        for one in found:
-            assert (one.src, one.dst) == (self.wire.here, self.wire.there)
-            assert (one[TCP].sport, one[TCP].dport) == (self.wire.port, self.sport)
-            assert (one.ttl if IP in one else one.hlim) == 64
-        return [one[TCP] for one in found]
-
-    def assert_echo(self, segment: Packet, echo: Any, at: int, ack: int, flags: str) -> None:
-        """The echo of a segment: byte `at` of the echo's stream, that acknowledges byte `ack`; the rest as it came."""
-        assert (echo.seq, echo.ack) == ((self.number(at) + self.shift) % (1 << 32), self.number(ack))
-        assert (echo.flags, echo.window, echo.urgptr) == (flags, segment[TCP].window, 0)
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +44,6 @@ def wire(request: pytest.FixtureRequest, tun: int, served: support.Service) -> W
 @pytest.fixture
 def client(wire: Wire) -> Client:
     return Client(wire)
-
-
-def options_of(tcp: Any) -> list[Any]:
-    return [option for option in tcp.options if option[0] not in ("NOP", "EOL")]
 
 
 # ---- SYN ----
@@ -277,6 +181,48 @@ def test_repeated_acknowledgements_end(client: Client) -> None:
     assert len(client.ask(client.segment(20001, ack=102))) == 1
 
 
+# ---- clients with Nagle's algorithm ----
+
+SIZE = 100
+
+
+def turn(client: Client, at: int, late_s: float, held_s: float) -> list[Any]:
+    """Data, late acknowledged, and the next data so much after that was answered: what comes of the latter."""
+    client.wire.send(client.segment(at, "PA", bytes(SIZE), at))
+    assert len(client.wire.receive(most=1)) == 1
+    time.sleep(late_s)
+    client.wire.send(client.segment(at + SIZE, ack=at + SIZE))
+    assert len(client.wire.receive(most=1)) == 1
+    time.sleep(held_s)
+    client.wire.send(client.segment(at + SIZE, "PA", bytes(SIZE), at + SIZE))
+    return client.wire.receive()
+
+
+def test_who_holds_back_is_nudged(client: Client) -> None:
+    """Its echo comes twice from then on: what is all old its TCP acknowledges at once."""
+    found = turn(client, 1, late_s=0.4, held_s=0)
+    client.wire.send(client.segment(1 + 2 * SIZE, "PA", bytes(SIZE), 1 + 2 * SIZE))
+    for first, again in (found, client.wire.receive()):
+        assert bytes(first) == bytes(again)
+    assert len(client.ask(client.segment(1 + 4 * SIZE, "FPA", bytes(SIZE), 1 + 4 * SIZE))) == 1
+    client.ask(client.segment(0, "S", ack=None))
+    assert len(client.ask(client.segment(1, "PA", bytes(SIZE)))) == 1, "a new connection of an old one's address"
+
+
+@pytest.mark.parametrize(("late_s", "held_s"), [(0, 0), (0.1, 0.5), (1.2, 0)], ids=["in time", "idle", "stale"])
+def test_others_are_not_nudged(client: Client, late_s: float, held_s: float) -> None:
+    assert len(turn(client, 1, late_s, held_s)) == 1
+
+
+def test_who_is_answered_twice_has_proved_itself(client: Client) -> None:
+    """By an acknowledgement of all, to the byte: who guesses numbers gets no more than he sent."""
+    client.ask(client.segment(1, "PA", bytes(SIZE)))
+    time.sleep(0.4)
+    client.wire.send(client.segment(1 + SIZE, ack=SIZE))
+    assert len(client.wire.receive(most=1)) == 1
+    assert len(client.ask(client.segment(1 + SIZE, "PA", bytes(SIZE), 1 + SIZE))) == 1
+
+
 # ---- what is not ours ----
 
 
@@ -356,15 +302,11 @@ def test_damaged_packets(wire: Wire, client: Client) -> None:
         *([whole[:10] + b"\xff\xff" + whole[12:]] if wire.version == 4 else []),
     ):
         wire.send(damaged)
-    deadline = time.monotonic() + 0.5
-    answers = 0
-    while time.monotonic() < deadline and select.select([wire._tun], [], [], 0.1)[0]:
-        data = os.read(wire._tun, 1 << 17)[len(_VNET_HDR) :]
-        packet = (IP if data[0] >> 4 == 4 else IPv6)(data)
-        if TCP in packet and packet[TCP].sport == wire.port:
-            answers += 1
-            assert bytes(packet) != bytes(rebuilt(packet)), "an answer that its receiver would believe"
-    assert answers <= 2  # where the header's length alone was wrong, and TCP's checksum with it
+    answers = list(wire.packets(silence_s=0.1))
+    assert all(bytes(packet) != bytes(rebuilt(packet)) for packet in answers), (
+        "an answer that its receiver would believe"
+    )
+    assert len(answers) <= 2  # where the header's length alone was wrong, and TCP's checksum with it
 
 
 def test_fragments_and_headers_between_are_the_stacks(wire: Wire, client: Client) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
@@ -19,14 +19,22 @@ if TYPE_CHECKING:  # the command line reads MODES, and starts quickly
 
 T = TypeVar("T")
 
-# The class of each mode's backend.
-_CLASSES = {
-    "mirror": "kecho.backends.mirror.MirrorBackend",
-    "module": "kecho.backends.module.ModuleBackend",
-    "sockmap": "kecho.backends.sockmap.SockmapBackend",
-    "user": "kecho.backends.user.UserBackend",
+
+@dataclass(frozen=True)
+class _Mode:
+    """`backend` is the class; `options` are those fields of Config that not every mode has."""
+
+    backend: str
+    options: tuple[str, ...]
+
+
+_MODES = {
+    "mirror": _Mode("kecho.backends.mirror.MirrorBackend", ("latency", "keep_secret")),
+    "module": _Mode("kecho.backends.module.ModuleBackend", ("bench", "inline")),
+    "sockmap": _Mode("kecho.backends.sockmap.SockmapBackend", ("path", "limit_bytes", "latency")),
+    "user": _Mode("kecho.backends.user.UserBackend", ("engine",)),
 }
-MODES = tuple(_CLASSES)
+MODES = tuple(_MODES)
 AUTO = ("module", "sockmap", "user")  # in the order in which `auto` prefers them
 
 
@@ -119,15 +127,20 @@ class AllOrNothing(ABC):
 
 def backend(mode: str) -> type[Backend]:
     """The backend of a mode. Raises UsageError if there is none of that name."""
-    if mode not in _CLASSES:
+    if mode not in _MODES:
         raise UsageError(f"--mode {mode}: must be one of auto, {', '.join(MODES)}")
-    module, _, name = _CLASSES[mode].rpartition(".")
+    module, _, name = _MODES[mode].backend.rpartition(".")
     return cast(type[Backend], getattr(import_module(module), name))
 
 
-def check(mode: str) -> None:
-    """Raises Unavailable for the first thing that this machine lacks for a mode."""
-    for feature in backend(mode).features():
+def modes_with(option: str) -> tuple[str, ...]:
+    """The modes that have an option, given as a field of Config."""
+    return tuple(name for name, mode in _MODES.items() if option in mode.options)
+
+
+def check(features: Iterable[Feature]) -> None:
+    """Raises Unavailable for the first required feature that this machine lacks."""
+    for feature in features:
         if feature.required:
             feature.probe()
 
@@ -143,7 +156,7 @@ def first_able(modes: Sequence[str], bring_up: Callable[[str, str], T]) -> T:
     reasons: list[str] = []
     for mode in modes:
         try:
-            check(mode)
+            check(backend(mode).features())
             return bring_up(mode, "; ".join(reasons) or "the fastest there is")
         except Unavailable as e:
             reasons.append(f"no {mode}: {e.reason}")

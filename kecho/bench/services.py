@@ -21,20 +21,18 @@ from kecho.service import rundir
 from kecho.service.client import Client
 from kecho.system import limits
 
-# What `--compare` takes, and the options of `up` that it stands for.
-VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "user": {"mode": "user"},
+# A mode with options of `up`.
+_OWN_VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "user:epoll": {"mode": "user", "engine": "epoll"},
     "user:io_uring": {"mode": "user", "engine": "io_uring"},
-    "sockmap": {"mode": "sockmap"},
     "sockmap:egress": {"mode": "sockmap", "path": "egress"},
     "sockmap:ingress": {"mode": "sockmap", "path": "ingress"},
     "sockmap:skb": {"mode": "sockmap", "path": "skb"},
     "sockmap:user": {"mode": "sockmap", "path": "user"},
-    "mirror": {"mode": "mirror"},
-    "module": {"mode": "module"},
     "module:workqueue": {"mode": "module", "inline": False},
 }
+# What `--compare` takes: every mode by its name, and these.
+VARIANTS = dict(sorted({**{mode: {"mode": mode} for mode in backends.MODES}, **_OWN_VARIANTS}.items()))
 _PORTS = range(10_000, 65_536)
 
 
@@ -94,12 +92,13 @@ def _service(variant: str, connections: int, binds: Sequence[str]) -> Iterator[T
     from kecho.service.controller import run_background
 
     mode = VARIANTS[variant]["mode"]
-    backends.check(mode)
+    backend = backends.backend(mode)
+    backends.check(backend.features())
     name = f"bench-{os.getpid()}-{variant.replace(':', '-')}"
     backlog = max(DEFAULT_BACKLOG, connections)
     config = Config(name=name, port=free_port(binds), binds=tuple(binds), backlog=backlog, **VARIANTS[variant])
     try:
-        run_background(config, dies_with_parent=True)
+        run_background(config, backend(), dies_with_parent=True)
         yield Target(variant, reachable(binds), config.port, mode, Client(name).snapshot)
     finally:
         if rundir.directory(name).is_dir():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,15 +14,15 @@ from kecho.cli.options import Subparsers, add_command, integer
 from kecho.model import config
 from kecho.model.errors import UsageError
 
-# Options that only some modes have, by their names in the parsed arguments.
-_ONLY = {
-    "path": ("sockmap",),
-    "limit": ("sockmap",),
-    "no_latency": ("sockmap", "mirror"),
-    "keep_secret": ("mirror",),
-    "bench": ("module",),
-    "no_inline": ("module",),
-    "engine": ("user",),
+# The options that not every mode has, by the field of Config that they set.
+_OPTIONS = {
+    "path": "--path",
+    "limit_bytes": "--limit",
+    "latency": "--no-latency",
+    "keep_secret": "--keep-secret",
+    "bench": "--bench",
+    "inline": "--no-inline",
+    "engine": "--engine",
 }
 
 
@@ -90,30 +91,26 @@ examples:
 
 def run(args: argparse.Namespace) -> int:
     """Runs it; returns the exit code."""
-    from kecho.backends.base import backend, first_able
-    from kecho.kernel import features
+    from kecho.backends.base import backend, first_able, modes_with
     from kecho.service.client import Client
     from kecho.service.controller import run_background, run_foreground
 
-    given = {option: modes for option, modes in _ONLY.items() if getattr(args, option) is not None}
-    mode = args.mode
-    if mode != "auto":
-        backend(mode)
-        for option, modes in given.items():
-            if mode not in modes:
-                raise UsageError(f"--{option.replace('_', '-')} is for --mode {', '.join(modes)}")
-    binds = tuple(args.bind) if args.bind else tuple(b for b in config.DEFAULT_BINDS if features.can_bind(b))
-    chosen = {field: value for field, value in _fields(args).items() if value is not None}
-    service = config.Config(mode=mode, name=args.name, port=args.port, binds=binds, backlog=args.backlog, **chosen)
+    own = _own_options(args)
+    if args.mode != "auto":
+        backend(args.mode)
+        for field in own:
+            if args.mode not in modes_with(field):
+                raise UsageError(f"{_OPTIONS[field]} is for --mode {', '.join(modes_with(field))}")
+    service = _config_of(args, own)
 
     def bring_up(mode: str, why: str) -> int:
         def ready(line: str) -> None:
             print(line + (f" (auto chose {mode}: {why})" if why else ""), flush=True)
 
         if args.foreground:
-            run_foreground(replace(service, mode=mode), ready)
+            run_foreground(replace(service, mode=mode), backend(mode)(), ready)
             return 0
-        line = run_background(replace(service, mode=mode))
+        line = run_background(replace(service, mode=mode), backend(mode)())
         try:
             ready(line)
         except OSError:  # nobody will know that it is up
@@ -121,14 +118,24 @@ def run(args: argparse.Namespace) -> int:
             raise
         return 0
 
-    if mode != "auto":
-        return bring_up(mode, "")
-    return first_able([one for one in AUTO if all(one in modes for modes in given.values())], bring_up)
+    if args.mode != "auto":
+        return bring_up(args.mode, "")
+    return first_able([mode for mode in AUTO if all(mode in modes_with(field) for field in own)], bring_up)
 
 
-def _fields(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a Config that only some modes have; None for what was not given."""
-    return {
+def _config_of(args: argparse.Namespace, own: Mapping[str, Any]) -> config.Config:
+    """The service that the options ask for; `own` are the options of its mode. Raises UsageError."""
+    from kecho.kernel import features
+
+    binds = args.bind or [bind for bind in config.DEFAULT_BINDS if features.can_bind(bind)]
+    return config.Config(
+        mode=args.mode, name=args.name, port=args.port, binds=tuple(binds), backlog=args.backlog, **own
+    )
+
+
+def _own_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The given ones of the options that not every mode has, by field of Config."""
+    fields = {
         "path": args.path,
         "limit_bytes": args.limit,
         "latency": False if args.no_latency else None,
@@ -137,3 +144,4 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
         "engine": args.engine,
         "keep_secret": None if args.keep_secret is None else os.path.abspath(args.keep_secret),
     }
+    return {field: value for field, value in fields.items() if value is not None}

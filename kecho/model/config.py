@@ -24,7 +24,7 @@ ENGINES = ("epoll", "io_uring")  # of kecho/native/server/main.c; the first is t
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """One service. Raises UsageError, with one line that names the option, if a value makes no sense."""
 

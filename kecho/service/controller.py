@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from kecho.backends.base import Backend, Context, NotStopped, backend, check
+from kecho.backends.base import Backend, Context, NotStopped, check
 from kecho.kernel import features, privileges, process
 from kecho.kernel.sockets import listen_counters, port_taken
 from kecho.model.config import Config, endpoint
@@ -145,14 +145,14 @@ class Service:
         )
 
 
-def run_foreground(config: Config, ready: Callable[[str], None], keep: Collection[int] = ()) -> None:
+def run_foreground(config: Config, backend: Backend, ready: Callable[[str], None], keep: Collection[int] = ()) -> None:
     """Brings a service up in this process and returns when it has ended. Raises KechoError.
 
-    The process gives up its privileges for good, and all descriptors but standard ones and `keep`.
+    The process gives up its privileges for good, and closes all descriptors but the standard ones and `keep`.
     """
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a client that does not wait for its answer is no reason to end
     process.close_descriptors(keep)
-    check(config.mode)
+    check(backend.features())
     with contextlib.ExitStack() as stack:
         with process.blocked(*_ENDING):  # between the folder and who removes it none may come
             folder = _take(config.name)
@@ -161,7 +161,7 @@ def run_foreground(config: Config, ready: Callable[[str], None], keep: Collectio
         log = logging.FileHandler(folder.log, delay=True)
         logging.getLogger("kecho").addHandler(log)
         stack.callback(logging.getLogger("kecho").removeHandler, log)
-        asyncio.run(_run(config, folder, keeper, ready))
+        asyncio.run(_run(Service(config, backend, folder), folder, keeper, ready))
 
 
 def _take(name: str) -> RunDir:
@@ -184,18 +184,17 @@ def _keeper(folder: RunDir) -> Keeper:
         raise
 
 
-async def _run(config: Config, folder: RunDir, keeper: Keeper, ready: Callable[[str], None]) -> None:
-    service = Service(config, backend(config.mode)(), folder)
+async def _run(service: Service, folder: RunDir, keeper: Keeper, ready: Callable[[str], None]) -> None:
     try:
         await service.run(ready)
     except NotStopped:
         keeper.dismiss()
-        if not rundir.read_state(config.name):  # it failed while it came up, as root
+        if not rundir.read_state(folder.path.name):  # it failed while it came up, as root
             folder.write_state(service.description())
         raise
 
 
-def run_background(config: Config, dies_with_parent: bool = False) -> str:
+def run_background(config: Config, backend: Backend, dies_with_parent: bool = False) -> str:
     """Brings a service up in a process of its own and returns, once it answers, the line that describes it.
 
     Raises KechoError; then nothing is left. Interrupted, it takes the half-made service down. `dies_with_parent`: the
@@ -215,7 +214,7 @@ def run_background(config: Config, dies_with_parent: bool = False) -> str:
                     signal.signal(number, signal.SIG_DFL)
         if pid == 0:
             os.close(receiving)
-            _background(config, sending, parent)
+            _background(config, backend, sending, parent)
         os.close(sending)
         with os.fdopen(receiving, "rb") as pipe:
             line = pipe.readline()
@@ -235,7 +234,7 @@ def run_background(config: Config, dies_with_parent: bool = False) -> str:
     return str(answer["ready"])
 
 
-def _background(config: Config, sending: int, parent: int | None) -> NoReturn:
+def _background(config: Config, backend: Backend, sending: int, parent: int | None) -> NoReturn:
     """The child's life: a session of its own, no terminal, and one line to the parent."""
     code = 0
     try:
@@ -248,7 +247,7 @@ def _background(config: Config, sending: int, parent: int | None) -> NoReturn:
         def ready(line: str) -> None:
             _tell(sending, {"ready": line})
 
-        run_foreground(config, ready, {sending})
+        run_foreground(config, backend, ready, {sending})
     except KechoError as e:
         code = e.exit_code
         _tell(sending, {"error": one_line(e), "exit": code})

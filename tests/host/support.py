@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from kecho.backends import base
 from kecho.service.client import Client
 
 HERE = Path(__file__).resolve().parent
@@ -44,6 +45,7 @@ def _mode(path: str | None) -> str:
 
 PATHS = tuple(os.environ.get("KECHO_TEST_PATHS", "egress ingress skb mirror user").split())
 MODES = tuple(dict.fromkeys(_mode(path) for path in PATHS))
+MODES_WITHOUT_MODULE = tuple(mode for mode in base.MODES if mode != "module")
 OWN_MACHINE = os.environ.get("KECHO_TEST_OWN_MACHINE") == "1"  # nobody minds what is done to all of it
 SHRINK = int(os.environ.get("KECHO_TEST_SHRINK", "1"))
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import support
 
+from kecho.backends.base import MODES
 from kecho.service.client import Client
 
 Kecho = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -204,7 +205,7 @@ def test_doctor(kecho: Kecho) -> None:
     done = kecho("doctor", "--json")
     assert done.returncode == 0 and done.stderr == ""
     found = json.loads(done.stdout)
-    assert found["schema"] == 1 and list(found["modes"]) == ["mirror", "module", "sockmap", "user"]
+    assert found["schema"] == 1 and list(found["modes"]) == list(MODES)
     assert found["modes"]["sockmap"]["usable"] and found["modes"]["user"]["usable"]
     assert found["auto"] == ("module" if found["modes"]["module"]["usable"] else "sockmap")
     for mode in found["modes"].values():

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import support
 
+from kecho.backends.base import MODES
+
 Kecho = Callable[..., "subprocess.CompletedProcess[str]"]
 NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
 
@@ -88,7 +90,7 @@ def in_shell(script: str, name: str, *args: str) -> subprocess.CompletedProcess[
         (["--bind="], ["--bind"]),
         (["--bind=127.0.0.1", "--bind=127.0.0.1"], ["--bind", "twice"]),
         (["--bind=::1", "--bind=0:0::1"], ["--bind", "twice"]),
-        (["--mode=foo"], ["--mode", "foo", "auto", "mirror", "module", "sockmap", "user"]),
+        (["--mode=foo"], ["--mode", "foo", "auto", *MODES]),
         (["--backlog=0"], ["--backlog", "0"]),
         (["--backlog=-5"], ["--backlog", "-5"]),
         (["--backlog=4294967296"], ["--backlog", "4294967296"]),
@@ -100,7 +102,7 @@ def in_shell(script: str, name: str, *args: str) -> subprocess.CompletedProcess[
         (["--port=2_6_0_0_5"], ["--port", "2_6_0_0_5"]),
         (["--port=２６００５"], ["--port"]),
         (["--mode=user", "--path=skb"], ["--path", "--mode sockmap"]),
-        (["--mode=user", "--no-latency"], ["--no-latency", "--mode sockmap"]),
+        (["--mode=user", "--no-latency"], ["--no-latency", "--mode mirror, sockmap"]),
         (["--mode=sockmap", "--engine=io_uring"], ["--engine", "--mode user"]),
         (["--mode=sockmap", "--no-inline"], ["--no-inline", "--mode module"]),
         (["--path=skb", "--engine=epoll"], ["no mode has all of these options"]),

@@ -24,7 +24,7 @@ from kecho.kernel import features
 Kecho = Callable[..., "subprocess.CompletedProcess[str]"]
 Up = Callable[..., support.Service]
 NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
-MODES = ("sockmap", "mirror", "user")
+MODES = support.MODES_WITHOUT_MODULE
 ECHOES = 10_007
 
 

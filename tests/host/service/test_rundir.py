@@ -21,7 +21,7 @@ import support
 
 Kecho = Callable[..., "subprocess.CompletedProcess[str]"]
 Up = Callable[..., support.Service]
-MODES = ("sockmap", "mirror", "user")
+MODES = support.MODES_WITHOUT_MODULE
 NAME = "hostile"
 COMMANDS = ("up --mode=user --name=hostile --port=$PORT", "down hostile", "status hostile", "stats --name hostile")
 # What a state must have, and has if the controller wrote it.

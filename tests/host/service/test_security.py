@@ -33,7 +33,7 @@ from kecho.kernel import privileges, syscall, userids
 Kecho = Callable[..., "subprocess.CompletedProcess[str]"]
 Up = Callable[..., support.Service]
 NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
-MODES = ("sockmap", "mirror", "user")
+MODES = support.MODES_WITHOUT_MODULE
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
 

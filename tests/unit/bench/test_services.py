@@ -23,8 +23,8 @@ def test_every_variant_is_a_configuration() -> None:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("", "--compare '': must be of user, "),
-        ("user,", "--compare '': must be of user, "),
+        ("", "--compare '': must be of mirror, "),
+        ("user,", "--compare '': must be of mirror, "),
         ("user, sockmap", "--compare ' sockmap': must be of "),
         ("sockmap,user,sockmap", "--compare: sockmap named twice"),
         ("module,user,module:workqueue", "--compare: a kernel takes the module once"),

@@ -15,7 +15,7 @@ from kecho.bench.latency import Latency
 from kecho.model.errors import KechoError, UsageError
 from kecho.model.record import known
 from kecho.native import programs
-from kecho.system.topology import Remote
+from kecho.system.topology import ClientNetns
 
 _INTERRUPTED = 130
 
@@ -93,7 +93,7 @@ def measure(
     options: RunOptions,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_hold: Callable[[], None] | None = None,
-    client: Remote | None = None,
+    client: ClientNetns | None = None,
 ) -> Measurement:
     """Runs bench, here or where `client` says. `on_hold` is called between warm-up and measured phase, while it waits.
 

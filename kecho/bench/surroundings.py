@@ -17,7 +17,7 @@ from kecho.system.limits import Limits, Needs, distortions, wanted
 
 
 @contextlib.contextmanager
-def entered(plan: Plan, report: tune.Report) -> Iterator[topology.Remote | None]:
+def entered(plan: Plan, report: tune.Report) -> Iterator[topology.ClientNetns | None]:
     """Raises limits and makes a place for the client, if the plan says so. Gives that place; undoes all in the end.
 
     Puts back first what a killed run left raised, if that is for this process to do.
@@ -36,14 +36,14 @@ def entered(plan: Plan, report: tune.Report) -> Iterator[topology.Remote | None]
         yield stack.enter_context(topology.veth(plan.delay_ms)) if plan.veth else None
 
 
-def placed(targets: Sequence[Target], client: topology.Remote | None) -> list[Target]:
+def placed(targets: Sequence[Target], client: topology.ClientNetns | None) -> list[Target]:
     """The targets as the client reaches them. Raises KechoError for one that it cannot reach."""
     if client is None:
         return list(targets)
     return [replace(target, host=client.reach(target.host, target.port), client=client) for target in targets]
 
 
-def warnings(targets: Sequence[Target], needs: Needs, client: topology.Remote | None) -> list[str]:
+def warnings(targets: Sequence[Target], needs: Needs, client: topology.ClientNetns | None) -> list[str]:
     """What of the limits will show in the figures, a sentence each."""
     limits = Limits.now()
     if client:

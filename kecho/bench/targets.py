@@ -13,7 +13,7 @@ from typing import Any
 from kecho.model.config import endpoint
 from kecho.model.errors import KechoError, UsageError, one_line
 from kecho.model.snapshot import Snapshot
-from kecho.system.topology import Remote
+from kecho.system.topology import ClientNetns
 
 CONNECT_S = 3.0  # that an address of several may take to answer
 
@@ -22,7 +22,7 @@ CONNECT_S = 3.0  # that an address of several may take to answer
 class Target:
     """What is measured. `mode` is empty, and `snapshot` None, for a server that is not ours.
 
-    `client` is where the client runs, if not beside it.
+    `client` is the namespace in which the client runs, None if it runs in this one.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Target:
     port: int
     mode: str = ""
     snapshot: Callable[[], Snapshot] | None = None
-    client: Remote | None = None
+    client: ClientNetns | None = None
 
     @property
     def endpoint(self) -> str:

@@ -36,11 +36,11 @@ _IFA_F_NODAD = 0x02  # include/uapi/linux/if_addr.h: usable at once
 
 
 @dataclass(frozen=True)
-class Remote:
-    """Where a client runs that is not on this machine, as far as the network goes.
+class ClientNetns:
+    """The network namespace of a client that is remote, as far as the network goes.
 
-    `addresses` are this machine's as it sees them, IPv4 first; `delay_ms` is added on each way. A command runs there
-    if it has `command` before it and inherits the descriptors `fds`.
+    `addresses` are those at which it reaches this machine, IPv4 first. `delay_ms` is added on each way. A command runs
+    there if it has `command` before it and inherits the descriptors `fds`.
     """
 
     addresses: tuple[str, ...]
@@ -82,7 +82,7 @@ def limits_there(here: limits.Limits) -> limits.Limits:
 
 
 @contextlib.contextmanager
-def veth(delay_ms: float = 0) -> Iterator[Remote]:
+def veth(delay_ms: float = 0) -> Iterator[ClientNetns]:
     """Makes the namespace and the pair, with `delay_ms` on each way, and removes them.
 
     Raises Unavailable without the privilege or, for a delay, without netem; then nothing is left.
@@ -106,7 +106,7 @@ def veth(delay_ms: float = 0) -> Iterator[Remote]:
                     _delay(index, delay_ms)
                     thread.submit(lambda: _delay(socket.if_nametoindex(_THERE), delay_ms)).result()
         command = ("nsenter", f"--net=/proc/self/fd/{there}", "--")
-        yield Remote(tuple(str(network[1]) for network in networks), command, (there,), delay_ms)
+        yield ClientNetns(tuple(str(network[1]) for network in networks), command, (there,), delay_ms)
 
 
 @contextlib.contextmanager

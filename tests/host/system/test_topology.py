@@ -55,7 +55,7 @@ def leaves_nothing() -> Iterator[None]:
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
-def run_there(remote: topology.Remote, *command: str) -> str:
+def run_there(remote: topology.ClientNetns, *command: str) -> str:
     done = subprocess.run(
         [*remote.command, *command], pass_fds=remote.fds, capture_output=True, text=True, check=False, timeout=60
     )

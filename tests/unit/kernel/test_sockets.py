@@ -16,7 +16,7 @@ from kecho.kernel import features, sockets
 from kecho.model.config import Config
 from kecho.model.errors import Unavailable
 from kecho.show import terminal
-from kecho.system.topology import Remote
+from kecho.system.topology import ClientNetns
 
 
 @contextlib.contextmanager
@@ -86,7 +86,7 @@ def test_a_kernel_that_lists_no_sockets(monkeypatch: pytest.MonkeyPatch, name: s
         assert sockets.listener_on(port) == ""
         config = Config(mode="user", port=port, binds=("127.0.0.1",))
         assert str(sockets.port_taken(config)) == f"cannot listen on 127.0.0.1:{port}: the port is taken"
-        assert Remote(("192.0.2.1",), (), ()).reach("127.0.0.1", port) == "192.0.2.1"
+        assert ClientNetns(("192.0.2.1",), (), ()).reach("127.0.0.1", port) == "192.0.2.1"
 
 
 def test_a_listener_of_v6_alone() -> None:

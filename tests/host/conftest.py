@@ -74,6 +74,15 @@ def service() -> Iterator[Callable[..., support.Service]]:
         raise errors[0]
 
 
+@pytest.fixture
+def served(kept: support.Kept) -> support.Server:
+    """The service of a path, one for all tests of a module: what one test leaves behind, the next one meets.
+
+    The module's fixture `kept` says of which paths, and with what options.
+    """
+    return kept.idle()
+
+
 @pytest.fixture(params=support.PATHS)
 def path(request: pytest.FixtureRequest) -> str:
     """Each way to echo; give it to service(path=…)."""

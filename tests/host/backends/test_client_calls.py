@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -27,16 +28,8 @@ AS_TCP = [path for path in support.PATHS if path in ("egress", "skb", "user")]
 
 @pytest.fixture(scope="module", params=AS_TCP)
 def kept(request: pytest.FixtureRequest) -> Iterator[support.Kept]:
-    found = support.Kept(request.param, backlog=1024)
-    try:
+    with contextlib.closing(support.Kept(request.param, backlog=1024)) as found:
         yield found
-    finally:
-        found.close()
-
-
-@pytest.fixture
-def served(kept: support.Kept) -> support.Server:
-    return kept.idle()
 
 
 def blocking(sock: socket.socket) -> socket.socket:

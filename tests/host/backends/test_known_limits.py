@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -24,16 +25,8 @@ _TX_SOFTWARE = 1 << 1 | 1 << 4  # SOF_TIMESTAMPING_TX_SOFTWARE, _SOFTWARE: inclu
 
 @pytest.fixture(scope="module", params=[path for path in support.PATHS if path in ("egress", "ingress")])
 def kept(request: pytest.FixtureRequest) -> Iterator[support.Kept]:
-    found = support.Kept(request.param)
-    try:
+    with contextlib.closing(support.Kept(request.param)) as found:
         yield found
-    finally:
-        found.close()
-
-
-@pytest.fixture
-def served(kept: support.Kept) -> support.Server:
-    return kept.idle()
 
 
 def reports_an_error(client: socket.socket) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import select
@@ -120,16 +121,8 @@ def tun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 @pytest.fixture(scope="module", params=support.PATHS)
 def kept(request: pytest.FixtureRequest, tun: int) -> Iterator[support.Kept]:
     """Each path. The client is a remote one."""
-    found = support.Kept(request.param, bind=HERE)
-    try:
+    with contextlib.closing(support.Kept(request.param, bind=HERE)) as found:
         yield found
-    finally:
-        found.close()
-
-
-@pytest.fixture
-def served(kept: support.Kept) -> support.Server:
-    return kept.idle()
 
 
 # Each segment: where it begins in the stream and how long it is.

@@ -39,23 +39,14 @@ returns = pytest.mark.paths("egress", "skb")  # who has left path ingress with u
 
 @pytest.fixture(scope="module", params=support.PATHS)
 def kept(request: pytest.FixtureRequest) -> Iterator[support.Kept]:
-    found = support.Kept(request.param, backlog=1024)
-    try:
+    with contextlib.closing(support.Kept(request.param, backlog=1024)) as found:
         yield found
-    finally:
-        found.close()
 
 
 @pytest.fixture
 def path(kept: support.Kept) -> str:
     """The path that `served` is of."""
     return kept.path
-
-
-@pytest.fixture
-def served(kept: support.Kept) -> support.Server:
-    """One service a path for all tests that need no options: what one leaves behind, the next one meets."""
-    return kept.idle()
 
 
 @contextlib.contextmanager

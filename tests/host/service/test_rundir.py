@@ -52,6 +52,31 @@ def in_own_run(script: str, *args: object, **kwargs: Any) -> subprocess.Complete
     return support.run_kecho(support.free_port(), *args, prefix=prefix, **kwargs)
 
 
+def with_answers(answer: str, script: str, *args: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """As in_own_run, where somebody answers on the control socket: `answer` is Python, `client` the socket in it."""
+    server = f"""if True:
+        import contextlib, socket, sys, time
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind("/run/kecho/{NAME}/control.sock")
+        sock.listen()
+        open("/run/kecho/{NAME}/control.sock.ready", "w").close()
+        while True:
+            client = sock.accept()[0]
+            with contextlib.suppress(OSError):
+                {answer}
+            client.close()
+    """
+    serve = f"""
+        mkdir -m 755 /run/kecho /run/kecho/{NAME}
+        server=$1
+        shift
+        /usr/bin/python3 -c "$server" "$@" &
+        trap "kill $!" EXIT
+        until [ -e /run/kecho/{NAME}/control.sock.ready ]; do sleep 0.01; done
+    """
+    return in_own_run(serve + script, server, *args, **kwargs)
+
+
 def assert_one_line(stderr: str, *words: str) -> None:
     assert stderr.startswith("kecho-ctl: ") and stderr.count("\n") == 1, stderr
     for word in words:
@@ -246,34 +271,16 @@ def test_states_that_make_no_sense(as_nobody: bool, tmp_path: Path) -> None:
         )
 
 
-def test_a_controller_that_drips(tmp_path: Path) -> None:
+def test_a_controller_that_drips() -> None:
     """A byte now and then keeps root's `status` no longer than silence does."""
     script = f"""
-        mkdir -m 755 /run/kecho /run/kecho/{NAME}
-        echo "$2" >/run/kecho/{NAME}/state.json
-        /usr/bin/python3 -c "$1" /run/kecho/{NAME}/control.sock &
-        trap "kill $!" EXIT
-        until [ -e /run/kecho/{NAME}/control.sock.ready ]; do sleep 0.01; done
+        echo "$1" >/run/kecho/{NAME}/state.json
         timeout 30 "$kecho" status --json && exit 9
         timeout 30 "$kecho" stats {NAME} && exit 9
         true
     """
-    server = """if True:
-        import socket, sys, time
-        sock = socket.socket(socket.AF_UNIX)
-        sock.bind(sys.argv[1])
-        sock.listen()
-        open(sys.argv[1] + ".ready", "w").close()
-        while True:
-            client = sock.accept()[0]
-            try:
-                while True:
-                    client.sendall(b" ")
-                    time.sleep(0.5)
-            except OSError:
-                client.close()
-    """
-    done = in_own_run(script, server, json.dumps(STATE), timeout=100)
+    drip = 'while True: client.sendall(b" "); time.sleep(0.5)'
+    done = with_answers(drip, script, json.dumps(STATE), timeout=100)
     assert done.returncode == 0, done
     assert json.loads(done.stdout)["services"][0]["state"] == "silent"
     assert_one_line(done.stderr, NAME, "does not answer within")
@@ -302,12 +309,8 @@ def test_a_service_that_answers_nonsense(answer: str, tmp_path: Path) -> None:
     """As one would that somebody has broken into. `down` does not remove the folder of what still has the name."""
     (tmp_path / "answer").write_bytes(ANSWERS[answer])
     script = f"""
-        mkdir -m 755 /run/kecho /run/kecho/{NAME}
         exec 9>/run/kecho/{NAME}/lock
         flock 9
-        /usr/bin/python3 -c "$2" /run/kecho/{NAME}/control.sock "$1" &
-        trap "kill $!" EXIT
-        until [ -e /run/kecho/{NAME}/control.sock.ready ]; do sleep 0.01; done
         for command in stats reset; do
             "$kecho" $command {NAME} && exit 9
         done
@@ -315,19 +318,8 @@ def test_a_service_that_answers_nonsense(answer: str, tmp_path: Path) -> None:
         "$kecho" down {NAME} && exit 9
         test -S /run/kecho/{NAME}/control.sock
     """
-    server = """if True:
-        import socket, sys
-        sock = socket.socket(socket.AF_UNIX)
-        sock.bind(sys.argv[1])
-        sock.listen()
-        open(sys.argv[1] + ".ready", "w").close()
-        while True:
-            client = sock.accept()[0]
-            client.recv(99)
-            client.sendall(open(sys.argv[2], "rb").read())
-            client.close()
-    """
-    done = in_own_run(script, tmp_path / "answer", server)
+    answers = 'client.recv(99); client.sendall(open(sys.argv[1], "rb").read())'
+    done = with_answers(answers, script, tmp_path / "answer")
     assert done.returncode == 0, done
     assert "Traceback" not in done.stderr
     *lines, last = done.stderr.splitlines()

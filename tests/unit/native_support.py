@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import select
+import shutil
 import socket
 import struct
 import subprocess
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 30.0
@@ -42,6 +45,17 @@ def build(variant: str) -> Path:
         ]
     subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     return ROOT / directory
+
+
+def bpf_twin(source: str, folder: Path) -> Path:
+    """Compiles a program that includes headers of bpf/, and returns it. Skips the test where there is no compiler."""
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    program = folder / "twin"
+    program.with_suffix(".c").write_text(source)
+    command = ["cc", "-O1", "-Wall", "-Werror", f"-I{ROOT / 'bpf'}", "-o", program, program.with_suffix(".c")]
+    subprocess.run(command, check=True)
+    return program
 
 
 def program(name: str, variant: str = "asan") -> str:

@@ -3,6 +3,7 @@
 
 import ctypes
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -73,6 +74,19 @@ def pingpong(size: int, count: int, address: str = "127.0.0.1", port: int = PORT
     """The median round trip of so many messages, in nanoseconds, by tests/vm/pingpong.c."""
     command = [TOP / "build/pingpong", address, port, size, count]
     return int(subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout)
+
+
+def stuck_clients(count: int) -> list[socket.socket]:
+    """Clients that have filled both buffers and do not read: nobody acknowledges the FIN that follows all that."""
+    socks = [socket.create_connection(("127.0.0.1", PORT)) for _ in range(count)]
+    for sock in socks:
+        sock.setblocking(False)
+        try:
+            while True:
+                sock.send(bytes(1 << 16))
+        except BlockingIOError:
+            pass
+    return socks
 
 
 def wait_idle() -> None:

@@ -13,9 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import fastecho
+import network
 import pytest
 import support
 from kernel_log import KernelLog
+from pyroute2 import netns
 
 LOAD_ROUNDS = int(os.environ.get("KECHO_VM_LOAD_ROUNDS", 100))
 IDLE_CONNECTIONS = 10_000
@@ -30,10 +32,6 @@ def echo(message: bytes = b"ping", address: str = "127.0.0.1", port: int = faste
 
 def complaints(log: KernelLog) -> list[str]:
     return [line for line in log.new_lines() if line.startswith("fastecho: ") and "taint" not in line]
-
-
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True)
 
 
 @pytest.mark.parametrize(
@@ -284,15 +282,10 @@ def test_unload_leaves_no_orphans() -> None:
 def test_unload_with_stuck_clients() -> None:
     """Clients that never read must not hold up the unloading."""
     fastecho.load()
-    socks = [socket.create_connection(("127.0.0.1", fastecho.PORT)) for _ in range(4)]
-    for sock in socks:
-        sock.setblocking(False)
-        try:
-            while True:
-                sock.send(bytes(1 << 16))
-        except BlockingIOError:
-            pass
+    clients = fastecho.stuck_clients(4)
     fastecho.unload()
+    for sock in clients:
+        sock.close()
 
 
 def orphans() -> int:
@@ -390,33 +383,26 @@ def test_10000_idle_connections() -> None:
 
 
 def test_lives_in_the_namespace_of_insmod() -> None:
-    ip("netns", "add", "kecho-test")
-    try:
-        ip("-n", "kecho-test", "link", "set", "lo", "up")
-        subprocess.run(["ip", "netns", "exec", "kecho-test", "insmod", str(fastecho.KO)], check=True)
+    with network.namespace() as name:
+        there = ("ip", "netns", "exec", name)
+        subprocess.run([*there, "insmod", str(fastecho.KO)], check=True)
         with pytest.raises(ConnectionRefusedError):
             echo()
-        support.Server(fastecho.PORT).stream(2, 1000, prefix=("ip", "netns", "exec", "kecho-test"))
+        support.Server(fastecho.PORT).stream(2, 1000, prefix=there)
         assert fastecho.counter("total") == 2
         fastecho.unload()
-    finally:
-        ip("netns", "del", "kecho-test")
 
 
 def test_ends_with_the_namespace_of_insmod() -> None:
     """It does not keep the namespace; its remote clients see the end; and rmmod works afterwards."""
-    ip("netns", "add", "kecho-test")
-    ip("link", "add", "kecho0", "type", "veth", "peer", "name", "kecho1", "netns", "kecho-test")
-    ip("addr", "add", "10.77.0.1/24", "dev", "kecho0")
-    ip("link", "set", "kecho0", "up")
-    ip("-n", "kecho-test", "addr", "add", "10.77.0.2/24", "dev", "kecho1")
-    ip("-n", "kecho-test", "link", "set", "kecho1", "up")
-    subprocess.run(["ip", "netns", "exec", "kecho-test", "insmod", str(fastecho.KO), "bind=10.77.0.2"], check=True)
-    with socket.create_connection(("10.77.0.2", fastecho.PORT), timeout=60) as sock:
-        sock.sendall(b"x")
-        assert sock.recv(1) == b"x"
-        ip("netns", "del", "kecho-test")
-        assert sock.recv(1) == b""
+    with network.veth() as pair:
+        insmod = ["ip", "netns", "exec", pair.namespace, "insmod", str(fastecho.KO), f"bind={pair.there}"]
+        subprocess.run(insmod, check=True)
+        with socket.create_connection((pair.there, fastecho.PORT), timeout=60) as sock:
+            sock.sendall(b"x")
+            assert sock.recv(1) == b"x"
+            netns.remove(pair.namespace)
+            assert sock.recv(1) == b""
     fastecho.wait_idle()
     fastecho.unload()
 

@@ -16,19 +16,6 @@ CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def stuck_clients(count: int) -> list[socket.socket]:
-    """Clients that have filled both buffers and do not read: nobody acknowledges the FIN that follows all that."""
-    socks = [socket.create_connection(("127.0.0.1", fastecho.PORT)) for _ in range(count)]
-    for sock in socks:
-        sock.setblocking(False)
-        try:
-            while True:
-                sock.send(bytes(1 << 16))
-        except BlockingIOError:
-            pass
-    return socks
-
-
 def is_refused(address: str = "127.0.0.1") -> bool:
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as sock:
         return sock.connect_ex((address, fastecho.PORT)) != 0
@@ -50,7 +37,7 @@ def make_namespaces(report: int) -> None:
 def test_namespaces_can_be_made_while_it_unloads() -> None:
     """rmmod waits for peers that do not answer; `unshare -n` beside it does not wait for rmmod."""
     fastecho.load()
-    clients = stuck_clients(4)
+    clients = fastecho.stuck_clients(4)
     receiving, sending = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import stat
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import native_support
 import pytest
 import siphash24
 
 from kecho.backends.mirror import read_secret
 from kecho.model.errors import KechoError
 
-HEADERS = Path(__file__).resolve().parents[3] / "bpf"
 MOST_UNDER_WAY = 1 << 28  # bpf/mirror.h
 
 # A line: the key's halves, how many whole words, those, the rest, the size. The answer: the hash, and its shift.
@@ -55,13 +54,7 @@ Ask = Callable[[Sequence[tuple[bytes, bytes]]], list[tuple[int, int]]]
 @pytest.fixture(scope="module")
 def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
     """The hash and the shift of each (key, message)."""
-    if not shutil.which("cc"):
-        pytest.skip("no C compiler")
-    folder = tmp_path_factory.mktemp("siphash")
-    (folder / "twin.c").write_text(PROGRAM)
-    subprocess.run(
-        ["cc", "-O1", "-Wall", "-Werror", f"-I{HEADERS}", "-o", folder / "twin", folder / "twin.c"], check=True
-    )
+    twin = native_support.bpf_twin(PROGRAM, tmp_path_factory.mktemp("siphash"))
 
     def line(key: bytes, message: bytes) -> str:
         whole = len(message) // 8
@@ -71,7 +64,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
 
     def run(cases: Sequence[tuple[bytes, bytes]]) -> list[tuple[int, int]]:
         text = "\n".join(line(*case) for case in cases)
-        done = subprocess.run([folder / "twin"], input=text, capture_output=True, text=True, check=True)
+        done = subprocess.run([twin], input=text, capture_output=True, text=True, check=True)
         most, *answers = done.stdout.splitlines()
         assert int(most) == MOST_UNDER_WAY
         return [(int(answer.split()[0]), int(answer.split()[1])) for answer in answers]

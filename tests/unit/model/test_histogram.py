@@ -6,18 +6,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import shutil
 import subprocess
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
+import native_support
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kecho.model.histogram import PERCENTILES, SLOTS, Histogram, bounds, slot
 
-HEADERS = Path(__file__).resolve().parents[3] / "bpf"
 U64 = st.integers(0, 2**64 - 1)
 # As many small values as large ones, in terms of octaves.
 LATENCIES = st.integers(0, 63).flatmap(lambda bits: st.integers(0, 2 ** (bits + 1) - 1))
@@ -43,17 +41,11 @@ Twin = Callable[[Sequence[int]], list[int]]
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory: pytest.TempPathFactory) -> Twin:
     """Asks hist_slot() of bpf/hist.h; the first number of the answer is HIST_SLOTS."""
-    if not shutil.which("cc"):
-        pytest.skip("no C compiler")
-    folder = tmp_path_factory.mktemp("twin")
-    (folder / "twin.c").write_text(PROGRAM)
-    subprocess.run(
-        ["cc", "-O1", "-Wall", "-Werror", f"-I{HEADERS}", "-o", folder / "twin", folder / "twin.c"], check=True
-    )
+    program = native_support.bpf_twin(PROGRAM, tmp_path_factory.mktemp("twin"))
 
     def ask(values: Sequence[int]) -> list[int]:
         text = "\n".join(map(str, values))
-        done = subprocess.run([folder / "twin"], input=text, capture_output=True, text=True, check=True)
+        done = subprocess.run([program], input=text, capture_output=True, text=True, check=True)
         return [int(line) for line in done.stdout.split()]
 
     return ask

@@ -268,13 +268,19 @@ static void send_nagled(int sock)
 	expect(sock, 50);
 }
 
+/* The server may be a kernel thread that has to get a processor before it can hold the sender back. */
 static void send_until_full(int sock)
 {
 	ssize_t n;
-	size_t sent = 0;
+	size_t sent = 0, rest = 1 << 24;
 
-	while ((n = send(sock, payload(65536), 65536, MSG_DONTWAIT)) > 0 && sent < 1 << 28)
+	while ((n = send(sock, payload(65536), 65536, MSG_DONTWAIT)) > 0 && sent < 1 << 28) {
 		sent += (size_t)n;
+		if (sent > rest) {
+			usleep(100000);
+			rest += 1 << 24;
+		}
+	}
 	told("send", n < 0 ? n : 0);
 }
 

@@ -17,6 +17,7 @@ import support
 SWEEP = support.ROOT / "build/sweep"
 LIMITS = support.ROOT / "docs/known-limits.md"
 REFERENCE = "user"
+AGAIN = 2
 PATHS = [path for path in support.PATHS if path != REFERENCE]
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -64,9 +65,10 @@ def test_sweep(path: str, usual: dict[str, str]) -> None:
     known = {check: always for (check, of), always in listed().items() if of == path}
     differing = {check for check in seen if seen[check] != usual[check]}
     news = differing - known.keys()
-    if news:  # what a busy machine did once it does not do again
-        expected, again = sweep(REFERENCE, *news), sweep(path, *news)
-        news = {check for check in news if again[check] != expected[check]}
+    for _ in range(AGAIN):  # what a busy machine did once or twice it does not do again
+        if news:
+            expected, again = sweep(REFERENCE, *news), sweep(path, *news)
+            news = {check for check in news if again[check] != expected[check]}
     told = {check: (seen[check], usual[check]) for check in news}
     gone = {check for check, always in known.items() if always and check not in differing}
     assert not told, f"differences that docs/known-limits.md does not list: {told}"

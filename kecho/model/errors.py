@@ -28,7 +28,7 @@ class Unavailable(KechoError):
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error, on one line, without what a terminal would obey: some of it others have written."""
+    """The text of an error on one line, without control characters: parts of it may come from other users."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     if isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {text}"

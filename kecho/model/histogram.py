@@ -25,9 +25,10 @@ def slot(value: int) -> int:
 
 
 def rank(q: float, count: int) -> int:
-    """The rank of percentile `q` among `count` samples, the smallest being 1: nearest rank, ⌈q·count⌉.
+    """The rank of percentile `q` among `count` samples, counted from 1: nearest rank, ⌈q·count⌉.
 
-    The one rule for every percentile in kecho. In whole millionths: 0.999 * 7000 is more than 6993 in floating point.
+    Every percentile in kecho follows this rule. It is computed in whole millionths, since 0.999 * 7000 is more than
+    6993 in floating point.
     """
     return max(1, -(-round(q * 1_000_000) * count // 1_000_000))
 
@@ -75,7 +76,7 @@ class Histogram:
         return sum(sum(counts.values()) for counts in self.cpus.values())
 
     def percentile(self, q: float) -> int | None:
-        """The middle of the slot that holds the sample of that `rank`; None if there is none."""
+        """The middle of the slot that holds the sample of rank `rank(q, count)`; None without samples."""
         counts = self.merged()
         left = rank(q, sum(counts.values()))
         for index, n in counts.items():
@@ -95,7 +96,7 @@ class Histogram:
         return self._combine(other, 1)
 
     def __sub__(self, other: Histogram) -> Histogram:
-        """What was counted since `other`, an earlier snapshot. Raises ValueError if it is not an earlier one."""
+        """What was counted since `other`. Raises ValueError if `other` is not an earlier snapshot."""
         return self._combine(other, -1)
 
     def _combine(self, other: Histogram, sign: int) -> Histogram:

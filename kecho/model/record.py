@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Records and their JSON: the fields that stand in both under the same name and as they are. Pure."""
+"""Records and their JSON: copies the fields that have the same name and form in both. Pure."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def picked(obj: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def known(record: type[Any], obj: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a JSON object that this dataclass has too: a later version may have written more."""
+    """The fields of a JSON object that this dataclass has; a later version may have written others."""
     return {field.name: obj[field.name] for field in fields(record) if field.name in obj}

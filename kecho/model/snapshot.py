@@ -62,7 +62,7 @@ class PathStats:
 
 @dataclass(frozen=True)
 class Connections:
-    """Connections of a service since it came up (or since `reset`); `active` is now."""
+    """Connections of a service since it came up or was reset; `active` are those open now."""
 
     active: int = 0
     total: int = 0
@@ -79,7 +79,7 @@ class Connections:
 class Snapshot:
     """A service at one moment. The difference of two is what happened between them.
 
-    `since_ns` is when the counting began, by start or reset, on the clock of time.monotonic_ns().
+    `since_ns` is when the counting began, at the start or the last reset, on the clock of time.monotonic_ns().
     """
 
     name: str
@@ -106,7 +106,7 @@ class Snapshot:
         )
 
     def since(self, earlier: Snapshot, now_ns: int) -> Snapshot:
-        """What happened since `earlier`, or, if the counting began anew after it, since then.
+        """What happened since `earlier`, or since the last reset if that came later.
 
         `now_ns` is when this snapshot was taken, on the clock of `since_ns`.
         """

@@ -27,7 +27,7 @@ def three_digits(value: float) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """``8.4×``; ``0.93×`` below 1, where a digit more matters; ``-`` for None."""
+    """``8.4×``, with one more digit below 1 (``0.93×``); ``-`` for None."""
     if value is None:
         return "-"
     if value < 0.995:

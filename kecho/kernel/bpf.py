@@ -20,7 +20,7 @@ from kecho.model.errors import KechoError, Unavailable
 from kecho.model.histogram import SLOTS, Histogram
 from kecho.model.snapshot import PathStats
 
-log = logging.getLogger("kecho")  # the controller gives it a file; else it is silent
+log = logging.getLogger("kecho")  # the controller gives it a file; without one it is silent
 log.addHandler(logging.NullHandler())
 
 # struct path_stats of bpf/kecho.h, in units of 8 bytes.
@@ -36,7 +36,7 @@ def sources() -> Path:
 
 
 def source_text(path: Path) -> str:
-    """A source with what it includes of its own folder in its place: BCC rewrites what is in one file only."""
+    """A source with its `#include "…"` lines replaced by the files: BCC rewrites only the main file."""
     included: set[Path] = set()
 
     def expand(file: Path) -> str:
@@ -65,27 +65,27 @@ class Module:
         cflags = [f"-D{name}={value}" for name, value in defines.items()]
         path = sources() / source
         with _quiet_stderr(f"cannot compile {path}"):
-            import bcc  # takes a while: nothing but a service pays for it
+            import bcc  # slow: imported only where a service is brought up
 
             self._lib = bcc.lib
             self._bpf = bcc.BPF(text=source_text(path).encode(), cflags=[*cflags, *headers.cflags])
         self._raw_tracepoints: list[int] = []
 
     def map_fd(self, name: str) -> int:
-        """The descriptor of a map; it stays the module's."""
+        """The descriptor of a map. The module owns it."""
         fd: int = self._lib.bpf_table_fd(self._bpf.module, name.encode())
         if fd < 0:
             raise KechoError(f"no BPF map {name}")
         return fd
 
     def load(self, function: str, prog_type: int) -> int:
-        """The descriptor of a loaded program; it stays the module's. Raises KechoError if the verifier refuses it."""
+        """Loads a program and returns its descriptor, which the module owns. Raises KechoError if it does not load."""
         with _quiet_stderr(f"the kernel refuses the BPF program {function}"):
             fd: int = self._bpf.load_func(function.encode(), prog_type).fd
         return fd
 
     def on_record(self, ringbuf: str, handle: Callable[[bytes], None]) -> tuple[int, Callable[[], None]]:
-        """What to wait on until there are records in a ring buffer, and what then calls `handle` with each of them."""
+        """A descriptor that is readable when there are records, and a function that hands each of them to `handle`."""
 
         def received(_context: object, data: int, size: int) -> None:
             handle(ctypes.string_at(data, size))
@@ -116,7 +116,7 @@ class Module:
 
 
 class PathArray:
-    """The per-CPU array `paths`: what each path of a service did, CPU by CPU."""
+    """The per-CPU array `paths`: the counters and the histogram of each path."""
 
     def __init__(self, map_fd: int, names: tuple[str, ...]) -> None:
         self._map_fd = map_fd
@@ -124,18 +124,18 @@ class PathArray:
         self._cpus = possible_cpus()
 
     def read(self) -> dict[str, PathStats]:
-        """All paths now. One system call a path, all CPUs at once."""
+        """The counts of all paths now. One system call a path reads all CPUs."""
         return {name: self._read(index) for index, name in enumerate(self._names)}
 
     def needs(self) -> frozenset[int]:
-        """The capability to read with: before Linux 5.19 having the descriptor is not enough."""
+        """The capability that reading takes: before Linux 5.19 the descriptor alone is not enough."""
         return privileges.needed((CAP_BPF, CAP_SYS_ADMIN), self.read)
 
     def _read(self, index: int) -> PathStats:
         key = index.to_bytes(4, sys.byteorder)
         words = memoryview(syscall.map_lookup(self._map_fd, key, 8 * _STATS_WORDS * len(self._cpus))).cast("Q")
         rows = {cpu: words[i * _STATS_WORDS : (i + 1) * _STATS_WORDS].tolist() for i, cpu in enumerate(self._cpus)}
-        # What one CPU counted another may have taken back: a row of its own means nothing.
+        # One CPU may take back what another has counted: only the sum over all CPUs means something.
         echoes, total_bytes, fallbacks = (sum(row[i] for row in rows.values()) % 2**64 for i in range(_COUNTERS))
         latency = Histogram.from_arrays({cpu: row[_COUNTERS:] for cpu, row in rows.items()})
         return PathStats(echoes, total_bytes, fallbacks, latency)
@@ -152,7 +152,7 @@ def possible_cpus() -> list[int]:
 
 @contextlib.contextmanager
 def _quiet_stderr(what: str) -> Iterator[None]:
-    """Keeps what clang and the verifier print off the terminal; on failure it goes to the service's log, in whole."""
+    """Keeps the output of clang and the verifier off the terminal; on failure all of it goes to the service's log."""
     with tempfile.TemporaryFile() as captured:
         sys.stderr.flush()
         saved = os.dup(2)

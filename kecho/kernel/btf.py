@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Where fields lie in the running kernel's structures, read from its own BTF.
+"""The offsets of fields in the running kernel's structures, read from its own BTF.
 
-The format is Documentation/bpf/btf.rst of the kernel. Only structures are resolved, and only as much of the rest is
-parsed as it takes to step over it: about 0.1 s for a whole kernel, where ``bpftool btf dump`` needs 0.7 s.
+The format is described in the kernel's Documentation/bpf/btf.rst. Only structures are resolved; other types are parsed
+just far enough to step over them. That takes about 0.1 s for a whole kernel, where ``bpftool btf dump`` needs 0.7 s.
 
-A kind that is newer than this file is stepped over by what the blob's layout section says of it (``struct btf_layout``
-of include/uapi/linux/btf.h, which Linux 7.3 has). Without one nobody can tell where such a type ends: the types before
-it are read, and what is looked for behind it is missing, for that reason.
+The blob's layout section (``struct btf_layout`` of include/uapi/linux/btf.h, from Linux 7.3) gives the length of kinds
+that are newer than this file. Without that section the types behind such a kind cannot be found; errors then say so.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
 _MAGIC = 0xEB9F
 _HEADER = struct.Struct("<HBBIIIII")
-_HEADER_LAYOUT = struct.Struct("<II")  # layout_off, layout_len: only where hdr_len has room for them
+_HEADER_LAYOUT = struct.Struct("<II")  # layout_off, layout_len; there if hdr_len covers them
 _LAYOUT = struct.Struct("<BBH")  # info_sz, elem_sz, flags
-_KINDS = 128  # bits 24 to 30 of info; before the layout section there were 32, and the other bits 0
-_VLEN = 0xFFFFFF  # bits 0 to 23; before, 0 to 15
+_KINDS = 128  # bits 24 to 30 of info; bits 24 to 28 before there was a layout section
+_VLEN = 0xFFFFFF  # bits 0 to 23 of info; bits 0 to 15 before
 _TYPE = struct.Struct("<III")  # name_off, info, size or type
 _MEMBER = struct.Struct("<III")  # name_off, type, offset
 _ENUMERATOR = struct.Struct("<II")  # name_off, value
 
 _ARRAY, _STRUCT, _UNION, _ENUM, _TYPEDEF, _VOLATILE, _CONST, _RESTRICT = 3, 4, 5, 6, 8, 9, 10, 11
 _TYPE_TAG = 18
-# Of modifiers around a type, and of anonymous types in one another: more than any kernel has.
+# A bound for nested modifiers and anonymous types; no kernel comes near it.
 _MAX_DEPTH = 32
 _MODIFIERS = frozenset((_TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG))
 
-# What follows the 12 bytes that every type begins with: bytes in all, and bytes for each of its `vlen` elements.
+# What follows a type's first 12 bytes: a fixed number of bytes, and a number for each of its `vlen` elements.
 _TRAILER = {
     1: (4, 0),  # INT
     2: (0, 0),  # PTR
@@ -91,7 +90,7 @@ class Btf:
         return cls(VMLINUX.read_bytes())
 
     def _trailers(self, hdr_len: int) -> list[tuple[int, int] | None]:
-        """What follows a type of each kind: what this file knows, else what the blob says."""
+        """By kind: as `_TRAILER`, with the kinds that only the blob's layout section describes."""
         trailers = [_TRAILER.get(kind) for kind in range(_KINDS)]
         if hdr_len < _HEADER.size + _HEADER_LAYOUT.size:
             return trailers
@@ -127,7 +126,7 @@ class Btf:
         return positions
 
     def _type(self, type_id: int) -> tuple[int, int, int, bool, int]:
-        """(position, kind, vlen, kind_flag, size or type), modifiers stepped over."""
+        """(position, kind, vlen, kind_flag, size or type) of a type without its modifiers."""
         for _ in range(_MAX_DEPTH):
             if not type_id:
                 return 0, 0, 0, False, 0
@@ -158,7 +157,7 @@ class Btf:
         raise BtfError(f"no struct {name} in the kernel's BTF{self._unknown}")
 
     def _member(self, type_id: int, name: str, depth: int = 0) -> tuple[int, int] | None:
-        """(bit offset, type) of a member, looked for in anonymous structs and unions too."""
+        """(bit offset, type) of a member, which may be in an anonymous struct or union."""
         if depth > _MAX_DEPTH:
             raise BtfError("BTF types in a circle")
         at, kind, vlen, kind_flag, _ = self._type(type_id)
@@ -180,13 +179,13 @@ class Btf:
         return self._blob[start : self._blob.index(b"\0", start)].decode()
 
     def has(self, name: str) -> bool:
-        """Is there any type, function or member of that name? Of a tracepoint NAME: ``btf_trace_NAME``."""
+        """Is there a type, function or member of that name? A tracepoint NAME is ``btf_trace_NAME``."""
         return self._name_offset(name) >= 0
 
     def offset(self, path: str) -> int:
         """Bytes from the start of a structure to a field: ``offset("sock.sk_backlog.rmem_alloc")``.
 
-        Raises BtfError if there is no such structure or field, or if it is a bit field off the byte boundary.
+        Raises BtfError if there is no such structure or field, or if it is a bit field that starts within a byte.
         """
         try:
             return self._offset(path)
@@ -206,7 +205,7 @@ class Btf:
         return bits // 8
 
     def enumerator(self, path: str) -> int:
-        """The value of an enumerator, from 0: ``enumerator("sock_flags.SOCK_ZEROCOPY")``. Raises BtfError."""
+        """The value of an enumerator: ``enumerator("sock_flags.SOCK_ZEROCOPY")``. Raises BtfError."""
         name, _, member = path.partition(".")
         wanted = self._name_offset(name)
         for at in self._positions[1:] if wanted >= 0 else ():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The network devices of this network namespace and their addresses, as rtnetlink tells of them, and of changes."""
+"""The devices of this network namespace and their addresses, and a watch for changes, by rtnetlink."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NO_HEADER = {519: "RAWIP", 768: "TUNNEL", 769: "TUNNEL6", 776: "SIT", 0xFFFE: "
 
 @dataclass
 class Device:
-    """A device that is up. `kind` is that of bpf/mirror.c: lo, ether, ip, or "" for one it cannot read."""
+    """A device that is up. `kind` is one of bpf/mirror.c (lo, ether, ip), or "" for any other kind."""
 
     index: int
     name: str
@@ -42,8 +42,8 @@ def _kind(link_type: int) -> str:
 
 
 async def devices() -> list[Device]:
-    """Those that are up, with their addresses. Needs no privilege. Raises OSError."""
-    from pyroute2 import AsyncIPRoute  # takes a while
+    """The devices that are up, with their addresses. Needs no privilege. Raises OSError."""
+    from pyroute2 import AsyncIPRoute  # slow to import
 
     async with AsyncIPRoute() as route:
         found = {
@@ -55,7 +55,7 @@ async def devices() -> list[Device]:
             device = found.get(entry["index"])
             if device is None:
                 continue
-            # On a point-to-point device IFA_ADDRESS is the other end's.
+            # On a point-to-point device IFA_ADDRESS is the peer's address.
             device.addresses.add(ipaddress.ip_address(entry.get("local") or entry.get("address")))
             if broadcast := entry.get("broadcast"):
                 device.broadcasts.add(ipaddress.ip_address(broadcast))
@@ -75,7 +75,7 @@ class Watch:
         self._task = self._loop.create_task(self._run())
 
     def _read(self) -> None:
-        """What the messages say does not matter, nor if some were lost (ENOBUFS): all is looked at anew."""
+        """Discards the messages: `changed` lists everything anew. So lost messages (ENOBUFS) do no harm."""
         with contextlib.suppress(OSError):
             while self._sock.recv(_MESSAGES_BYTES):
                 pass
@@ -88,7 +88,7 @@ class Watch:
             await self._changed()
 
     def close(self) -> None:
-        """No call from here on."""
+        """Ends the watch; `changed` is not called any more."""
         self._task.cancel()
         self._loop.remove_reader(self._sock)
         self._sock.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the running kernel has: features, each probed by trying it, headers to compile with, and field offsets."""
+"""What the running kernel has: features, probed by trying them; headers to compile with; offsets of fields."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ SOCK_ZEROCOPY = "sock_flags.SOCK_ZEROCOPY"
 
 
 def sockmap_offsets(btf: Btf) -> dict[str, int]:
-    """By those names, in bytes. Raises BtfError if bpf/sockmap.c cannot run on the kernel with that BTF."""
-    # The verifier lets a program read an skb's cb alone, as cb[0] to cb[4], and TCP keeps the sequence number there.
+    """The offset of each field in bytes. Raises BtfError if bpf/sockmap.c cannot run on the kernel with that BTF."""
+    # The verifier lets a program read cb[0] to cb[4] of an skb; TCP keeps the sequence number there.
     if btf.offset("tcp_skb_cb.seq") != btf.offset("sk_skb_cb.data"):
         raise BtfError("an skb's cb[0] is not its sequence number on this kernel")
     return {name: btf.offset(path) for name, path in SOCKMAP_FIELDS.items()}
@@ -56,7 +56,7 @@ def sockmap_offsets(btf: Btf) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Feature:
-    """One thing a mode needs. `probe` returns what was found, or raises Unavailable."""
+    """One thing that a mode needs. `probe` returns what it found, or raises Unavailable."""
 
     name: str
     probe: Callable[[], str]
@@ -68,7 +68,7 @@ class Headers:
     """A kernel header tree to compile BPF programs with."""
 
     version: str
-    source: Path | None  # for BCC_KERNEL_SOURCE; None: BCC finds the running kernel's own
+    source: Path | None  # BCC_KERNEL_SOURCE; None if BCC finds the running kernel's headers by itself
     cflags: tuple[str, ...]
 
 
@@ -86,12 +86,12 @@ def netns_cookie(sock: socket.socket) -> int:
 
 
 def netns_inode() -> int:
-    """What identifies this process's network namespace to other processes."""
+    """The inode of this process's network namespace, which names it to other processes."""
     return os.stat("/proc/self/ns/net").st_ino
 
 
 def raise_nofile() -> int:
-    """Raises the soft limit of descriptors to the hard one; returns it."""
+    """Raises the soft limit of descriptors to the hard limit, and returns that."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
@@ -116,9 +116,9 @@ _KERNELS = Path(os.environ.get("KECHO_CACHE", "/var/lib/kecho"), "kernels")
 
 
 def headers() -> Headers:
-    """The running kernel's headers if installed, else the newest others. Raises Unavailable if there are none.
+    """The running kernel's headers if installed, else the newest of others. Raises Unavailable if there are none.
 
-    Others may be unpacked in `_KERNELS`, where a package would bring a kernel along.
+    Others may also be unpacked in `_KERNELS`, since installing a package of headers may bring a kernel along.
     """
     if (Path("/lib/modules") / release() / "build/include").is_dir() or Path("/sys/kernel/kheaders.tar.xz").exists():
         return Headers(release(), None, ())
@@ -147,7 +147,7 @@ def _version_key(name: str) -> list[int]:
 
 
 def _source_tree(build: Path) -> Path:
-    """Debian splits headers in two: the build tree's Makefile then names the other, with what all flavours share."""
+    """The tree with the sources. Debian splits headers: the build tree's Makefile names the one that flavours share."""
     if (build / "include/uapi/linux/bpf.h").exists():
         return build
     match = re.search(r"^include (\S+)/Makefile$", (build / "Makefile").read_text(), re.MULTILINE)
@@ -167,7 +167,7 @@ def cgroup2_mount() -> Path:
 
 
 def outside_cgroup2() -> str:
-    """Why programs at `cgroup2_mount` do not see this process's sockets, to add to a sentence; "" if unknown."""
+    """A clause that says why programs at `cgroup2_mount` do not see this process's sockets; "" if unknown."""
     where = cgroup2_mount()
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, group = line.split(":", 2)
@@ -202,7 +202,7 @@ def probe_bcc() -> str:
 
 
 def probe_symbols() -> str:
-    """The kernel's symbols, with addresses: without, BCC takes the kernel for one too old for the helpers it has."""
+    """The kernel's symbols with their addresses. Without them BCC believes that the kernel lacks BPF helpers."""
     with open("/proc/kallsyms", encoding="ascii", errors="replace") as file:
         if any(int(line.split(maxsplit=1)[0], 16) for line in file):  # the first few are 0 for everybody
             return "yes"
@@ -216,7 +216,7 @@ def probe_headers() -> str:
 
 
 def probe_btf() -> str:
-    """The kernel's BTF, with every field that is read."""
+    """The kernel's BTF, with every field that bpf/sockmap.c reads."""
     try:
         btf = Btf.vmlinux()
         sockmap_offsets(btf)
@@ -234,7 +234,7 @@ def probe_cgroup2() -> str:
 
 
 def probe_netns_cookie() -> str:
-    """SO_NETNS_COOKIE, which tells the service's network namespace from others."""
+    """SO_NETNS_COOKIE, which identifies the service's network namespace."""
     with socket.socket() as sock:
         netns_cookie(sock)
     return "yes"
@@ -251,14 +251,14 @@ def _try_bpf(what: str, config: str, attempt: Callable[[], int]) -> str:
 
 
 def probe_sockhash() -> str:
-    """The map type that holds the sockets."""
+    """Map type sockhash, which holds the sockets."""
     return _try_bpf(
         "sockhash", "CONFIG_BPF_STREAM_PARSER", lambda: syscall.map_create(syscall.MAP_TYPE_SOCKHASH, 8, 8, 1)
     )
 
 
 def probe_sock_ops() -> str:
-    """The program type that registers connections."""
+    """Program type sock_ops, which registers connections."""
     return _try_bpf(
         "sock_ops program",
         "CONFIG_CGROUP_BPF",
@@ -268,7 +268,7 @@ def probe_sock_ops() -> str:
 
 @contextlib.contextmanager
 def _redirected(path: str, flags: int) -> Iterator[socket.socket]:
-    """A client that has sent b"kecho" over loopback, and a program that redirected it. Raises Unavailable."""
+    """A client over loopback that has sent b"kecho", which a program has redirected. Raises Unavailable."""
     with contextlib.ExitStack() as stack:
         try:
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -304,7 +304,7 @@ def _receive(path: str, client: socket.socket) -> None:
 
 
 def probe_egress() -> str:
-    """Path egress, tried out, and what of the calls that some kernels do without finds the data."""
+    """Path egress, tried out. Says which of the calls that not every kernel supports find the data."""
     with _redirected("egress", 0) as client:
         (readable,) = struct.unpack("=i", fcntl.ioctl(client, termios.FIONREAD, bytes(4)))
         _receive("egress", client)
@@ -312,7 +312,7 @@ def probe_egress() -> str:
 
 
 def probe_ingress() -> str:
-    """Path ingress, tried out: a redirected payload comes back and is charged to the socket that has to read it.
+    """Path ingress, tried out: a redirected payload comes back and is charged to the receiving socket.
 
     Without the charge (54f89b3178d5, Linux 6.13 and the stable trees of December 2024) nothing bounds path ingress.
     """
@@ -329,7 +329,7 @@ def probe_ingress() -> str:
 
 
 def probe_modules() -> str:
-    """Loadable modules at all."""
+    """Support for loadable modules."""
     if not Path("/proc/modules").exists():
         raise Unavailable(
             "this kernel cannot load modules", "boot a kernel with CONFIG_MODULES=y, or use --mode sockmap"

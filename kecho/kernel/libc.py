@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The C library, for what Python has no name for."""
+"""Calls of the C library that Python has no function for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _lib = ctypes.CDLL(None, use_errno=True)
 
 
 def call(function: str, *arguments: object) -> int:
-    """What the function returns. Raises OSError, with errno, if that is below 0."""
+    """Calls a function and returns its result. Raises OSError with errno if that is below 0."""
     result: int = getattr(_lib, function)(*arguments)
     if result < 0:
         code = ctypes.get_errno()
@@ -19,5 +19,5 @@ def call(function: str, *arguments: object) -> int:
 
 
 def prctl(option: int, *arguments: int) -> int:
-    """prctl(2), its arguments as wide as it takes them. Raises OSError."""
+    """prctl(2) with arguments of type unsigned long. Raises OSError."""
     return call("prctl", option, *(ctypes.c_ulong(value) for value in (*arguments, 0, 0, 0, 0)[:4]))

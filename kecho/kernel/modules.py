@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Loads and unloads kernel modules by the system calls, so that errors are numbers and no program has to be run."""
+"""Loads and unloads kernel modules by system calls: errors are numbers, and no program is run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COMPRESSED_FILE = 4  # MODULE_INIT_COMPRESSED_FILE of include/uapi/linux/module
 
 
 def load(path: Path, parameters: str) -> None:
-    """Loads a module. Raises OSError; what its init function returned is among the errors."""
+    """Loads a module. Raises OSError, also with the error that the module's init function returned."""
     flags = 0 if path.suffix == ".ko" else _COMPRESSED_FILE
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -26,5 +26,5 @@ def load(path: Path, parameters: str) -> None:
 
 
 def unload(name: str) -> None:
-    """Unloads a module that nobody uses. Raises OSError (EWOULDBLOCK: somebody does)."""
+    """Unloads a module. Raises OSError (EWOULDBLOCK: it is in use)."""
     libc.call("syscall", _DELETE_MODULE[platform.machine()], name.encode(), os.O_NONBLOCK)

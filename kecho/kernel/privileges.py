@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What this process may do: reads its capabilities, and gives up all it does not need. docs/security.md says why."""
+"""The privileges of this process: reads its capabilities and gives up those it does not need (docs/security.md)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 
 def capabilities(which: str = "Eff") -> frozenset[int]:
-    """This process's capabilities, by number: its set Eff, Prm, Inh, Bnd or Amb."""
+    """This process's capabilities by number. `which` is the set: Eff, Prm, Inh, Bnd or Amb."""
     status = Path("/proc/self/status").read_text()
     mask = int(re.search(rf"^Cap{which}:\s*(\w+)$", status, re.MULTILINE)[1], 16)  # type: ignore[index]
     return frozenset(number for number in range(64) if mask >> number & 1)
 
 
 def user_for(port: int) -> int | None:
-    """The user, and group, that a service on that port is to run as; None where this process may not change to it.
+    """The id of the user and group that a service on that port runs as; None if this process may not change to it.
 
     Raises Unavailable if no id is free.
     """
@@ -42,21 +42,21 @@ def user_for(port: int) -> int | None:
 
 
 def _maps(path: Path, uid: int) -> bool:
-    """Does this user namespace have that id?"""
+    """Is that id mapped in this user namespace?"""
     rows = (map(int, line.split()) for line in path.read_text().splitlines())
     return any(first <= uid < first + count for first, _, count in rows)
 
 
 def drop(keep: Collection[int], uid: int | None) -> None:
-    """Becomes user `uid`, unless None, with those of `keep` that this process has, no other capability, no way back.
+    """Becomes user `uid`, unless that is None, and gives up all capabilities but `keep` for good.
 
-    What it runs later has none. Raises KechoError if the kernel refuses; then the process must end.
+    Programs that it runs later have none. Raises KechoError if the kernel refuses; then the process must end.
     """
     if len(os.listdir("/proc/self/task")) > 1:
-        raise KechoError("privileges belong to a thread, and there are several")  # the others would keep theirs
+        raise KechoError("privileges belong to a thread, and there are several")  # other threads would keep theirs
     kept = capabilities("Prm").intersection(keep)
     try:
-        if CAP_SETPCAP in capabilities():  # without it, no_new_privs has to do
+        if CAP_SETPCAP in capabilities():  # otherwise no_new_privs has to be enough
             for number in capabilities("Bnd"):
                 libc.prctl(_PR_CAPBSET_DROP, number)
         libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
@@ -69,7 +69,7 @@ def drop(keep: Collection[int], uid: int | None) -> None:
 
 
 def _become(uid: int) -> None:
-    """Keeps the capabilities, and the signal for the end of the parent."""
+    """Changes user and group; keeps the capabilities and the parent-death signal."""
     ends_by, parent = process.ends_by(), os.getppid()
     libc.prctl(_PR_SET_KEEPCAPS, 1)
     os.setgroups([])
@@ -81,7 +81,7 @@ def _become(uid: int) -> None:
 
 
 def needed(candidates: Collection[int], attempt: Callable[[], object]) -> frozenset[int]:
-    """What to keep so that `attempt` works: nothing if it does without any capability, else the first that helps."""
+    """The capability that `attempt` needs: none, or the first of `candidates` with which it succeeds."""
     effective, permitted, inheritable = (capabilities(which) for which in ("Eff", "Prm", "Inh"))
     try:
         for found in (frozenset[int](), *(frozenset({number}) & permitted for number in candidates)):
@@ -95,7 +95,7 @@ def needed(candidates: Collection[int], attempt: Callable[[], object]) -> frozen
 
 
 def _capset(*sets: Collection[int]) -> None:
-    """Effective, permitted, inheritable."""
+    """capset(2): the effective, permitted and inheritable set."""
     masks = [sum(1 << number for number in numbers) for numbers in sets]
     data = struct.pack("=6I", *(mask & 0xFFFFFFFF for mask in masks), *(mask >> 32 for mask in masks))
     libc.call("capset", struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), data)

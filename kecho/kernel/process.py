@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""This process: its signals, its descriptors, its name, and whom it ends with."""
+"""This process: its signals, descriptors and name, and the parent that it ends with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_SET_NAME = 1, 2, 15
 
 @contextlib.contextmanager
 def blocked(*signals: signal.Signals) -> Iterator[None]:
-    """These signals wait until the block has ended."""
+    """Blocks these signals until the end of the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -26,10 +26,10 @@ def blocked(*signals: signal.Signals) -> Iterator[None]:
 
 
 def close_descriptors(keep: Collection[int] = ()) -> None:
-    """Closes what this process inherited, but for standard input, output, error and `keep`."""
+    """Closes all inherited descriptors but standard input, output, error and `keep`."""
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd > 2 and fd not in keep:
-            with contextlib.suppress(OSError):  # that of the listing is closed already
+            with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed already
                 os.close(fd)
 
 
@@ -44,20 +44,20 @@ def leave_terminal() -> None:
 
 
 def set_name(name: str) -> None:
-    """What `ps` calls this process; 15 bytes at most."""
+    """Sets the name that `ps` shows, of at most 15 bytes."""
     buffer = ctypes.create_string_buffer(name.encode())
     libc.prctl(_PR_SET_NAME, ctypes.addressof(buffer))
 
 
 def end_with_parent(parent: int, by: int = signal.SIGTERM) -> None:
-    """Asks for a signal when the thread that forked this process ends; at once if `parent` is gone already."""
+    """Has signal `by` sent when the thread that forked this process ends, or now if `parent` has ended already."""
     libc.prctl(_PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
         os.kill(os.getpid(), by)
 
 
 def ends_by() -> int:
-    """The signal that `end_with_parent` has asked for, or 0. A change of user resets it."""
+    """The signal that `end_with_parent` has set, or 0. A change of user clears it."""
     found = ctypes.c_int()
     libc.prctl(_PR_GET_PDEATHSIG, ctypes.addressof(found))
     return found.value

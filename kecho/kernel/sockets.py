@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sockets as the kernel sees them: who listens, a service's connections (inet_diag), what found no room (SNMP)."""
+"""Sockets as the kernel lists them: listeners and connections (inet_diag), and counts of overflows (SNMP)."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ _LISTEN_COUNTERS = {"ListenOverflows": "overflows", "ListenDrops": "drops", "Syn
 
 
 def listen_counters() -> dict[str, int]:
-    """What became of connections that no listener of this network namespace had room for, since the namespace exists.
+    """Counts over all listeners of this network namespace, since it was made.
 
-    overflows (the accept queue was full), drops (for whatever reason, overflows among them) and syncookies (sent).
+    overflows: the accept queue was full. drops: requests dropped for any reason, overflows included. syncookies: sent.
     """
     return parse_netstat(Path("/proc/thread-self/net/netstat").read_text(encoding="ascii").splitlines())
 
 
 def parse_netstat(rows: Iterable[str]) -> dict[str, int]:
-    """The counters of `listen_counters`, from /proc/net/netstat: a row of names and one of values for each group."""
+    """The counts of `listen_counters` from /proc/net/netstat, where each group has a row of names and one of values."""
     names, values = (row.split() for row in rows if row.startswith("TcpExt:"))
     found = dict(zip(names, values, strict=True))
     return {ours: int(found[theirs]) for theirs, ours in _LISTEN_COUNTERS.items()}
@@ -78,10 +78,10 @@ class _Socket:
 
 
 def _sockets(port: int, states: int) -> list[_Socket]:
-    """TCP sockets of that local port. The kernel leaves out the others, which may be tens of thousands.
+    """The TCP sockets with that local port. The kernel does the filtering: there may be tens of thousands of others.
 
-    By a netlink socket of its own, because pyroute2 passes over the error that a dump may end with. Raises Unavailable
-    where the kernel does not list them: without tcp_diag there would seem to be none.
+    It uses a netlink socket of its own, since pyroute2 ignores an error at the end of a dump. Raises Unavailable if
+    the kernel cannot list sockets (without tcp_diag the list would seem to be empty).
     """
     found: list[_Socket] = []
     families = [socket.AF_INET, *([socket.AF_INET6] if Path("/proc/net/if_inet6").exists() else [])]
@@ -98,7 +98,7 @@ def _sockets(port: int, states: int) -> list[_Socket]:
 
 
 def _dump(netlink: socket.socket) -> Iterator[bytes]:
-    """The messages of an answer, until its end. Raises OSError if that is an error, or a dump's end has an errno."""
+    """The messages of a dump. Raises OSError for an error message, or an errno at the end of the dump."""
     while True:
         data = netlink.recv(1 << 16)
         while data:
@@ -129,10 +129,10 @@ def _parse(message: bytes) -> _Socket:
 
 
 def connections(port: int) -> list[dict[str, Any]]:
-    """The server's ends of the connections to `port` in this network namespace. Needs no privilege.
+    """The connections to `port` in this network namespace, as the server's sockets have them. Needs no privilege.
 
-    Raises Unavailable where the kernel does not list sockets, without tcp_diag.
-    Each: local, remote ("ADDR:PORT"), state, recv_queue and send_queue in bytes.
+    Each has local and remote ("ADDR:PORT"), state, recv_queue and send_queue in bytes. Raises Unavailable without
+    tcp_diag.
     """
     return [
         {
@@ -148,27 +148,27 @@ def connections(port: int) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Listener:
-    """A listening socket, and how many connections may wait for its accept()."""
+    """A listening socket; `backlog` connections may wait for its accept()."""
 
     address: str
     backlog: int
     v6_only: bool
 
     def takes(self, address: str) -> bool:
-        """Does a connection to that address of this machine reach it?"""
+        """Does it take a connection to that address of this machine?"""
         if self.address == "::":
             return ":" in address or not self.v6_only
         return self.address in (address, "0.0.0.0" if ":" not in address else address)
 
 
 def listeners(port: int) -> list[Listener]:
-    """Who listens on `port` in this network namespace. Needs no privilege. Raises Unavailable without tcp_diag."""
+    """The sockets that listen on `port` in this network namespace. Needs no privilege. Raises Unavailable."""
     return [Listener(found.local[0], found.send_queue, found.v6_only) for found in _sockets(port, 1 << _LISTEN)]
 
 
 def listener_on(port: int) -> str:
-    """Who listens on `port` in this network namespace, as "NAME (pid N)"; "" if that cannot be seen."""
-    with contextlib.suppress(Exception):  # it is for an error message that must come out anyhow
+    """The process that listens on `port` in this network namespace, as "NAME (pid N)"; "" if it cannot be seen."""
+    with contextlib.suppress(Exception):  # it only adds to an error message
         inodes = {f"socket:[{found.inode}]" for found in _sockets(port, 1 << _LISTEN)}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -178,7 +178,7 @@ def listener_on(port: int) -> str:
 
 
 def port_taken(config: Config) -> KechoError:
-    """The error of a service whose port somebody else has, with who it is if that can be seen."""
+    """The error for a port that is in use, with the process that has it if that can be seen."""
     where = ", ".join(endpoint(address, config.port) for address in config.binds)
     holder = listener_on(config.port)
     return KechoError(f"cannot listen on {where}: the port is taken" + (f" by {holder}" if holder else ""))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The bpf(2) system call, as far as kecho needs it: maps, links, and programs written as instructions.
+"""The bpf(2) system call: maps, links, and programs written as instructions.
 
-Numbers and layouts are those of include/uapi/linux/bpf.h. Independent of bcc, so that `doctor` can probe without it.
+Numbers and layouts are those of include/uapi/linux/bpf.h. It does not use bcc, so that `doctor` can probe without it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ATTACH_TCX_INGRESS = 46
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY, _PROG_LOAD, _PROG_ATTACH = 0, 1, 2, 3, 4, 5, 8
 _MAP_LOOKUP_BATCH, _LINK_CREATE = 24, 28
 
-# What `bpftool` shows for what is made here: only probes are, and only for a moment.
+# The name that `bpftool` shows for programs and maps made here. They are probes and live for a moment.
 _NAME = b"kecho_probe"
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280}
@@ -57,9 +57,9 @@ def map_create(map_type: int, key_size: int, value_size: int, max_entries: int) 
 
 
 def map_lookup(map_fd: int, key: bytes, size: int) -> bytes:
-    """The value of `key`, `size` bytes: for a per-CPU map those of all possible CPUs, each padded to 8 bytes.
+    """The value of `key`, of `size` bytes. Raises OSError (ENOENT: no such key).
 
-    Raises OSError (ENOENT: no such key).
+    A per-CPU map gives the values of all possible CPUs, each padded to 8 bytes.
     """
     key_buffer, value = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(size)
     attr = struct.pack("=IIQQ", map_fd, 0, ctypes.addressof(key_buffer), ctypes.addressof(value))
@@ -98,19 +98,19 @@ def map_keys(map_fd: int, key_size: int) -> Iterator[bytes]:
 
 
 def map_count(map_fd: int, key_size: int, value_size: int, most: int) -> int:
-    """How many entries a hash map has, of `most` that it may have. Raises OSError."""
+    """The number of entries of a hash map, which has room for `most`. Raises OSError."""
     keys, values = ctypes.create_string_buffer(key_size * most), ctypes.create_string_buffer(value_size * most)
     position = ctypes.create_string_buffer(4)
     # in_batch, out_batch, keys, values, count, map_fd, elem_flags, flags
     addresses = (0, ctypes.addressof(position), ctypes.addressof(keys), ctypes.addressof(values))
     attr = ctypes.create_string_buffer(struct.pack("=QQQQIIQQ", *addresses, most, map_fd, 0, 0))
-    with contextlib.suppress(FileNotFoundError):  # that was all
+    with contextlib.suppress(FileNotFoundError):  # ENOENT marks the end of the map
         _bpf(_MAP_LOOKUP_BATCH, attr, "BPF_MAP_LOOKUP_BATCH")
     return int.from_bytes(attr.raw[32:36], sys.byteorder)
 
 
 def prog_load(prog_type: int, instructions: bytes) -> int:
-    """A program's descriptor. Raises OSError if the kernel refuses the type or the program."""
+    """Loads a program and returns its descriptor. Raises OSError if the kernel refuses the type or the program."""
     program = ctypes.create_string_buffer(instructions, len(instructions))
     licence = ctypes.create_string_buffer(b"GPL")
     addresses = (ctypes.addressof(program), ctypes.addressof(licence))
@@ -119,14 +119,14 @@ def prog_load(prog_type: int, instructions: bytes) -> int:
 
 
 def prog_attach(prog_fd: int, target_fd: int, attach_type: int) -> None:
-    """Attaches to a sockhash, for as long as the map lives. Raises OSError."""
+    """Attaches a program to a sockhash for as long as the map lives. Raises OSError."""
     _bpf(_PROG_ATTACH, struct.pack("=IIII", target_fd, prog_fd, attach_type, 0), "BPF_PROG_ATTACH")
 
 
 def link_create(prog_fd: int, target_fd: int, attach_type: int) -> int:
-    """Attaches for as long as the returned descriptor is open: it ends with the process, whatever kills it.
+    """Attaches a program by a link and returns its descriptor. The link ends with the process, even if it is killed.
 
-    The target is a cgroup's descriptor, for tcx a device's index. Raises OSError.
+    The target is a cgroup's descriptor, or for tcx a device's index. Raises OSError.
     """
     return _bpf(_LINK_CREATE, struct.pack("=IIII", prog_fd, target_fd, attach_type, 0), "BPF_LINK_CREATE")
 
@@ -138,12 +138,12 @@ def instruction(opcode: int, dst: int = 0, src: int = 0, offset: int = 0, immedi
 
 # r0 = 1; exit
 RETURN_ONE = instruction(0xB7, immediate=1) + instruction(0x95)
-# TC_ACT_UNSPEC, TCX_NEXT: as if it were not there
+# Returns TC_ACT_UNSPEC, which is TCX_NEXT: the packet goes on as without the program.
 RETURN_UNSPEC = instruction(0xB7, immediate=-1) + instruction(0x95)
 
 
 def msg_redirect(sockhash_fd: int, flags: int) -> bytes:
-    """An sk_msg program: redirects out of the socket under key 0 (u32) of a sockhash, or by MSG_INGRESS into it."""
+    """An sk_msg program: redirects to the egress of the socket with key 0 (u32), by MSG_INGRESS to its ingress."""
     return b"".join(
         (
             instruction(0x62, 10, offset=-4),  # *(u32 *)(fp - 4) = 0

@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def path(name: str) -> Path:
-    """Where the kernel has it."""
+    """The file of a sysctl."""
     return Path("/proc/sys", *name.split("."))
 
 
 def read(name: str) -> str:
-    """Its value, the words one space apart."""
+    """The value of a sysctl, its words separated by one space."""
     return " ".join(path(name).read_text().split())

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""User ids that nobody else has, for services to run as.
+"""User ids for services to run as, which no account and no other service has.
 
-As "nobody" a service would share its user, and with that kill(2), with whatever else runs as nobody. An id of a range
-that an account may map into a user namespace is that account's to use. So a service gets an id that /etc/login.defs,
-/etc/subuid, /etc/subgid and NSS give to nobody.
+Processes of one user may kill(2) each other, so services do not run as "nobody". Ids that /etc/login.defs, /etc/subuid
+or /etc/subgid set aside, or that NSS knows, belong to accounts and are not used.
 """
 
 from __future__ import annotations
@@ -16,24 +15,24 @@ from pathlib import Path
 
 from kecho.model.errors import Unavailable
 
-# Unused according to systemd.io/UIDS-GIDS, and above what login.defs hands out by default. A block has an id a port.
+# Unused according to systemd.io/UIDS-GIDS, and above the defaults of login.defs. A block has an id for each port.
 BLOCK = 1 << 16
 CANDIDATES = range(0x7000_0000, 0x7FFF_0000, BLOCK)
 
 _LOGIN_DEFS = Path("/etc/login.defs")
 _SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
-# login.defs(5), where it does not say otherwise.
+# The defaults of login.defs(5).
 _DEFAULTS = {"MIN": 1000, "MAX": 60_000, "SYS_MIN": 101, "SYS_MAX": 999, "SUB_MIN": 100_000, "SUB_MAX": 600_100_000}
 
 
 def id_for(port: int) -> int:
-    """The id, of user and group, for the service on that port. Raises Unavailable if there is none."""
+    """The id of user and group for the service on that port. Raises Unavailable if none is free."""
     given = [*login_ranges(_text(_LOGIN_DEFS)), *(found for path in _SUBORDINATE for found in sub_ranges(_text(path)))]
     return choose(port, given, _has_account)
 
 
 def choose(port: int, given: Collection[range], has_account: Callable[[int], bool]) -> int:
-    """The id of that port in the first block that overlaps with none of `given`. Raises Unavailable. Pure."""
+    """The id for that port, from the first block that overlaps with none of `given`. Raises Unavailable. Pure."""
     for base in CANDIDATES:
         if not any(found.start < base + BLOCK and base < found.stop for found in given) and not has_account(
             base + port
@@ -46,7 +45,7 @@ def choose(port: int, given: Collection[range], has_account: Callable[[int], boo
 
 
 def login_ranges(text: str) -> Iterator[range]:
-    """What useradd and groupadd may give to accounts, from login.defs: their own ids and subordinate ones. Pure."""
+    """The ranges of login.defs from which accounts get their own and their subordinate ids. Pure."""
     rows = re.findall(r"^\s*(\w+_(?:MIN|MAX))\s+(\d+)\s*$", text, re.MULTILINE)
     found = {name: int(value) for name, value in rows}
     for kind in ("UID", "GID"):
@@ -57,7 +56,7 @@ def login_ranges(text: str) -> Iterator[range]:
 
 
 def sub_ranges(text: str) -> Iterator[range]:
-    """What accounts may map, from subuid(5) or subgid(5). Pure."""
+    """The ranges that accounts may map into user namespaces, from subuid(5) or subgid(5). Pure."""
     for first, count in re.findall(r"^[^:\n]+:(\d+):(\d+)\s*$", text, re.MULTILINE):
         yield range(int(first), int(first) + int(count))
 

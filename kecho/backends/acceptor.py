@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Accepts connections and echoes, from user space, whatever no kernel path took: path `user` of the sockmap backend.
+"""Accepts connections, and echoes what no kernel path took: path `user` of the sockmap backend. Runs in asyncio's loop.
 
-A socket in a sockhash shows this code only what its verdict passed, and the end of the stream. Runs in asyncio's loop.
+On a socket in a sockhash, recv() returns only what the verdict passed, and the end of the stream.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from kecho.model.snapshot import Connections, PathStats
 
 _CHUNK_BYTES = 256 << 10
 _ACCEPTS_A_TURN = 64
-# Descriptors kept for the control socket and for whatever else opens one while connections fill the limit.
+# Descriptors that connections may not use: for the control socket and whatever else needs one.
 _RESERVED_FDS = 160
-_PAUSE_S = 0.1  # after the kernel refused memory or a descriptor to accept()
-_CLOSE_POLL_S = (0.001, 0.25)  # first and longest wait for what is still on its way out
+_PAUSE_S = 0.1  # after accept() failed for want of memory or a descriptor
+_CLOSE_POLL_S = (0.001, 0.25)  # first and longest wait for data in flight to leave
 
 _SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 _TCP_CLOSE = 7  # include/net/tcp_states.h
@@ -36,7 +36,7 @@ _BYTES_ACKED_OFFSET = 120
 
 
 class Acceptor:
-    """Listening sockets and all the connections they accept. `stop` closes everything at once."""
+    """The listening sockets and the connections that they accept. `stop` closes all of them."""
 
     def __init__(self, listeners: list[socket.socket]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -54,8 +54,8 @@ class Acceptor:
         """Listens on all sockets."""
         for listener in self._listeners:
             listener.setblocking(False)
-            # Inherited by what it accepts. Without keepalive a client that vanished would be kept for good, and an
-            # urgent byte is a byte like any other.
+            # Accepted sockets inherit both. Keepalive ends connections whose client has vanished; an urgent byte is
+            # echoed like any other.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
@@ -75,11 +75,11 @@ class Acceptor:
             self._spare = None
 
     def connections(self) -> Connections:
-        """Counts since the start."""
+        """The counts since the start."""
         return Connections(len(self._connections), self.total, self.rejected, self.aborted)
 
     def stats(self) -> PathStats:
-        """What path `user` carried; an echo is one payload received and sent back in whole."""
+        """What path `user` carried. An echo is one payload, received and sent back as a whole."""
         return PathStats(self.echoes, self.bytes, 0, Histogram({c: dict(n) for c, n in self._latency.items()}))
 
     def count_echo(self, size: int, since_ns: int) -> None:
@@ -98,7 +98,7 @@ class Acceptor:
                     if self._reject(listener):
                         continue
                 elif e.errno not in (errno.ENOBUFS, errno.ENOMEM):
-                    continue  # that connection is gone already (accept(2)); others may wait
+                    continue  # this connection has ended already (accept(2)); others may wait
                 self._loop.remove_reader(listener)
                 self._loop.call_later(_PAUSE_S, self._resume, listener)
                 return
@@ -114,7 +114,7 @@ class Acceptor:
         self.rejected += 1
 
     def reset(self, cookie: int) -> None:
-        """Ends the connection with that SO_COOKIE, if it is there, by a reset. Looks at every connection."""
+        """Resets the connection with that SO_COOKIE, if there is one. Searches all connections."""
         for connection in list(self._connections):
             if connection.cookie() == cookie:
                 connection.reset()
@@ -124,7 +124,7 @@ class Acceptor:
             self._loop.add_reader(listener, self._accept, listener)
 
     def _reject(self, listener: socket.socket) -> bool:
-        """Closes the connection at the head of the queue, with the descriptor kept for that; False if none is left."""
+        """Resets the connection at the head of the queue, with the spare descriptor; False if there is none."""
         if self._spare is None:
             return False
         os.close(self._spare)
@@ -146,7 +146,7 @@ class Acceptor:
 
 
 class _Connection:
-    """One accepted socket: receive, send back, and close once all has gone out."""
+    """One accepted socket: receives, sends back, and closes once everything has been sent."""
 
     __slots__ = ("_acceptor", "_buffer", "_fd", "_loop", "_pending", "_poll_s", "_since_ns", "_size", "_sock", "_timer")
 
@@ -160,8 +160,8 @@ class _Connection:
         self._poll_s = _CLOSE_POLL_S[0]
         self._timer: asyncio.TimerHandle | None = None
         sock.setblocking(False)
-        # A verdict does not run before there is an accepted socket. This calls sk_data_ready (tcp_set_rcvlowat),
-        # which runs it on what came earlier, so that no byte reaches recv() past the verdict.
+        # The verdict does not run before accept(). Setting SO_RCVLOWAT calls sk_data_ready (tcp_set_rcvlowat), which
+        # runs the verdict on early data, so that no byte reaches recv() without it.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         loop.add_reader(self._fd, self._readable)
 
@@ -190,7 +190,7 @@ class _Connection:
             self._acceptor.count_echo(size, self._since_ns)
 
     def _send(self, data: memoryview) -> int | None:
-        """Bytes the kernel took; None if the connection broke, and is closed."""
+        """The bytes that the kernel took; None if the connection broke and is now closed."""
         try:
             return self._sock.send(data)
         except (BlockingIOError, InterruptedError):
@@ -212,15 +212,15 @@ class _Connection:
         self._loop.remove_writer(self._fd)
         self._loop.add_reader(self._fd, self._readable)
 
-    # The client has shut down its side. What it sent may still be on its way through the kernel, on path skb.
+    # The client has shut down its side. On path skb, some of what it sent may still be in flight in the kernel.
 
     def _finish(self) -> None:
         try:
-            if self._closed():  # reset behind the end of the stream: what is queued will never leave
+            if self._closed():  # reset after the end of the stream: what is queued is never sent
                 self.close(aborted=True)
                 return
             if not self._drained():
-                # What the verdict passed may become readable behind the end of the stream.
+                # What the verdict passed may become readable after the end of the stream.
                 self._again(self._readable_late)
                 return
             self._sock.shutdown(socket.SHUT_WR)
@@ -237,14 +237,14 @@ class _Connection:
         return self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
 
     def _drained(self) -> bool:
-        """Has every byte received gone into the send path? Never true too early: what is read second only grows.
+        """Has every byte received gone into the send path? It is never true too early: what is read second only grows.
 
-        More than that has gone where path egress sent out of this socket what never came in by it.
+        Path egress sends more out of this socket than it has received.
         """
         acked, received = _BYTES_ACKED.unpack_from(
             self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136), _BYTES_ACKED_OFFSET
         )
-        fin = 1  # counted as a byte received
+        fin = 1  # the kernel counts it as a byte received
         return bool(received - fin <= acked + self._unacknowledged())
 
     def _unacknowledged(self) -> int:
@@ -252,7 +252,7 @@ class _Connection:
         return int(queued)
 
     def _linger(self) -> None:
-        """Keeps the socket until the client has acknowledged everything: an orphan the kernel may give up on."""
+        """Keeps the socket until the client has acknowledged everything; the kernel may drop data of an orphan."""
         try:
             closed = self._closed()
             error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -271,7 +271,7 @@ class _Connection:
         return int.from_bytes(self._sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), sys.byteorder)
 
     def reset(self) -> None:
-        """Ends the connection now; the client learns that it is broken."""
+        """Ends the connection with a reset, so that the client learns of it."""
         _reset_at_close(self._sock)
         self.close(aborted=True)
 
@@ -286,5 +286,5 @@ class _Connection:
 
 
 def _reset_at_close(sock: socket.socket) -> None:
-    """The client learns at once, and nothing lingers."""
+    """close() then sends a reset and frees the socket at once."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The ways to run an echo service, one a module, behind one interface."""
+"""The interface of all backends, and the table of modes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from kecho.model.errors import KechoError, Unavailable, UsageError
 
-if TYPE_CHECKING:  # the command line reads MODES, and starts quickly
+if TYPE_CHECKING:  # the command line imports this module and has to start quickly
     from kecho.kernel.features import Feature
     from kecho.model.config import Config
     from kecho.model.snapshot import Connections, PathStats
@@ -39,16 +39,16 @@ AUTO = ("module", "sockmap", "user")  # in the order in which `auto` prefers the
 
 
 class NotStopped(KechoError):
-    """A part of the data path is still there; the next `down` needs what the service's folder says of it."""
+    """A part of the data path could not be removed. The service's folder stays, since the next `down` needs it."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a backend is told by the controller that runs it.
+    """What the controller tells its backend.
 
-    `uid` is the user that the controller becomes once the backend has started, None if it stays what it is. `alive` and
-    `dead` are the names of the services of the same mode, by whether their controllers are. `on_failure` is to be
-    called, with the reason, if the data path ends by itself after the start.
+    `uid` is the user that the controller becomes after the start, None if it does not change. `alive` and `dead` are
+    the services of the same mode whose controllers live or have died. The backend calls `on_failure` with a reason if
+    its data path ends by itself after the start.
     """
 
     uid: int | None
@@ -58,22 +58,22 @@ class Context:
 
 
 class Backend(Protocol):
-    """Starts and stops a data path and says which counters and histograms are its own. Does no measuring."""
+    """Starts and stops a data path and reads its counters and histograms. It does no measuring."""
 
     why_no_sockets: str
 
     @staticmethod
     def features() -> tuple[Feature, ...]:
-        """What the mode needs of this machine."""
+        """The features that the mode needs, and those that it can use."""
 
     async def start(self, config: Config, context: Context) -> None:
-        """All or nothing. Raises KechoError or OSError; NotStopped if a failed start leaves something."""
+        """Starts all of the data path or nothing. Raises KechoError or OSError; NotStopped if something is left."""
 
     def stop(self) -> None:
-        """Idempotent, and safe after a failed start. Raises NotStopped."""
+        """Stops the data path. Idempotent, and safe after a failed start. Raises NotStopped."""
 
     def keeps(self) -> Collection[int]:
-        """The capabilities without which it could not go on, or not stop; it has started when this is called."""
+        """The capabilities that it needs to go on and to stop. Called after the start."""
 
     def paths(self) -> dict[str, PathStats]:
         """What each path did since the start."""
@@ -82,23 +82,23 @@ class Backend(Protocol):
         """Connections since the start."""
 
     def trouble(self) -> str:
-        """What keeps a service that is up from serving as it should; empty if nothing does."""
+        """Why a service that is up does not serve as it should; empty if it does."""
 
     def describe(self) -> str:
         """The paths in use, for the line that `up` prints."""
 
     @staticmethod
     def clear_away(name: str, alive: Collection[str]) -> None:
-        """Takes away what a controller of that name, which was killed, left in the kernel. Raises KechoError.
+        """Removes what the killed controller of that name left in the kernel. Raises KechoError.
 
-        `alive` are the other services of the same mode.
+        `alive` are the other services of the same mode whose controllers live.
         """
 
 
 class AllOrNothing(ABC):
-    """Start and stop of a backend: what `_start` has put on the stack is undone in reverse, should it fail too."""
+    """Start and stop by a stack: stopping, or failing to start, undoes in reverse what `_start` put on the stack."""
 
-    why_no_sockets = ""  # where `status` can list no socket of a connection
+    why_no_sockets = ""  # a reason if the connections have no sockets that `status` could list
 
     def __init__(self) -> None:
         self._undo = contextlib.ExitStack()
@@ -134,7 +134,7 @@ def backend(mode: str) -> type[Backend]:
 
 
 def modes_with(option: str) -> tuple[str, ...]:
-    """The modes that have an option, given as a field of Config."""
+    """The modes that have the option which sets this field of Config."""
     return tuple(name for name, mode in _MODES.items() if option in mode.options)
 
 
@@ -146,10 +146,10 @@ def check(features: Iterable[Feature]) -> None:
 
 
 def first_able(modes: Sequence[str], bring_up: Callable[[str, str], T]) -> T:
-    """What `bring_up` returns for the first of `modes` that this machine can run.
+    """Calls `bring_up` for the first of `modes` that this machine can run, and returns its result.
 
-    It gets the mode, and what keeps the machine from the ones before, which a probe may find or only coming up.
-    Raises UsageError if `modes` is empty, Unavailable if it can run none of them.
+    `bring_up` gets the mode and the reasons why the modes before it cannot run. It may find such a reason itself and
+    raise Unavailable. Raises UsageError if `modes` is empty, Unavailable if none of them can run.
     """
     if not modes:
         raise UsageError("no mode has all of these options")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The module backend: loads fastecho.ko and counts what its tracepoint tells."""
+"""The module backend: loads fastecho.ko and counts the echoes that its tracepoint reports."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _BUILD = programs.CHECKOUT / "build"
 
 _OTHER_KERNEL = ("fastecho.ko is built for another kernel", "make kmod, with this kernel's headers")
 _UNSIGNED = ("this kernel wants modules signed", "sign fastecho.ko, or use --mode sockmap")
-# What the kernel refuses a module with.
+# What is wrong, and what mends it, by the errno of finit_module(2).
 _REFUSALS = {
     errno.ENOEXEC: _OTHER_KERNEL,
-    errno.ENOENT: _OTHER_KERNEL,  # a symbol that this one does not have
+    errno.ENOENT: _OTHER_KERNEL,  # this kernel lacks a symbol
     errno.EKEYREJECTED: _UNSIGNED,
     errno.ENOKEY: _UNSIGNED,
     errno.EOPNOTSUPP: ("this kernel cannot unpack compressed modules", "unpack fastecho.ko"),
@@ -39,12 +39,12 @@ _REFUSALS = {
 
 
 def probe_fastecho() -> str:
-    """The module for this very kernel: installed (DKMS), else built in the checkout."""
+    """The module for the running kernel: installed by DKMS, or built in the checkout."""
     return str(find_module())
 
 
 def find_module() -> Path:
-    """fastecho.ko. Raises Unavailable if there is none for this kernel."""
+    """The file fastecho.ko. Raises Unavailable if there is none for the running kernel."""
     found = _installed_module() or _BUILD / f"kmod-{features.release()}" / "fastecho.ko"
     if not found.exists():
         raise Unavailable(
@@ -56,7 +56,7 @@ def find_module() -> Path:
 
 
 def _installed_module() -> Path | None:
-    """Where modprobe finds it, as DKMS puts it there."""
+    """The module that modprobe finds; DKMS installs it."""
     try:
         found = _modinfo("-n", "fastecho")
     except OSError:
@@ -65,7 +65,7 @@ def _installed_module() -> Path | None:
 
 
 def _paths() -> tuple[str, ...]:
-    """The names of the module's paths, in the order of the numbers that its tracepoint tells."""
+    """The names of the module's paths; the tracepoint has their indices."""
     names = tuple(_modinfo("-F", "paths", str(find_module())).stdout.split())
     if not names:
         raise Unavailable(
@@ -86,8 +86,8 @@ class ModuleBackend(AllOrNothing):
         super().__init__()
         self._array: PathArray | None = None
         self._inline = True
-        self._listening = 0  # addresses
-        self._is_loaded = False  # by this process
+        self._listening = 0  # how many addresses it listens on after the start
+        self._is_loaded = False  # true if this process has loaded it
         self._note = ""
 
     @staticmethod
@@ -106,9 +106,9 @@ class ModuleBackend(AllOrNothing):
         if is_loaded():
             self._replace(context)
         self._inline = config.inline
-        self._undo.callback(self._unload)  # last: the programs hold on to the module
+        self._undo.callback(self._unload)  # undone last: the programs hold a reference to the module
         paths = _paths()
-        # Compiling takes long; the module must not serve uncounted meanwhile.
+        # Compiling is slow, so it comes first: the module must not serve without being counted.
         programs = Module("fastecho.c", {"KECHO_PATHS": len(paths)})
         self._undo.callback(programs.close)
         self._load(config)
@@ -118,7 +118,7 @@ class ModuleBackend(AllOrNothing):
         self._array = PathArray(programs.map_fd("paths"), paths)
 
     def _replace(self, context: Context) -> None:
-        """Takes out the module that a dead controller left; anybody else's stays."""
+        """Unloads a stale module that a dead controller left. Raises KechoError if it has another owner."""
         if context.alive:
             other = context.alive[0]
             raise KechoError(f"{other} is up, and there is but one fastecho in a kernel; kecho-ctl down {other} first")
@@ -139,7 +139,7 @@ class ModuleBackend(AllOrNothing):
             modules.load(find_module(), " ".join(parameters))
         except OSError as e:
             if e.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
-                raise  # the controller knows what to say
+                raise  # the controller words these errors
             if e.errno in _REFUSALS:
                 raise Unavailable(*_REFUSALS[e.errno]) from e
             raise KechoError(f"fastecho does not load: {e.strerror} (dmesg says more)") from e
@@ -173,7 +173,7 @@ class ModuleBackend(AllOrNothing):
 
     @staticmethod
     def clear_away(name: str, alive: Collection[str]) -> None:
-        """The module, unless another service has taken its place."""
+        """Unloads the module, unless another service has loaded one since."""
         if not alive:
             unload()
 
@@ -182,7 +182,7 @@ class ModuleBackend(AllOrNothing):
 
 
 def _count(name: str) -> int:
-    """One of the module's counters; 0 where it is not loaded."""
+    """One of the module's counters; 0 if it is not loaded."""
     try:
         return int((_LOADED / "connections" / name).read_text())
     except OSError:
@@ -190,12 +190,12 @@ def _count(name: str) -> int:
 
 
 def is_loaded() -> bool:
-    """Is there a fastecho in the kernel?"""
+    """Is fastecho loaded?"""
     return _LOADED.exists()
 
 
 def unload() -> None:
-    """Takes the module out, if it is in. Raises NotStopped if the kernel does not let it go."""
+    """Unloads the module if it is loaded. Raises NotStopped if the kernel refuses."""
     if not is_loaded():
         return
     try:

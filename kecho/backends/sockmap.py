@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The sockmap backend: sets up ``bpf/sockmap.c`` and owns the listeners and accepted sockets.
+"""The sockmap backend: loads and attaches ``bpf/sockmap.c``, and owns the listeners and accepted sockets.
 
 docs/design.md, section 3, explains the paths.
 """
@@ -30,7 +30,7 @@ _LOCAL_PROBES: Mapping[str, Callable[[], str]] = {
     "egress": features.probe_egress,
     "ingress": features.probe_ingress,
 }
-# --path: where local clients go, where the others go
+# --path: the path of local clients and the path of remote ones
 _ROUTES = {
     "auto": ("egress", "skb"),
     "egress": ("egress", "skb"),
@@ -38,20 +38,20 @@ _ROUTES = {
     "skb": ("skb", "skb"),
     "user": ("user", "user"),
 }
-# What a client must not use there; docs/known-limits.md has the whole of it.
+# What clients must not use on a path; docs/known-limits.md has the details.
 _WITHOUT = {
     "egress": "without MSG_ZEROCOPY and SO_TIMESTAMPING",
     "ingress": "only send, recv and poll",
 }
 _TRY_OUT_S = 5
-_END_MS = 200  # for the end of our own client; others may be there already
-# What tells that a client's send returned: SEND_HOOK_* of bpf/sockmap.c. The tracepoint is there from Linux 6.3.
+_END_MS = 200  # to wait for the end of our own client; other clients may be connected by then
+# The hook on the return of a client's send: SEND_HOOK_* of bpf/sockmap.c. Linux has the tracepoint since 6.3.
 _NO_HOOK, _TRACEPOINT, _FEXIT = range(3)
 _MIN_CONNECTIONS, _MAX_CONNECTIONS = 1024, 1 << 20
 
 
 class SockmapBackend(AllOrNothing):
-    """One service. Everything it makes ends with the process, whatever ends that."""
+    """One service. All that it makes in the kernel ends with the process, even if that is killed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class SockmapBackend(AllOrNothing):
         self._local, self._remote = _ROUTES["auto"]
         self._why_no_latency: dict[str, str] = {}
         self._base: tuple[dict[str, PathStats], Connections] = {}, Connections()  # what our own client did
-        self._why_not = ""  # local clients take another path than they should
+        self._why_not = ""  # why local clients take another path than chosen
 
     @staticmethod
     def features() -> tuple[Feature, ...]:
@@ -78,7 +78,7 @@ class SockmapBackend(AllOrNothing):
         )
 
     async def _start(self, config: Config, _: Context) -> None:
-        """Programs first, then registration, and only then the listeners: no connection slips through."""
+        """Starts the programs first, then registration, then the listeners, so that no connection is missed."""
         local, remote = self._local, self._remote = self._route(config.path)
         features.raise_nofile()
         listeners = [self._bind(address, config.port) for address in config.binds]
@@ -104,7 +104,7 @@ class SockmapBackend(AllOrNothing):
         await self._try_out(config)
 
     async def _try_out(self, config: Config) -> None:
-        """A local client of our own shows where such clients go. Raises Unavailable if a path named is not it."""
+        """Finds the path of local clients with a client of our own. Raises Unavailable if `--path` names another."""
         address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.binds[0], config.binds[0])
         try:
             seen = await asyncio.wait_for(self._own_client(address, config.port), _TRY_OUT_S)
@@ -122,7 +122,7 @@ class SockmapBackend(AllOrNothing):
         self._why_not = why
 
     async def _own_client(self, address: str, port: int) -> str:
-        """The path that carried most of a few messages; the first may come before the connection is registered."""
+        """The path that carried most of three messages; the first may be sent before the connection is registered."""
         loop = asyncio.get_running_loop()
         with socket.socket(family_of(address)) as client:
             client.setblocking(False)
@@ -139,7 +139,7 @@ class SockmapBackend(AllOrNothing):
 
     @staticmethod
     def _route(path: str) -> tuple[str, str]:
-        """Where local clients go and where remote ones go. Raises Unavailable if this kernel lacks a path named."""
+        """The paths of local and of remote clients. Raises Unavailable if this kernel lacks the path that was named."""
         local, remote = _ROUTES[path]
         if probe := _LOCAL_PROBES.get(local):
             try:
@@ -152,7 +152,7 @@ class SockmapBackend(AllOrNothing):
         return local, remote
 
     def _reset_broken(self, module: Module, acceptor: Acceptor) -> None:
-        """Sees to the streams that the verdict has given up."""
+        """Resets the connections that the verdict reports as broken."""
         loop = asyncio.get_running_loop()
         fd, consume = module.on_record("broken", lambda cookie: acceptor.reset(int.from_bytes(cookie, sys.byteorder)))
         loop.add_reader(fd, consume)
@@ -168,7 +168,7 @@ class SockmapBackend(AllOrNothing):
         return sock
 
     def _compile(self, defines: dict[str, int | str], btf: Btf, local: str) -> Module:
-        """With the best hook there is; each costs every send on this machine a look-up, so only where it is needed."""
+        """Compiles with the best hook there is, if one is needed: a hook costs every send on this machine a look-up."""
         hook = _NO_HOOK
         if defines["KECHO_LATENCY"] and local in _LOCAL_PROBES:
             hook = _TRACEPOINT if btf.has("btf_trace_sock_send_length") else _FEXIT
@@ -221,7 +221,7 @@ class SockmapBackend(AllOrNothing):
         return {path: stats - base[path] if path in base else stats for path, stats in self._counted().items()}
 
     def _counted(self) -> dict[str, PathStats]:
-        """Since the start, our own client among it."""
+        """What each path did since the start, with our own client included."""
         if not self._array or not self._acceptor:
             return {}
         carried = self._array.read()
@@ -243,14 +243,14 @@ class SockmapBackend(AllOrNothing):
 
 
 def _release_sockets(module: Module) -> None:
-    """A socket in a sockhash holds the verdict, which holds the map, which holds the socket's entry: cut that circle.
+    """Empties the sockhashes. A socket in one holds its verdict, the verdict the map, and the map the socket's entry.
 
-    Otherwise a client that keeps its socket open would keep the programs loaded.
+    Without this, a client that keeps its socket open would keep the programs loaded.
     """
     for sockhash in ("clients", "peers", "servers"):
         fd = module.map_fd(sockhash)
         for key in list(syscall.map_keys(fd, 8)):
-            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            with contextlib.suppress(FileNotFoundError):  # the socket was closed meanwhile
                 syscall.map_delete(fd, key)
 
 
@@ -262,6 +262,6 @@ def _read_btf() -> Btf:
 
 
 def _mapped(address: str) -> bytes:
-    """The 16 bytes that bpf/sockmap.c knows an address by: IPv4 as IPv4-mapped IPv6."""
+    """An address as the 16 bytes of bpf/sockmap.c: IPv4 as IPv4-mapped IPv6."""
     packed = parse_address(address).packed
     return packed if len(packed) == 16 else bytes(10) + b"\xff\xff" + packed

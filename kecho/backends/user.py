@@ -33,12 +33,12 @@ _WHY_NO_LATENCY = "user-echo-server is the baseline: it spends no time on clock 
 
 
 def probe_server() -> str:
-    """The native server, built."""
+    """The native server, if it is built."""
     return str(programs.find("user-echo-server"))
 
 
 class UserBackend(AllOrNothing):
-    """One user-echo-server, which dies with this process."""
+    """One user-echo-server, which ends with this process."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class UserBackend(AllOrNothing):
 
     @staticmethod
     def _run(config: Config, uid: int | None, ready_fd: int, stats_fd: int) -> subprocess.Popen[bytes]:
-        """The server binds as root, and then becomes the same user as this process, which could not end it else."""
+        """Starts the server. It binds as root and then becomes the user of this process, which can then signal it."""
         return subprocess.Popen(
             [
                 programs.find("user-echo-server"),
@@ -89,7 +89,7 @@ class UserBackend(AllOrNothing):
         )
 
     def _explain(self, config: Config) -> KechoError:
-        """Why the server did not come up."""
+        """The error of a server that did not come up."""
         assert self._process is not None
         _, error = self._process.communicate(timeout=_START_TIMEOUT_S)
         if self._process.returncode == _EXIT_PORT_TAKEN:
@@ -130,7 +130,7 @@ class UserBackend(AllOrNothing):
         self._stats = None
 
     def _counters(self) -> tuple[int, int, int, int, int, int]:
-        """active, total, rejected, aborted, echoes, bytes, over all threads."""
+        """The sums of active, total, rejected, aborted, echoes and bytes over all threads."""
         if self._stats is None:
             return (0,) * 6
         magic, version, header_bytes, block_bytes, blocks = _HEADER.unpack_from(self._stats)
@@ -155,7 +155,7 @@ class UserBackend(AllOrNothing):
 
 
 async def _first_line(fd: int) -> bytes:
-    """What can be read from a pipe, once there is something. Not in a thread: privileges.drop() cannot have one."""
+    """Waits until a pipe is readable and reads from it. Uses no thread, since privileges.drop() allows only one."""
     loop = asyncio.get_running_loop()
     there = asyncio.Event()
     loop.add_reader(fd, there.set)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Talks to services: over the control socket, which needs no privilege for reading."""
+"""Talks to services over their control sockets. Reading needs no privilege."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _MAX_ANSWER_BYTES = 64 << 20
 
 
 class NotUp(KechoError):
-    """Nobody listens at the control socket: the service died, or there is none."""
+    """Nothing listens on the control socket: the service died, or there is none."""
 
 
 class Silent(KechoError):
-    """Somebody listens, and has not answered in time."""
+    """The service has not answered in time."""
 
 
 class Client:
-    """A service by its name. Every call raises NotUp if it is not up, Silent or KechoError if it does not answer."""
+    """The client of one service. Calls raise NotUp if it is not up, Silent or KechoError if it does not answer."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def request(self, op: str) -> dict[str, Any]:
-        """One request, one answer. Raises Unavailable if the op is for root."""
+        """Sends one request and returns the answer. Raises Unavailable if the op is for root."""
         deadline = time.monotonic() + _TIMEOUT_S
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             try:
@@ -59,7 +59,7 @@ class Client:
         return f"{self.name} answers what this version of kecho-ctl does not understand"
 
     def _connect(self, sock: socket.socket, deadline: float) -> None:
-        """Others may fill the queue for a moment; with a timeout set, connect() then says EAGAIN at once."""
+        """Connects, and tries again while the queue is full: with a timeout set, connect() then fails with EAGAIN."""
         path = rundir.control_socket(self.name)
         for folder in (rundir.BASE, path.parent):
             rundir.require_roots(folder)
@@ -87,7 +87,7 @@ class Client:
         return answer
 
     def snapshot(self) -> Snapshot:
-        """What it has done since it came up, or since the last reset."""
+        """What the service has done since it came up or was reset."""
         try:
             snapshot = Snapshot.from_json(self.request("stats"))
             if not "".join((snapshot.name, snapshot.mode, snapshot.kernel, *snapshot.paths)).isprintable():
@@ -97,7 +97,7 @@ class Client:
             raise KechoError(self._not_understood()) from e
 
     def reset(self) -> None:
-        """Counts from now on. For root."""
+        """Resets the counts of the service. For root."""
         self._command("reset")
 
     def _command(self, op: str) -> None:
@@ -105,9 +105,9 @@ class Client:
             raise KechoError(self._not_understood())
 
     def down(self) -> None:
-        """Ends the service and returns when nothing of it is left; clears away what a dead one left. For root.
+        """Ends the service, or clears away what a dead one left; returns when nothing is left of it. For root.
 
-        Whether its controller lives is told by its lock alone: a pid may be another process's by now.
+        Only the lock says whether the controller lives: its pid may belong to another process by now.
         """
         for folder in (rundir.BASE, rundir.directory(self.name)):
             rundir.require_roots(folder)
@@ -119,13 +119,13 @@ class Client:
             if not asked:
                 asked = self._ask_to_end()
             time.sleep(0.005)
-        if rundir.directory(self.name).is_dir():  # the controller was killed, or its keeper
+        if rundir.directory(self.name).is_dir():  # the controller or its keeper was killed
             self._clear_away()
         elif not asked:
             raise NotUp(self._not_up())
 
     def _ask_to_end(self) -> bool:
-        """Was it there to be asked? It may be about to come up, or to end."""
+        """Asks the service to end. False if nothing listens: it may be coming up, or ending."""
         try:
             self._command("down")
         except NotUp:
@@ -141,7 +141,7 @@ class Client:
         return f"; if it hangs: kill -9 {pid}, then kecho-ctl down {self.name}" if pid else ""
 
     def _clear_away(self) -> None:
-        """What a controller that was killed left: its folder, and what of its mode outlives it."""
+        """Removes what a killed controller left: its folder, and what its mode left in the kernel."""
         state = rundir.read_state(self.name) or {}
         folder = rundir.RunDir.acquire(self.name)
         try:
@@ -154,7 +154,7 @@ class Client:
 
 
 def _left(deadline: float) -> float:
-    """Seconds. Raises TimeoutError if there are none."""
+    """The seconds until `deadline`. Raises TimeoutError if it has passed."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -162,7 +162,7 @@ def _left(deadline: float) -> float:
 
 
 def _read_line(sock: socket.socket, deadline: float) -> bytes:
-    """Up to the end of the line or of the stream: a controller that drips has no longer than one that is silent."""
+    """Reads to the end of the line or stream. The deadline is for the whole line, however slowly it comes."""
     parts: list[bytes] = []
     size = 0
     while size < _MAX_ANSWER_BYTES:
@@ -176,7 +176,7 @@ def _read_line(sock: socket.socket, deadline: float) -> bytes:
 
 
 def services() -> list[dict[str, Any]]:
-    """The entries of `status --json`: those that are up and those that died, by name."""
+    """The services of `status --json`: those that are up and those that died, in order of name."""
     found = []
     for name in rundir.names():
         try:

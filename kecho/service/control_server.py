@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The control socket's server: one JSON object a line each way. Reading is open to all, the rest is for root.
+"""The server of the control socket: a JSON object a line each way. Reading is open to all users, the rest is for root.
 
-Anybody may connect, so nobody is trusted to send little, to send soon, or to read what was asked for.
+Any user may connect, so a client may send too much, send too slowly, or not read its answer.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 
 MAX_LINE_BYTES = 64 << 10
 SILENCE_S = 5.0
-MAX_CLIENTS = 128  # past that the one that has been silent longest goes
+MAX_CLIENTS = 128  # beyond that, the client that has been silent longest is dropped
 
 Handler = Callable[[], dict[str, Any]]
 
 
 class ControlServer:
-    """Answers ``{"op": …}`` with what the handler of that name returns; `privileged` ones are for uid 0.
+    """Answers ``{"op": NAME}`` with what the handler of that name returns; the `privileged` ones are for uid 0.
 
-    So is "down", which sets `end` once its answer has left.
+    The op "down" is for uid 0 too. It sets `end` once the kernel has taken its answer.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ControlServer:
         self._clients: dict[asyncio.StreamWriter, None] = {}  # the one silent longest first
 
     async def start(self, sock: socket.socket) -> None:
-        """Serves on a listening socket, which it then owns."""
+        """Serves on a listening socket, and owns it from then on."""
         self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=MAX_LINE_BYTES)
 
     def stop(self) -> None:
@@ -53,7 +53,7 @@ class ControlServer:
             del self._clients[oldest]
             oldest.transport.abort()
         self._clients[writer] = None
-        writer.transport.set_write_buffer_limits(0)  # drained is what the kernel has taken in whole
+        writer.transport.set_write_buffer_limits(0)  # drain() then waits until the kernel has taken everything
         try:
             while await self._answer(reader, writer):
                 if writer in self._clients:
@@ -65,7 +65,7 @@ class ControlServer:
             self._clients.pop(writer, None)
 
     async def _close(self, writer: asyncio.StreamWriter) -> None:
-        """Closes once the client has read everything; one that does not read is dropped."""
+        """Closes the connection once the client has read everything; drops a client that does not read."""
         try:
             writer.close()
             await asyncio.wait_for(writer.wait_closed(), SILENCE_S)
@@ -73,7 +73,7 @@ class ControlServer:
             writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Reads one line and answers it; False if that was the last."""
+        """Reads one line and answers it. False if there is no further line to read."""
         try:
             line = await asyncio.wait_for(reader.readline(), SILENCE_S)
         except ValueError:
@@ -108,7 +108,7 @@ class ControlServer:
 
 
 def _peer_uid(writer: asyncio.StreamWriter) -> int:
-    """Who connected, as the kernel recorded it."""
+    """The uid of the client when it connected (SO_PEERCRED)."""
     sock = writer.get_extra_info("socket")
     _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return int(uid)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Runs one service: backend, control socket and folder, from `up` to `down`, in the foreground or behind."""
+"""Runs a service with its backend, control socket and folder, from `up` to `down`, in the foreground or background."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ERRORS: tuple[type[KechoError], ...] = (UsageError, Unavailable, KechoError)
 
 
 class Service:
-    """One service in this process: `run` brings it up, calls `ready`, and returns when it has been asked to end."""
+    """One service in this process. `run` brings it up, calls `ready`, and returns when the service was asked to end."""
 
     def __init__(self, config: Config, backend: Backend, folder: RunDir) -> None:
         self._config = config
@@ -46,7 +46,7 @@ class Service:
         self._failure = ""
 
     async def run(self, ready: Callable[[str], None]) -> None:
-        """Raises KechoError if it does not come up or its data path ends by itself, NotStopped if some stays."""
+        """Raises KechoError if it does not come up or its data path ends by itself, NotStopped if some is left."""
         for number in _ENDING:
             asyncio.get_running_loop().add_signal_handler(number, self._end.set)
         control = ControlServer(
@@ -90,10 +90,10 @@ class Service:
         return ", ".join(endpoint(address, self._config.port) for address in self._config.binds)
 
     def description(self) -> dict[str, Any]:
-        """What state.json has of it."""
+        """The content of state.json."""
         return {**self._description(), "config": self._config.to_json()}
 
-    # ---- what the control socket answers ----
+    # ---- answers of the control socket ----
 
     def _description(self) -> dict[str, Any]:
         return {
@@ -134,7 +134,7 @@ class Service:
         return replace(since, uptime_s=now.uptime_s, since_ns=self._since_ns)
 
     def _reset(self) -> dict[str, Any]:
-        """Counts from here. The counters themselves are never written: that could lose an echo under way."""
+        """Takes the counts as the new zero. The counters are not written, which could lose an echo in flight."""
         self._base = self._snapshot()
         self._since_ns = time.monotonic_ns()
         return {"ok": True}
@@ -150,11 +150,11 @@ def run_foreground(config: Config, backend: Backend, ready: Callable[[str], None
 
     The process gives up its privileges for good, and closes all descriptors but the standard ones and `keep`.
     """
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a client that does not wait for its answer is no reason to end
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a client may go before it has read its answer
     process.close_descriptors(keep)
     check(backend.features())
     with contextlib.ExitStack() as stack:
-        with process.blocked(*_ENDING):  # between the folder and who removes it none may come
+        with process.blocked(*_ENDING):  # a signal before the keeper is there would leave the folder behind
             folder = _take(config.name)
             stack.callback(folder.release)
             keeper = stack.enter_context(_keeper(folder))
@@ -165,7 +165,7 @@ def run_foreground(config: Config, backend: Backend, ready: Callable[[str], None
 
 
 def _take(name: str) -> RunDir:
-    """The folder of that name. Raises KechoError if a service has it, with what is known of that."""
+    """Acquires the folder of that name. Raises KechoError if another service has it, and says which."""
     try:
         return RunDir.acquire(name)
     except rundir.Taken as e:
@@ -175,11 +175,11 @@ def _take(name: str) -> RunDir:
 
 
 def _keeper(folder: RunDir) -> Keeper:
-    """Clears the folder, and starts who removes it in the end."""
+    """Clears the folder, and starts the keeper that removes it in the end."""
     try:
         folder.clear()
         return Keeper(folder.remove)
-    except OSError:  # no process is to be had
+    except OSError:  # fork() failed
         folder.remove()
         raise
 
@@ -189,16 +189,16 @@ async def _run(service: Service, folder: RunDir, keeper: Keeper, ready: Callable
         await service.run(ready)
     except NotStopped:
         keeper.dismiss()
-        if not rundir.read_state(folder.path.name):  # it failed while it came up, as root
+        if not rundir.read_state(folder.path.name):  # it failed while it came up, and is still root
             folder.write_state(service.description())
         raise
 
 
 def run_background(config: Config, backend: Backend, dies_with_parent: bool = False) -> str:
-    """Brings a service up in a process of its own and returns, once it answers, the line that describes it.
+    """Brings a service up in a process of its own. Returns the line that describes it once it answers.
 
-    Raises KechoError; then nothing is left. Interrupted, it takes the half-made service down. `dies_with_parent`: the
-    service goes down when the calling thread ends, whatever ends it.
+    Raises KechoError, and then leaves nothing behind. An interrupt takes the half-made service down. With
+    `dies_with_parent` the service goes down when the calling thread ends, even if it is killed.
     """
     receiving, sending = os.pipe()
     sys.stdout.flush()
@@ -206,7 +206,7 @@ def run_background(config: Config, backend: Backend, dies_with_parent: bool = Fa
     parent = os.getpid() if dies_with_parent else None
     pid = 0
     try:
-        # A signal between fork() and the assignment would leave the child; in the child it would unwind to here.
+        # A signal between fork() and the assignment would lose the child's pid; in the child it would unwind to here.
         with process.blocked(*_ENDING):
             pid = os.fork()
             if pid == 0:
@@ -235,11 +235,11 @@ def run_background(config: Config, backend: Backend, dies_with_parent: bool = Fa
 
 
 def _background(config: Config, backend: Backend, sending: int, parent: int | None) -> NoReturn:
-    """The child's life: a session of its own, no terminal, and one line to the parent."""
+    """Runs the child: in a session of its own, without a terminal; it sends one line to the parent."""
     code = 0
     try:
         os.setsid()
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # until the service handles it: the folder has to go
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # removes the folder, until the service handles it
         if parent is not None:
             process.end_with_parent(parent)
         process.leave_terminal()
@@ -251,14 +251,14 @@ def _background(config: Config, backend: Backend, sending: int, parent: int | No
     except KechoError as e:
         code = e.exit_code
         _tell(sending, {"error": one_line(e), "exit": code})
-    except BaseException as e:  # nobody is there to see a traceback
+    except BaseException as e:  # there is no terminal for a traceback
         code = 1
         _tell(sending, {"error": f"{type(e).__name__}: {one_line(e)}", "exit": 1})
     os._exit(code)
 
 
 def _tell(sending: int, message: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # told already, or nobody listens
+    with contextlib.suppress(OSError):  # the pipe is closed already, or the parent is gone
         os.write(sending, json.dumps(message).encode() + b"\n")
         os.close(sending)
 

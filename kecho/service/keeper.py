@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A process that stays root when the controller does not, for what is left to do: removing the service's folder."""
+"""A process that stays root to remove the service's folder, since the controller gives up its privileges."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from kecho.kernel import privileges, process
 
 
 class Keeper:
-    """A block at whose end the keeper runs `task`. It ends with this process, and then does nothing."""
+    """A context at whose end the keeper runs `task`. If this process is killed, the keeper ends without running it."""
 
     def __init__(self, task: Callable[[], None]) -> None:
-        """Forks: to be called while there is nothing yet that the keeper would only hold on to."""
+        """Forks. To be called early: the keeper inherits every open descriptor."""
         self._sock, theirs = socket.socketpair()
         child = os.fork()
         if child == 0:
@@ -29,18 +29,18 @@ class Keeper:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Returns when `task` is done and the keeper gone, or has been killed."""
+        """Returns when `task` is done and the keeper has ended, or when the keeper was killed."""
         with self._sock, contextlib.suppress(OSError):
             self._sock.sendall(b"x")
             self._sock.recv(1)
 
     def dismiss(self) -> None:
-        """The keeper ends, and does nothing."""
+        """Ends the keeper without running `task`."""
         self._sock.close()
 
 
 def _keep(controller: socket.socket, task: Callable[[], None]) -> NoReturn:
-    """The keeper's life: nobody's child, no terminal, no capability, deaf to the Ctrl-C that ends the controller."""
+    """Runs the keeper: no child of the controller, without terminal and capabilities, and Ctrl-C does not end it."""
     try:
         if os.fork():
             os._exit(0)

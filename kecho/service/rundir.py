@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""``/run/kecho/NAME/``: what a service leaves for others to find. Readable by all, written by root alone.
+"""``/run/kecho/NAME/``: the folder of a service. All users may read it, only root writes it.
 
-``lock`` is held (flock) for as long as the controller lives, ``state.json`` says what it is, ``control.sock`` answers,
-``log`` has what did not fit in one line.
+``lock`` is held (flock) while the controller lives, ``state.json`` describes the service, ``control.sock`` is its
+control socket, ``log`` has messages that are longer than a line.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ _STATE: dict[str, type] = {
 
 
 def directory(name: str) -> Path:
-    """The folder of a service. Raises UsageError for a name that would lead out of BASE: folders get removed."""
+    """The folder of a service. Raises UsageError for a name that leads out of BASE, since folders get removed."""
     if name in ("", ".", "..") or "/" in name:
         raise UsageError(f"{name!r} is not the name of a service")
     return BASE / name
 
 
 def control_socket(name: str) -> Path:
-    """Where the service answers."""
+    """The control socket of a service."""
     return directory(name) / "control.sock"
 
 
 def read_state(name: str) -> dict[str, Any] | None:
-    """state.json, or None if there is none that makes sense."""
+    """The state in state.json; None if there is none or it is malformed."""
     try:
         fd = os.open(directory(name) / "state.json", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(fd, "rb") as file:
@@ -61,7 +61,7 @@ def read_state(name: str) -> dict[str, Any] | None:
 
 
 def parse_state(data: bytes, name: str) -> dict[str, Any] | None:
-    """The state of the service `name`, or None if that is not what the bytes are."""
+    """The state in `data`; None if it is not one of the service `name`."""
     if len(data) > _MAX_STATE_BYTES:
         return None
     try:
@@ -72,7 +72,7 @@ def parse_state(data: bytes, name: str) -> dict[str, Any] | None:
 
 
 def is_state(state: Mapping[str, Any], name: str) -> bool:
-    """Has it what everybody relies on?"""
+    """Does it have the fields that readers rely on?"""
     return (
         all(type(state.get(key)) is kind for key, kind in _STATE.items())
         and state["name"] == name
@@ -82,7 +82,7 @@ def is_state(state: Mapping[str, Any], name: str) -> bool:
 
 
 def damage(name: str) -> str:
-    """Why nobody can say what the service of that folder is, or was, and what mends it; "" if all is well."""
+    """Why the state of a service cannot be read, and what mends that; "" if nothing is wrong."""
     path = directory(name)
     if not _is_roots(path):
         return _not_roots(path) if os.path.lexists(path) else ""
@@ -93,12 +93,12 @@ def damage(name: str) -> str:
 
 
 def names() -> list[str]:
-    """The services that are up or died without taking their folder along. Raises Unavailable if BASE is not root's."""
+    """The services that are up, or died and left their folder. Raises Unavailable if root does not own BASE."""
     return [name for name in entries() if _is_roots(BASE / name)]
 
 
 def entries() -> list[str]:
-    """What is in BASE, of whatever kind. Raises Unavailable if BASE is not root's."""
+    """All entries of BASE, of any kind. Raises Unavailable if root does not own BASE."""
     if not os.path.lexists(BASE):
         return []
     require_roots(BASE)
@@ -109,7 +109,7 @@ def entries() -> list[str]:
 
 
 def check_privilege() -> None:
-    """Raises Unavailable for everybody but root."""
+    """Raises Unavailable unless this process is root."""
     if os.geteuid() != 0:
         raise Unavailable("services are root's to bring up and down", "run it as root, with sudo")
 
@@ -118,17 +118,17 @@ def check_privilege() -> None:
 
 
 class Taken(KechoError):
-    """A controller that lives has the name."""
+    """The name has an owner: a controller that lives."""
 
 
 def is_held(name: str) -> bool:
-    """Does a controller live that has this name? Its lock ends with it, whatever ends it. For root."""
+    """Does the controller of that name live? Its lock ends with the process, even if it is killed. For root."""
     try:
         lock = os.open(directory(name) / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except PermissionError:
         check_privilege()
         raise
-    except OSError:  # there is none, or it is no file
+    except OSError:  # there is no lock, or it is no regular file
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -140,7 +140,7 @@ def is_held(name: str) -> bool:
 
 
 def holder(name: str) -> int | None:
-    """The process that has the lock, or None if it is not of this PID namespace."""
+    """The pid of the lock's holder; None if it is in another PID namespace."""
     found = os.stat(directory(name) / "lock")
     file = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
     for line in Path("/proc/locks").read_text().splitlines():
@@ -151,9 +151,9 @@ def holder(name: str) -> int | None:
 
 
 def controllers(mode: str, own: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The services of that mode: those whose controllers live, and those whose controllers died. For root.
+    """The services of that mode, as those whose controllers live and those whose controllers died. For root.
 
-    `own` is the name of this process, which has taken it over from a dead controller if there is a state of it.
+    This process has the name `own`. A state under that name is stale: a dead controller left it.
     """
     found: tuple[list[str], list[str]] = ([], [])
     for name in names():
@@ -165,23 +165,23 @@ def controllers(mode: str, own: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 class RunDir:
-    """The folder of a service whose name this process has."""
+    """The folder of a service, with its lock held by this process."""
 
     def __init__(self, path: Path, lock: int) -> None:
-        """See `acquire`."""
+        """To be made by `acquire`."""
         self.path = path
         self._lock = lock
-        self._inherited = b""  # the state that a dead controller left, while it stands
+        self._inherited = b""  # a stale state, left by a dead controller and not yet replaced
 
     @classmethod
     def acquire(cls, name: str) -> RunDir:
-        """Takes the name, and makes the folder. Raises Taken, or Unavailable without the permission."""
+        """Makes the folder and takes its lock. Raises Taken, or Unavailable without the permission."""
         path = directory(name)
         check_privilege()
         for _ in range(_ATTEMPTS):
             try:
                 lock = _open_lock(path)
-            except FileNotFoundError:  # a keeper removes the folder that was there
+            except FileNotFoundError:  # a keeper is removing the old folder
                 time.sleep(0.01)
                 continue
             try:
@@ -191,13 +191,13 @@ class RunDir:
             except (BlockingIOError, FileNotFoundError):
                 pass
             os.close(lock)
-            time.sleep(0.01)  # somebody looks whether it is held, or removes the folder
+            time.sleep(0.01)  # another process has the lock for a moment, or is removing the folder
         if not path.is_dir():
             raise KechoError(f"cannot make the folder of {name} in {BASE}")
         raise Taken(f"a service named {name} is up already")
 
     def clear(self) -> None:
-        """Removes what a dead controller left, but for its state: that stands until there is a new one."""
+        """Removes what a dead controller left, but for its state, which stays until there is a new one."""
         state = self.path / "state.json"
         if read_state(self.path.name):
             self._inherited = state.read_bytes()
@@ -213,11 +213,11 @@ class RunDir:
         return self.path / "log"
 
     def write_state(self, state: Mapping[str, Any]) -> None:
-        """state.json, whole or not at all."""
+        """Writes state.json, atomically."""
         write_whole(self.path / "state.json", json.dumps(state) + "\n")
 
     def listen(self) -> socket.socket:
-        """The control socket, which every local user may connect to."""
+        """Listens on the control socket, to which all users may connect."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.bind(str(self.path / "control.sock"))
         os.chmod(self.path / "control.sock", 0o666)
@@ -225,7 +225,7 @@ class RunDir:
         return sock
 
     def remove(self) -> None:
-        """Removes the folder, and /run/kecho with the last one. A state that a dead controller left stays."""
+        """Removes the folder, and with the last one /run/kecho. A stale state stays."""
         if self._inherited and (self.path / "state.json").read_bytes() == self._inherited:
             self._remove_all_but("state.json")
             return
@@ -234,12 +234,12 @@ class RunDir:
             BASE.rmdir()
 
     def release(self) -> None:
-        """Lets go of the name."""
+        """Releases the lock, and so the name."""
         os.close(self._lock)
 
 
 def _open_lock(path: Path) -> int:
-    """Makes the folder, and opens its lock. Raises FileNotFoundError if somebody removes the folder meanwhile."""
+    """Makes the folder and opens its lock. Raises FileNotFoundError if another process removes the folder meanwhile."""
     try:
         own_directory(BASE)
         own_directory(path)
@@ -248,15 +248,15 @@ def _open_lock(path: Path) -> int:
         raise Unavailable(f"may not write to {BASE}", "run it as root, with sudo") from e
     except FileNotFoundError:
         raise
-    except OSError as e:  # a /run that is read-only or full
+    except OSError as e:  # /run is read-only or full
         raise KechoError(f"cannot make the folder of {path.name}: {one_line(e)}") from e
 
 
-# ---- files and folders that root alone writes ----
+# ---- files and folders that only root writes ----
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file that all may read, so that whoever reads it, after a crash too, finds it whole: old or new."""
+    """Replaces a file that all users may read. Readers find the old or the new text as a whole, even after a crash."""
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as file:
@@ -268,7 +268,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def own_directory(path: Path) -> None:
-    """Makes the folder; one that somebody else prepared is refused."""
+    """Makes the folder. Raises Unavailable for one that root does not own or others may write to."""
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o755)
         path.chmod(0o755)
@@ -276,7 +276,7 @@ def own_directory(path: Path) -> None:
 
 
 def require_roots(path: Path) -> None:
-    """Raises Unavailable if others than root could have put into it what they like."""
+    """Raises Unavailable if another user than root can write to it."""
     if os.path.lexists(path) and not _is_roots(path):
         raise Unavailable(_not_roots(path), f"remove {path}")
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Limits of the system that a run can hit: what it needs, what there is, and what that does to the figures.
+"""System limits that a run can hit: what it needs, what the system allows, and how the difference shows in figures.
 
-All but the descriptors belong to a network namespace; what is read here is that of the calling process.
+All but the limit of descriptors belong to a network namespace: here that of the calling process.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from kecho.model.units import plural
 
 SOMAXCONN = "net.core.somaxconn"
 SYN_BACKLOG = "net.ipv4.tcp_max_syn_backlog"
-PORT_RANGE = "net.ipv4.ip_local_port_range"  # of IPv6 too
+PORT_RANGE = "net.ipv4.ip_local_port_range"  # for IPv6 too
 SYN_COOKIES = "net.ipv4.tcp_syncookies"
 TW_REUSE = "net.ipv4.tcp_tw_reuse"
 DESCRIPTORS = "descriptors"
 
 CONNECTS_AT_ONCE = 64  # native/bench/conn.c: how many connections bench makes before it waits for them
 FIRST_PORT, LAST_PORT = 1024, 65535
-_SPARE_DESCRIPTORS = 64  # of a client or server, beside its connections
+_SPARE_DESCRIPTORS = 64  # that a client or server needs beside its connections
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run asks of the system.
+    """What a run needs of the system.
 
-    `connections` are open at once, `waiting` of them may wait for the server's accept() together, and `made` are made
-    to one server in all, None if that depends on the time they take. A port rests for a minute after its connection.
+    `connections` are open at once, up to `waiting` of them wait for the server's accept(), and `made` are made to one
+    server in total (None: as many as there is time for). A port stays in TIME-WAIT for a minute after its connection.
     """
 
     connections: int
@@ -42,7 +42,7 @@ class Needs:
 
     @classmethod
     def of_run(cls, connections: int, made: int | None, paced: bool = True) -> Needs:
-        """Of a run of bench, which makes connections a few at a time if it is `paced`."""
+        """The needs of a run of bench. If `paced`, it makes at most CONNECTS_AT_ONCE connections at a time."""
         return cls(connections, min(connections, CONNECTS_AT_ONCE) if paced else connections, made)
 
     @property
@@ -51,19 +51,19 @@ class Needs:
 
     @property
     def ports(self) -> int:
-        """Local ports to one server; no more than there can be."""
+        """The local ports needed to reach one server, at most all that there can be."""
         most = LAST_PORT - FIRST_PORT + 1
         return most if self.made is None else min(self.made, most)
 
     @property
     def syn_backlog(self) -> int:
-        """Without SYN cookies a quarter is kept for hosts that are known (tcp_conn_request, net/ipv4/tcp_input.c)."""
+        """The SYN backlog needed. Without SYN cookies a quarter is kept for known hosts (tcp_conn_request)."""
         return self.waiting * 4 // 3 + 1
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the system allows. `tw_reuse`: 1 a resting port is free after a second, 2 on loopback alone, 0 never."""
+    """What the system allows. `tw_reuse`: 1 a port in TIME-WAIT is free after a second, 2 only on loopback, 0 never."""
 
     somaxconn: int
     syn_backlog: int
@@ -76,7 +76,7 @@ class Limits:
 
     @classmethod
     def now(cls) -> Limits:
-        """Those of this moment, process and network namespace."""
+        """The current limits of this process and its network namespace."""
         first, last = map(int, sysctl.read(PORT_RANGE).split())
         return cls(
             int(sysctl.read(SOMAXCONN)),
@@ -93,19 +93,19 @@ class Limits:
         return self.last_port - self.first_port + 1
 
     def ports_rest(self, remote: bool) -> bool:
-        """Is a port taken for a minute (TCP_TIMEWAIT_LEN, include/net/tcp.h) after its connection has ended?"""
+        """Does a port stay in use for a minute after its connection (TCP_TIMEWAIT_LEN, include/net/tcp.h)?"""
         return self.tw_reuse == 0 or (self.tw_reuse == 2 and remote)
 
 
 def wanted(needs: Needs, limits: Limits) -> dict[str, str]:
-    """The sysctls that have to be raised, and to what. Pure."""
+    """The sysctls that have to be raised, with their new values. Pure."""
     found = {}
     if limits.somaxconn < needs.waiting:
         found[SOMAXCONN] = str(needs.waiting)
     if limits.syn_backlog < needs.syn_backlog:
         found[SYN_BACKLOG] = str(needs.syn_backlog)
     if limits.ports < needs.ports:
-        # Upwards first: services listen below.
+        # The upper end is raised first, since services listen on lower ports.
         last = min(LAST_PORT, limits.first_port + needs.ports - 1)
         found[PORT_RANGE] = f"{last - needs.ports + 1} {last}"
     return found
@@ -114,10 +114,10 @@ def wanted(needs: Needs, limits: Limits) -> dict[str, str]:
 def distortions(
     needs: Needs, limits: Limits, backlogs: Mapping[str, int] | None = None, remote: bool = False
 ) -> list[str]:
-    """How these limits would show in the figures of a run, a sentence each. Pure.
+    """How these limits would distort the figures of a run, a sentence each. Pure.
 
-    `backlogs`: how many connections may wait for accept() at each server, by its name, where that is known. `remote`:
-    the client does not come through loopback.
+    `backlogs` are the known accept queues: how many connections may wait at each server, by its name. `remote` says
+    that the client does not use loopback.
     """
     found = []
     if needs.descriptors > limits.hard_descriptors:
@@ -137,7 +137,7 @@ def distortions(
             "for a minute afterwards"
         )
     for server, backlog in (backlogs or {}).items():
-        # One more than it says: the kernel compares with "greater than" (sk_acceptq_is_full, include/net/sock.h).
+        # The queue holds one more than the backlog: the kernel compares with > (sk_acceptq_is_full, net/sock.h).
         if needs.waiting > backlog + 1:
             found.append(
                 f"{server} lets {plural(backlog, 'connection')} wait (up --backlog), and {needs.waiting:,} may come at "
@@ -156,12 +156,12 @@ def distortions(
     return found
 
 
-# ---- what overflowed ----
+# ---- overflows ----
 
 
 @dataclass(frozen=True)
 class ListenCounts:
-    """Of all listeners of a network namespace: how often the queue for accept() was full; all requests dropped."""
+    """Counts over all listeners of a network namespace: full accept queues, and all dropped requests."""
 
     overflows: int
     drops: int
@@ -171,12 +171,12 @@ class ListenCounts:
 
     @classmethod
     def now(cls) -> ListenCounts:
-        """Since the namespace exists."""
+        """The counts since the namespace was made."""
         counters = listen_counters()
         return cls(counters["overflows"], counters["drops"])
 
     def note(self) -> str:
-        """What a reader of a run's figures must know; empty if nothing overflowed."""
+        """A warning for the reader of a run's figures; empty if nothing overflowed."""
         if not self.drops:
             return ""
         return (
@@ -189,7 +189,7 @@ class ListenCounts:
 
 
 def examine(needs: Needs, raised: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The object of ``tune --json``. `raised`: what is raised now, and from what."""
+    """The object of ``tune --json``. `raised` has the limits that are raised now, with their old values."""
     limits = Limits.now()
     raising = wanted(needs, limits)
     rows: list[dict[str, Any]] = []
@@ -208,7 +208,7 @@ def examine(needs: Needs, raised: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def text(found: Mapping[str, Any]) -> str:
-    """`examine`'s result for a person."""
+    """The result of `examine` as text."""
     lines = [f"{'limit':32}{'now':>14}  {plural(found['needs']['connections'], 'connection')} at once"]
     for row in found["limits"]:
         lines.append(f"{row['name']:32}{row['now']:>14}  {'→ ' + row['raised_to'] if row['raised_to'] else 'enough'}")

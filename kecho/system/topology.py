@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A client's place behind a network: its own network namespace at the other end of a veth pair.
+"""A network namespace for a remote client, at the other end of a veth pair.
 
-The namespace has no name. It is held by a descriptor of this process and by what runs in it, and goes with the last of
-them, whatever ends it; the veth pair goes with the namespace.
+The namespace has no name. A descriptor of this process and the processes in it hold it; it goes with the last of them,
+even if they are killed, and the veth pair goes with it.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from kecho.model.errors import KechoError, Unavailable, UsageError
 from kecho.system import limits
 
 CHOICES = ("loopback", "veth")
-# For benchmarks, in nobody's network (RFC 2544, appendix C.2.2); a subnet of four addresses for each pair.
+# Reserved for benchmarks (RFC 2544, appendix C.2.2); each pair has a subnet of four addresses.
 NETWORK_4 = ipaddress.IPv4Network("198.18.0.0/15")
-# Of the locally assigned ones (RFC 4193), with "kecho" in it; a /64 for each pair.
+# A unique local prefix (RFC 4193) that spells "kecho"; each pair has a /64.
 NETWORK_6 = ipaddress.IPv6Network("fd6b:6563:686f::/48")
 MOST_DELAY_MS = 10_000.0
 
 _CLONE_NEWNET = 0x40000000
 _THERE = "veth"  # the client's end
-_IFNAME = "kecho%d"  # the kernel puts in the first number that is free
-_NETEM_PACKETS = 1_000_000  # under way at once; the default of 1000 would drop what is merely delayed
-_IFA_F_NODAD = 0x02  # include/uapi/linux/if_addr.h: usable at once
+_IFNAME = "kecho%d"  # the kernel replaces %d by the first free number
+_NETEM_PACKETS = 1_000_000  # netem's queue; its default of 1000 would drop delayed packets
+_IFA_F_NODAD = 0x02  # include/uapi/linux/if_addr.h: no duplicate address detection, usable at once
 
 
 @dataclass(frozen=True)
 class ClientNetns:
-    """The network namespace of a client that is remote, as far as the network goes.
+    """The network namespace of a remote client.
 
-    `addresses` are those at which it reaches this machine, IPv4 first. `delay_ms` is added on each way. A command runs
-    there if it has `command` before it and inherits the descriptors `fds`.
+    `addresses` are this machine's addresses as seen from there, IPv4 first. `delay_ms` is added in each direction. To
+    run a command there, put `command` before it and let it inherit the descriptors `fds`.
     """
 
     addresses: tuple[str, ...]
@@ -49,7 +49,7 @@ class ClientNetns:
     delay_ms: float = 0
 
     def reach(self, host: str, port: int) -> str:
-        """At which address of this machine the server is reached that local clients reach at `host`.
+        """The address at which a client in the namespace reaches the server that local clients reach at `host`.
 
         Raises UsageError for a host that is not this machine, KechoError for a server that listens on loopback alone.
         """
@@ -63,7 +63,7 @@ class ClientNetns:
             raise Unavailable("this machine has no IPv6 for a client behind veth", f"name another than {host}")
         try:
             served = any(listener.takes(own) for listener in sockets.listeners(port))
-        except Unavailable:  # the connection will tell
+        except Unavailable:  # then connecting shows it
             served = True
         if not served:
             wildcard = "0.0.0.0" if address.version == 4 else "::"
@@ -75,7 +75,7 @@ class ClientNetns:
 
 
 def limits_there(here: limits.Limits) -> limits.Limits:
-    """What the client and the server have between them: the namespace is new, and its ports are all for the client."""
+    """The limits for a client in a new namespace, where all ports are its own, and a server here."""
     return limits.Limits(
         **{**vars(here), "first_port": limits.FIRST_PORT, "last_port": limits.LAST_PORT, "tw_reuse": 1}
     )
@@ -83,16 +83,16 @@ def limits_there(here: limits.Limits) -> limits.Limits:
 
 @contextlib.contextmanager
 def veth(delay_ms: float = 0) -> Iterator[ClientNetns]:
-    """Makes the namespace and the pair, with `delay_ms` on each way, and removes them.
+    """Makes the namespace and the veth pair, with `delay_ms` in each direction, and removes them in the end.
 
-    Raises Unavailable without the privilege or, for a delay, without netem; then nothing is left.
+    Raises Unavailable without the privilege, or without netem if there is a delay, and then leaves nothing behind.
     """
     if os.geteuid() != 0:
         raise Unavailable("a network namespace is root's to make", "run it as root, with sudo")
     with contextlib.ExitStack() as stack:
         here = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, here)
-        # The thread moves into the namespace.
+        # A thread of its own enters the namespace.
         with ThreadPoolExecutor(1) as thread, _explained("make a veth pair", "modprobe veth"):
             there = thread.submit(_unshare).result()
             stack.callback(os.close, there)
@@ -120,7 +120,7 @@ def _explained(what: str, remedy: str) -> Iterator[None]:
 
 
 def _unshare() -> int:
-    """Moves this thread into a new network namespace; its descriptor."""
+    """Moves this thread into a new network namespace and returns a descriptor of it."""
     try:
         libc.call("unshare", _CLONE_NEWNET)
     except OSError as e:
@@ -131,7 +131,7 @@ def _unshare() -> int:
 
 
 def _make_pair(here: int) -> int:
-    """From within the namespace, to which the pair thus belongs. The index of this machine's end."""
+    """Makes the pair from within the namespace, which then owns it. Returns the index of this machine's end."""
     from pyroute2 import IPRoute
 
     with IPRoute() as there:
@@ -145,7 +145,7 @@ def _remove(index: int) -> None:
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
-    with IPRoute() as here, contextlib.suppress(NetlinkError):  # somebody else has done it
+    with IPRoute() as here, contextlib.suppress(NetlinkError):  # it is removed already
         here.link("del", index=index)
 
 
@@ -153,7 +153,7 @@ def _remove(index: int) -> None:
 
 
 def _networks(index: int) -> list[Any]:
-    """The subnets of the pair whose end here has this index, as no other pair does; one for each IP version."""
+    """The subnets of a pair, one for each IP version. The index of its end here is unique, and so are they."""
     from pyroute2 import IPRoute
 
     with IPRoute() as here:
@@ -168,13 +168,13 @@ def _networks(index: int) -> list[Any]:
 
 
 def subnet(network: Any, length: int, number: int, taken: Iterable[Any]) -> Any:
-    """The `number`-th subnet of that length, or the next that overlaps with none of `taken`. Pure.
+    """The `number`-th subnet of that prefix length, or the next one that overlaps with none of `taken`. Pure.
 
     Raises KechoError if there is none.
     """
     near = [other for other in taken if other.version == network.version and other.overlaps(network)]
     count, bits = 1 << length - network.prefixlen, network.max_prefixlen - length
-    for _ in range(2 * len(near) + 1):  # each is jumped over; that in which it begins perhaps twice
+    for _ in range(2 * len(near) + 1):  # each is skipped once, the one at the start perhaps twice
         found = type(network)((int(network[0]) + (number % count << bits), length))
         other = next((other for other in near if found.overlaps(other)), None)
         if other is None:
@@ -184,7 +184,7 @@ def subnet(network: Any, length: int, number: int, taken: Iterable[Any]) -> Any:
 
 
 def _set_up(index: int, networks: list[Any], number: int) -> None:
-    """Brings an end of the pair up, with the `number`-th address of each network."""
+    """Brings one end of the pair up with the `number`-th address of each network."""
     from pyroute2 import IPRoute
 
     with IPRoute() as route:
@@ -195,7 +195,7 @@ def _set_up(index: int, networks: list[Any], number: int) -> None:
 
 
 def _set_up_there(networks: list[Any]) -> None:
-    """The other end; from there every address of this machine is reached through the pair."""
+    """Brings the client's end up, with a default route to this machine through the pair."""
     from pyroute2 import IPRoute
 
     sysctl.path(limits.PORT_RANGE).write_text(f"{limits.FIRST_PORT} {limits.LAST_PORT}")
@@ -211,7 +211,7 @@ def _set_up_there(networks: list[Any]) -> None:
 
 
 def _delay(index: int, delay_ms: float) -> None:
-    """Whatever leaves through this end leaves so much later."""
+    """Delays what is sent through this end (netem)."""
     from pyroute2 import IPRoute
 
     with IPRoute() as route:

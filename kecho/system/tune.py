@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Raises limits of the system to what a run needs, and puts them back, also where a run was killed.
+"""Raises system limits to what a run needs, and restores them, even after a run was killed.
 
-What was raised stands in a record, ``/run/kecho/tune-INODE.json``, INODE being that of the network namespace whose
-sysctls these are. It is written before the first change and removed after the last. Each user of raised limits shares
-a lock that ends with the process, whatever ends it: the last one to leave puts them back, and who comes upon a record
-without a user puts back what a killed process left.
+The record ``/run/kecho/tune-INODE.json`` says what was raised in the network namespace with that inode. It is written
+before the first change and removed after the last value is restored. Every user of raised limits holds a shared lock,
+which ends with its process. The last user to leave restores the limits. A record without a user is stale: the next
+process that finds it restores them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from kecho.service import rundir
 from kecho.system.limits import DESCRIPTORS, Limits, Needs, wanted
 
 Report = Callable[[str], None]
-_Record = dict[str, dict[str, Any]]  # by sysctl: "old", a value, and "ours", those that it was given here
+_Record = dict[str, dict[str, Any]]  # by sysctl: "old", its value before, and "ours", all values set here
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 _MUTEX, _USERS = 0, 1  # bytes of the lock file
@@ -41,7 +41,7 @@ _FILE = re.compile(r"tune-(\d+)\.")
 
 @dataclass(frozen=True)
 class Change:
-    """A limit and what it was raised to."""
+    """A limit, with its old and its new value."""
 
     name: str
     old: str
@@ -53,10 +53,10 @@ class Change:
 
 @contextlib.contextmanager
 def raised(needs: Needs, report: Report) -> Iterator[list[Change]]:
-    """Raises what is too low for `needs`, and puts it back in the end, on errors, Ctrl-C, SIGTERM and SIGHUP too.
+    """Raises what is too low for `needs`. Restores it in the end, also on errors, Ctrl-C, SIGTERM and SIGHUP.
 
-    `report` gets a line for each change. What somebody else changed meanwhile stays as he left it, and is reported.
-    Raises Unavailable without the permission; then nothing is changed. Not to be nested within a process.
+    `report` gets a line for each change. A value that another process has set meanwhile is kept and reported. Raises
+    Unavailable without the permission, and then changes nothing. Must not be nested within a process.
     """
     _refuse_without_root("raised")
     with _handled(_exit, *_ENDING), contextlib.ExitStack() as stack:
@@ -74,10 +74,10 @@ def raised(needs: Needs, report: Report) -> Iterator[list[Change]]:
 
 
 def restore(report: Report) -> list[int]:
-    """Puts back what killed processes left raised, in every network namespace that still exists.
+    """Restores what killed processes left raised, in every network namespace that still exists.
 
-    Returns the processes that still use limits raised by them or others, and will put those back. Raises Unavailable
-    without the permission, KechoError if something cannot be written.
+    Returns the processes that still use raised limits and will restore them. Raises Unavailable without the
+    permission, KechoError if a value cannot be written.
     """
     files = (_FILE.match(path.name) for path in rundir.BASE.glob("tune-*"))
     inodes = sorted({int(found[1]) for found in files if found})
@@ -96,12 +96,12 @@ def restore(report: Report) -> list[int]:
 
 
 def still_needed(user: int) -> str:
-    """Why something stays raised."""
+    """A line that says why limits stay raised."""
     return f"what is raised stays so: process {user} needs it, and puts it back when it ends"
 
 
 def current() -> _Record:
-    """What is raised now in this network namespace, and from what. Needs no privilege."""
+    """What is raised now in this network namespace, with the old values. Needs no privilege."""
     return _Ledger(features.netns_inode()).read()
 
 
@@ -114,14 +114,14 @@ def _refuse_without_root(what: str) -> None:
 
 
 def _raise_descriptors(needs: Needs, stack: contextlib.ExitStack) -> list[Change]:
-    """Of this process and its children: so nothing of it outlasts them. As far as it may."""
+    """Raises the limit of this process and its children as far as allowed. It ends with them."""
     soft, hard = before = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= needs.descriptors:
         return []
     stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needs.descriptors, max(hard, needs.descriptors)))
-    except (ValueError, OSError):  # above the hard limit, without CAP_SYS_RESOURCE or above fs.nr_open
+    except (ValueError, OSError):  # beyond the hard limit without CAP_SYS_RESOURCE, or beyond fs.nr_open
         features.raise_nofile()
     now = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return [Change(DESCRIPTORS, str(soft), str(now))] if now != soft else []
@@ -142,7 +142,7 @@ def _leave(ledger: _Ledger, report: Report) -> None:
 
 
 class _Ledger:
-    """The record of one network namespace. Everything but `read` has to be called inside that namespace."""
+    """The record of one network namespace. All methods but `read` must be called within that namespace."""
 
     def __init__(self, inode: int) -> None:
         self._path = rundir.BASE / f"tune-{inode}.json"
@@ -150,12 +150,12 @@ class _Ledger:
         self._lines: list[str] = []
 
     def told(self) -> list[str]:
-        """What there is to say about what was put back, once: said after the work, since saying it can fail."""
+        """The lines to report about what was restored, once. Reporting can fail, so it comes after the work."""
         lines, self._lines = self._lines, []
         return lines
 
     def enter(self, needs: Needs) -> list[Change]:
-        """Raises what is too low and is a user from here on. Raises Unavailable, with nothing changed."""
+        """Raises what is too low and becomes a user. Raises Unavailable with nothing changed."""
         self._acquire()
         try:
             record = self._cleared()
@@ -174,17 +174,17 @@ class _Ledger:
         return changes
 
     def leave(self) -> int:
-        """Is no user any more. Returns one that still is, or 0: then all is put back. KechoError if that is refused."""
+        """Stops being a user. Returns another user, or 0 if there is none and all is restored. Raises KechoError."""
         fcntl.lockf(self._lock, fcntl.LOCK_EX, 1, _MUTEX)
         return self._release()
 
     def clear(self) -> int:
-        """Puts back what a killed process left; else as `leave`."""
+        """Restores what a killed process left, if there is no user. Returns as `leave` does."""
         self._acquire()
         return self._release()
 
     def read(self) -> _Record:
-        """The record; empty if there is none, or none of this namespace: inodes are used again."""
+        """The record; empty if there is none, or if it is of a former namespace with the same inode."""
         try:
             found = json.loads(self._path.read_text())
         except FileNotFoundError:
@@ -195,22 +195,22 @@ class _Ledger:
         rundir.write_whole(self._path, json.dumps({"netns_cookie": _netns_cookie(), "sysctls": record}) + "\n")
 
     def _acquire(self) -> None:
-        """Nobody else reads or writes the record until `_release`."""
+        """Locks the record against other processes until `_release`."""
         path = self._path.with_suffix(".lock")
         for _ in range(_ATTEMPTS):
-            with contextlib.suppress(FileNotFoundError):  # the folder may go with the last service
+            with contextlib.suppress(FileNotFoundError):  # the last service may remove the folder meanwhile
                 rundir.own_directory(rundir.BASE)
-                # Locks of this kind belong to the process: a service that it forks does not keep them.
+                # POSIX locks belong to the process: a service that it forks does not hold them.
                 lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
                 fcntl.lockf(lock, fcntl.LOCK_EX, 1, _MUTEX)
                 if path.exists() and path.stat().st_ino == os.fstat(lock).st_ino:
                     self._lock = lock
                     return
-                os.close(lock)  # the last user has removed it meanwhile
+                os.close(lock)  # the last user has removed the file meanwhile
         raise KechoError(f"cannot lock {path}: it keeps disappearing")
 
     def _release(self) -> int:
-        """The last one puts everything back and leaves nothing behind; otherwise one of the others, if it raised."""
+        """Releases the lock, and restores everything if this is the last user. Returns another user, or 0."""
         user = 0
         try:
             if self._is_alone():
@@ -234,14 +234,14 @@ class _Ledger:
         return True
 
     def _user(self) -> int:
-        """A process beside this one that uses the limits, or 0."""
+        """Another process that uses the limits, or 0."""
         kind = "hhqqi4x"  # struct flock of 64-bit Linux
         asked = struct.pack(kind, fcntl.F_WRLCK, os.SEEK_SET, _USERS, 1, 0)
         found, *_, pid = struct.unpack(kind, fcntl.fcntl(self._lock, fcntl.F_GETLK, asked))
         return 0 if found == fcntl.F_UNLCK else int(pid)
 
     def _cleared(self) -> _Record:
-        """The record as it is among users; without any, everything is put back and it is empty."""
+        """The record if it has users; a stale one is restored first, and then it is empty."""
         record = self.read()
         if not self._is_alone():
             return record
@@ -268,9 +268,9 @@ class _Ledger:
 
 
 def _enter_change(record: _Record, change: Change) -> None:
-    """All that it was given stands in the record: which of them it has when a process dies is not known."""
+    """Adds a change to the record. All values set here are kept: a process may die before or after it writes one."""
     entry = record.get(change.name)
-    if entry is None or change.old not in (entry["old"], *entry["ours"]):  # or somebody else has set it since
+    if entry is None or change.old not in (entry["old"], *entry["ours"]):  # another process has set it since
         record[change.name] = {"old": change.old, "ours": [change.new]}
     elif change.new not in entry["ours"]:
         entry["ours"].append(change.new)
@@ -287,14 +287,14 @@ def _set(name: str, value: str) -> None:
 
 
 def _netns_cookie() -> int:
-    """Of the calling thread's network namespace; unlike the inode, it is not used again."""
+    """The cookie of the calling thread's network namespace. Unlike an inode it is never used again."""
     with socket.socket() as sock:
         return features.netns_cookie(sock)
 
 
 def _in_namespace(inode: int, job: Callable[[], int]) -> int:
-    """What `job` returns, called in a thread that is in this namespace; in one that has no record if it is gone."""
-    from pyroute2 import netns  # takes a while
+    """Calls `job` in a thread that is in this namespace, and returns its result."""
+    from pyroute2 import netns  # slow to import
 
     places = itertools.chain(Path("/proc").glob("[0-9]*/ns/net"), Path("/run/netns").glob("*"))
     found = next((path for path in places if _inode(path) == inode), None)
@@ -309,7 +309,7 @@ def _in_namespace(inode: int, job: Callable[[], int]) -> int:
         except BaseException as e:
             errors.append(e)
 
-    thread = threading.Thread(target=run)  # its namespace ends with it
+    thread = threading.Thread(target=run)  # the change of namespace ends with the thread
     thread.start()
     thread.join()
     if errors:
@@ -320,7 +320,7 @@ def _in_namespace(inode: int, job: Callable[[], int]) -> int:
 def _inode(path: Path) -> int:
     try:
         return path.stat().st_ino
-    except OSError:  # a process that has ended
+    except OSError:  # the process has ended
         return -1
 
 
@@ -329,7 +329,7 @@ def _inode(path: Path) -> int:
 
 @contextlib.contextmanager
 def _handled(handler: Callable[[int, Any], None], *signals: signal.Signals) -> Iterator[None]:
-    """These signals call `handler`; those that are ignored stay so. Python handles signals in the main thread alone."""
+    """These signals call `handler`; ignored ones stay ignored. Python handles signals only in the main thread."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: old for number in signals if (old := signal.getsignal(number)) != signal.SIG_IGN}
@@ -348,7 +348,7 @@ def _exit(number: int, _: Any) -> None:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """A signal that comes meanwhile comes afterwards."""
+    """Signals are blocked meanwhile, and come afterwards."""
     came: list[int] = []
     with _handled(lambda number, _: came.append(number), signal.SIGINT, *_ENDING):
         yield

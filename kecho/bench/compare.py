@@ -22,7 +22,7 @@ from kecho.system.limits import ListenCounts
 
 @dataclass(frozen=True)
 class Step:
-    """One run that is about to be made: the `number`-th of `total`, perhaps the last of its round."""
+    """One run to be made: the `number`-th of `total`; `ends_round` if it is the last of its round."""
 
     target: Target
     options: RunOptions
@@ -33,7 +33,7 @@ class Step:
 
 
 def pin(options: RunOptions, alone: bool) -> RunOptions:
-    """Where the client runs: unless `cpus` says otherwise, `alone` on the last CPU that this process may use."""
+    """Pins a client that is `alone` to the last CPU that this process may use, unless `cpus` is given."""
     if options.cpus == "none":
         return replace(options, cpus=None)
     if options.cpus is None and alone:
@@ -42,9 +42,9 @@ def pin(options: RunOptions, alone: bool) -> RunOptions:
 
 
 def steps(plan: Plan, targets: Sequence[Target]) -> Iterator[Step]:
-    """In a round every target has its turn, so that what changes on the machine meanwhile meets all alike.
+    """The runs in order. Every round measures each target once, so that changes on the machine affect all alike.
 
-    The order is drawn anew for each round: with A B A B … a target would always come after the same other one.
+    The order is drawn for each round: in A B A B … a target would always come after the same other one.
     """
     draw = random.Random(plan.seed)
     total = len(plan.sweep) * plan.repeats * len(targets)
@@ -63,9 +63,9 @@ def measure_all(
     show: Callable[[Step, Progress], None],
     save: Callable[[Result], None],
 ) -> Result:
-    """Every run, or those until Ctrl-C, the last one perhaps in part. Calls `save` after each round.
+    """Makes all runs, or those until Ctrl-C, of which the last may be partial. Calls `save` after each round.
 
-    A target that fails is measured no further, and the others are. Raises KechoError if nothing could be measured.
+    A target that fails is not measured again; the others go on. Raises KechoError if nothing could be measured.
     """
     result = empty
     try:
@@ -75,7 +75,7 @@ def measure_all(
                 try:
                     done = run(step, functools.partial(show, step))
                 except KechoError as e:
-                    if e.exit_code != 1:  # nobody's target is at fault
+                    if e.exit_code != 1:  # the fault is not the target's
                         raise
                     result = replace(result, failed={**result.failed, name: str(e)})
                 else:
@@ -104,7 +104,7 @@ def run(step: Step, on_progress: Callable[[Progress], None] = lambda _: None) ->
     listened = ListenCounts.now()
     try:
         look()
-        # What the service counts in the warm-up is not of this run.
+        # The service's count starts after the warm-up.
         on_hold = look if target.snapshot and step.options.warmup_s else None
         measured = measure(target.host, target.port, step.options, on_progress, on_hold, target.client)
     except KechoError as e:
@@ -128,14 +128,14 @@ def run(step: Step, on_progress: Callable[[Progress], None] = lambda _: None) ->
 
 
 def _place(target: Target) -> dict[str, object]:
-    """Where the client was."""
+    """The place of the client, for the run's options."""
     if target.client is None:
         return {"topology": "loopback"}
     return {"topology": "veth", "delay_ms": target.client.delay_ms}
 
 
 def _counted(target: Target, before: Snapshot | None) -> tuple[Mapping[str, PathStats] | None, str]:
-    """What the service counted since `before`, or why that is not known."""
+    """The service's counts since `before`, or the reason why they are not known."""
     if target.snapshot is None or before is None:
         return None, ""
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The machine that a benchmark ran on, as far as it bears on the numbers."""
+"""The machine that a benchmark ran on: what may affect its figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kecho.model.errors import Unavailable
 from kecho.model.units import plural
 from kecho.native import programs
 
-# What bounds or delays TCP on one machine: queues of connections, ports, buffers, busy polling, pacing, merging.
+# Sysctls that bound or delay TCP on one machine: accept queues, ports, buffers, busy polling, pacing, merging.
 SYSCTLS = (
     "net.core.somaxconn",
     "net.core.netdev_max_backlog",
@@ -47,7 +47,7 @@ _CPU = Path("/sys/devices/system/cpu")
 
 @dataclass(frozen=True)
 class Host:
-    """`cpus` are those this process may use. What the machine does not tell is empty or left out."""
+    """The machine. `cpus` are those that this process may use. What is not known is empty or left out."""
 
     hostname: str
     kernel: str
@@ -60,7 +60,7 @@ class Host:
 
     @classmethod
     def this(cls) -> Host:
-        """The machine this runs on."""
+        """This machine."""
         return cls(
             platform.node(),
             platform.release(),
@@ -73,13 +73,13 @@ class Host:
         )
 
     def summary(self) -> tuple[str, ...]:
-        """What stands beside every figure: kernel and CPUs."""
+        """Kernel and CPUs, to stand beside every figure."""
         governor = (f"governor {self.governor}",) if self.governor else ()
         return (f"kernel {self.kernel}", self.cpu, plural(self.cpus, "CPU"), *governor)
 
 
 def _read(file: Path) -> str:
-    """The file's words, a space between them; nothing if it cannot be read."""
+    """The words of a file, separated by one space; empty if it cannot be read."""
     try:
         return " ".join(file.read_text(encoding="utf-8", errors="replace").split())
     except OSError:
@@ -103,12 +103,12 @@ def _governor() -> str:
 def _versions() -> Iterable[tuple[str, str]]:
     yield "python", platform.python_version()
     with contextlib.suppress(metadata.PackageNotFoundError):
-        yield "bcc", metadata.version("bcc")  # importing it takes long, and only services need it
+        yield "bcc", metadata.version("bcc")  # without the slow import
     with contextlib.suppress(Unavailable, OSError):
         yield "compiler", compiler(programs.find("bench"))
 
 
 def compiler(program: Path) -> str:
-    """What compiled an ELF program, as its section .comment has it; nothing if it has none."""
+    """The compiler of an ELF program, from its section .comment; empty if it has none."""
     found = re.search(rb"(GCC: \([^)\0]*\) [^\0]+|[^\0]*clang version [^\0]+)\0", program.read_bytes())
     return found[1].decode("utf-8", "replace").strip() if found else ""

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""The median of a figure's rounds, and the interval that holds the true one. Pure.
+"""The median of a figure over its rounds, and a confidence interval for the true median. Pure.
 
-The unit is the round, not the request: the requests of one run share whatever the machine did meanwhile, so thousands
-of them say little more than one. Every round counts the same, however many requests it had.
+The unit is the round, not the request. The requests of one run share the state of the machine, so a thousand of them
+say little more than one. Every round has the same weight, whatever its number of requests.
 
 The interval is that of the sign test, between two order statistics: H. A. David and H. N. Nagaraja, Order Statistics,
 3rd edition (2003), section 7.1; NIST/SEMATECH e-Handbook, 7.2.4. Of n independent values with the same median, fewer
-than k lie below it with the probability of fewer than k heads in n throws of a coin. That holds whatever the
-distribution: skewed, in two modes, different from round to round. So [x(k), x(n+1-k)] holds the median in 95 of 100
-experiments or more; `coverage` has the exact figure for each n. A bootstrap of so few values does not.
+than k lie below it with the probability of fewer than k heads in n throws of a coin. This holds for every distribution:
+skewed, bimodal, different from round to round. So [x(k), x(n+1-k)] holds the median in at least 95 of 100 experiments;
+`coverage` has the exact figure for each n. A bootstrap of so few values does not reach that.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """Holds the true median with probability `CONFIDENCE` or a little more."""
+    """An interval that holds the true median with a probability of at least `CONFIDENCE`."""
 
     low: float
     high: float
 
 
 class Known(NamedTuple):
-    """A figure of one round, known to lie between `low` and `high`: a histogram has a resolution."""
+    """A figure of one round. It lies between `low` and `high`, as a histogram has a finite resolution."""
 
     low: float
     value: float
@@ -42,20 +42,20 @@ def coverage(n: int, k: int) -> float:
 
 
 def order(n: int) -> int:
-    """The largest k for which `coverage` is enough, so that the interval is narrowest; 0 if there is none."""
+    """The largest k whose `coverage` is enough, which gives the narrowest interval; 0 if there is none."""
     k = 0
     while coverage(n, k + 1) >= CONFIDENCE:
         k += 1
     return k
 
 
-# With fewer rounds even the lowest and the highest are not far enough apart.
+# With fewer rounds not even [lowest, highest] has the coverage.
 MIN_ROUNDS = next(n for n in range(1, 100) if order(n))
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio over the rounds: its median, and the interval of that; None for want of rounds."""
+    """A ratio over the rounds: its median, and the interval of that, None with too few rounds."""
 
     value: float
     interval: Interval | None
@@ -82,23 +82,23 @@ class Ratio:
 
 
 def middle(ratios: Sequence[float]) -> float:
-    """The median of ratios above 0; of an even number the geometric mean of both, so that a÷b is 1 ÷ (b÷a)."""
+    """The median of ratios. For an even number it is the geometric mean of the two, so that a÷b is 1 ÷ (b÷a)."""
     ordered = sorted(ratios)
     n = len(ordered)
     return ordered[n // 2] if n % 2 else math.sqrt(ordered[n // 2 - 1] * ordered[n // 2])
 
 
-# ---- whether a median says much ----
+# ---- rounds for which a median says little ----
 
-GAP = 1.25  # neighbouring rounds this far apart may be of two modes
-SCATTER = 1.5  # rounds this far apart, all in all, scatter much
+GAP = 1.25  # a ratio of neighbouring rounds from which on they may belong to two modes
+SCATTER = 1.5  # a ratio of the highest to the lowest round from which on they scatter
 
 
 def modes(values: Sequence[float]) -> tuple[list[float], list[float]] | None:
-    """The two groups that the values fall into; None if they do not.
+    """The two groups of bimodal values; None if they are not bimodal.
 
-    They do if the widest gap between neighbours, as a ratio, is above `GAP` and more than half of the whole range, and
-    each side has more than one value: a single one is an outlier.
+    They are if the widest gap between neighbours, as a ratio, is above `GAP` and more than half of the whole range, and
+    each side has more than one value. A single one is an outlier.
     """
     ordered = sorted(values)
     gaps = [math.log(ordered[i] / ordered[i - 1]) for i in range(2, len(ordered) - 1)]
@@ -112,5 +112,5 @@ def modes(values: Sequence[float]) -> tuple[list[float], list[float]] | None:
 
 
 def scatters(values: Sequence[float]) -> bool:
-    """Whether the highest is far above the lowest."""
+    """Is the highest value far above the lowest?"""
     return bool(values) and max(values) >= SCATTER * min(values)

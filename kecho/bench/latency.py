@@ -15,7 +15,7 @@ from kecho.model.histogram import PERCENTILES, rank
 class Latency:
     """Samples in nanoseconds. `buckets` are (low, high, count) for values in [low, high), in order, none empty.
 
-    `unsent` requests more were due and never sent. They are longer than all samples, by how much nobody knows.
+    `unsent` more requests were due and never sent. They count as slower than all samples, by an unknown time.
     """
 
     count: int = 0
@@ -28,7 +28,7 @@ class Latency:
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any], unsent: int = 0) -> Latency:
-        """The inverse of `to_json`, and what reads the ``latency_ns`` of ``build/bench --json``."""
+        """The inverse of `to_json`. Reads the ``latency_ns`` of ``build/bench --json`` too."""
         buckets = tuple((int(low), int(high), int(n)) for low, high, n in obj["buckets"])
         latency = cls(obj["count"], obj["min"], obj["max"], obj["mean"], obj["stdev"], buckets, unsent)
         if sum(n for _, _, n in buckets) != latency.count:
@@ -36,7 +36,7 @@ class Latency:
         return latency
 
     def bucket(self, q: float) -> tuple[int, int] | None:
-        """The bucket, [low, high), that holds percentile `q` of all that was due; None if that was never sent."""
+        """The bucket [low, high) that holds percentile `q` of all due requests; None if that request was never sent."""
         left = rank(q, self.count + self.unsent)
         for low, high, n in self.buckets:
             left -= n
@@ -45,17 +45,17 @@ class Latency:
         return None
 
     def percentile(self, q: float) -> int | None:
-        """The highest value of the bucket, at most `max`; None if it was never sent, or nothing was measured."""
+        """The highest value in the bucket of `q`, at most `max`; None as for `bucket`, or without samples."""
         found = self.bucket(q)
         return min(found[1] - 1, self.max) if found else None
 
     @functools.cached_property
     def percentiles(self) -> Mapping[str, int | None]:
-        """Those of `PERCENTILES`, by name."""
+        """The percentiles of `PERCENTILES`, by name."""
         return {name: self.percentile(q) for name, q in PERCENTILES.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """The object that ``build/bench --json`` has as ``latency_ns``."""
+        """The object ``latency_ns`` of ``build/bench --json``."""
         return {
             "count": self.count,
             "min": self.min,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Files that a benchmark writes: tried before it starts, and replaced whole, so that there is never half a result."""
+"""The files that a benchmark writes. They are tried before it starts and replaced atomically."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kecho.model.errors import KechoError, one_line
 
 
 def check(path: str) -> None:
-    """Raises OSError if `path` cannot be written; leaves it as it is."""
+    """Raises OSError if `path` cannot be written. Does not change it."""
     target = Path(path).resolve()
     if not path or target.is_dir():
         raise IsADirectoryError(f"{path!r} is a folder")
@@ -28,9 +28,9 @@ def check(path: str) -> None:
 
 
 def replace(path: str, write: Callable[[Path], None]) -> None:
-    """Lets `write` make a file, which then takes the place of `path`. Raises KechoError.
+    """Lets `write` make a new file, and replaces `path` by it once it is complete. Raises KechoError.
 
-    What is there is kept until the new file is whole. A device or pipe is written to, of course.
+    A device or pipe is written to directly.
     """
     target = Path(path).resolve()
     try:
@@ -55,7 +55,7 @@ def _is_special(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """An empty file in the same folder, with the same ending; removed unless it is renamed."""
+    """An empty file in the same folder with the same suffix. It is removed in the end, unless it was renamed."""
     new = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
     new.touch(exist_ok=False)
     try:
@@ -65,7 +65,7 @@ def _beside(target: Path) -> Iterator[Path]:
 
 
 def save(result: Result, path: str | Path) -> None:
-    """The JSON of a result. Raises KechoError."""
+    """Writes the JSON of a result. Raises KechoError."""
     text = json.dumps(result.to_json()) + "\n"
     replace(str(path), lambda new: _write(new, text))
 
@@ -75,7 +75,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def save_all(plan: Plan, result: Result) -> None:
-    """What the plan asks for but the picture, and what `make plot` draws. Raises KechoError."""
+    """Writes the files of the plan but for the picture, and the result that `make plot` draws. Raises KechoError."""
     _save_last(result)
     if plan.json not in (None, STDOUT):
         save(result, str(plan.json))
@@ -86,7 +86,7 @@ def save_all(plan: Plan, result: Result) -> None:
 
 
 def _save_last(result: Result) -> None:
-    """In a checkout, or where somebody keeps results."""
+    """Keeps the result for `make plot`, in a checkout or where there is a folder of results."""
     folder = Path("results")
     if folder.is_dir() or (Path("Makefile").is_file() and Path("kecho").is_dir()):
         with contextlib.suppress(OSError, KechoError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A line with progress and rate, on stderr while a benchmark runs, if a person is looking and it takes long enough."""
+"""A line with progress and rate on stderr, while a benchmark runs in a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Show = Callable[[Step, Progress], None]
 
 
 def share(progress: Progress, options: RunOptions) -> float:
-    """How much of one run is done, from 0 to 1, as far as its options tell."""
+    """The part of one run that is done, from 0 to 1, as far as its options say."""
     if options.count:
         done = progress.requests / options.count
     elif options.burst:
@@ -42,7 +42,7 @@ def rate(before: Progress, now: Progress) -> float:
 
 @contextmanager
 def bar() -> Iterator[Show]:
-    """Gives a function to call with each progress; draws nothing unless stdout and stderr are a terminal."""
+    """Gives a function to call with each progress. It draws only if stdout and stderr are a terminal."""
     if not (sys.stdout.isatty() and sys.stderr.isatty()):
         yield lambda step, progress: None
         return

@@ -22,7 +22,7 @@ _FIELDS = ("date", "version", "command", "baseline", "interrupted")
 
 @dataclass(frozen=True)
 class Result:
-    """Ratios are taken within one result and nowhere else."""
+    """All runs of one benchmark. Ratios are taken only within one result."""
 
     host: Host
     date: str  # of the start, ISO 8601 with the zone
@@ -30,18 +30,18 @@ class Result:
     command: str
     baseline: str
     runs: tuple[Run, ...]  # in the order made
-    interrupted: bool = False  # before all runs were made in full
-    left_out: Mapping[str, str] = field(default_factory=dict)  # what --compare named and this machine cannot, and why
-    failed: Mapping[str, str] = field(default_factory=dict)  # targets that were measured no further, and why
-    order: tuple[str, ...] = ()  # of the targets, as they were named
+    interrupted: bool = False  # before all runs were complete
+    left_out: Mapping[str, str] = field(default_factory=dict)  # variants that this machine cannot run, and why
+    failed: Mapping[str, str] = field(default_factory=dict)  # targets that failed and were not measured again, and why
+    order: tuple[str, ...] = ()  # of the targets on the command line
 
     def loads(self) -> tuple[Load, ...]:
-        """Every load once, in the order of the sweep."""
+        """The loads in the order of the sweep."""
         return tuple(dict.fromkeys(run.load for run in self.runs))
 
     @functools.cached_property
     def targets(self) -> tuple[Summary, ...]:
-        """Load by load; the baseline first, the others as they were named."""
+        """A summary for each load and target: load by load, the baseline first, the others in `order`."""
         together: dict[tuple[Load, str], list[Run]] = {}
         for run in self.runs:
             together.setdefault((run.load, run.target), []).append(run)
@@ -60,16 +60,16 @@ class Result:
         }
 
     def compare(self, target: Summary) -> Comparison | None:
-        """`target` against the baseline under the same load; None where there is nothing to compare."""
+        """Compares `target` with the baseline under the same load; None if the baseline has no such run."""
         return self._comparisons[target.load, target.name]
 
     @property
     def seed(self) -> int:
-        """Of the payloads, and of the order within a round."""
+        """The seed of the payloads, and of the order within a round."""
         return int(self.runs[0].options.get("seed", 1)) if self.runs else 1
 
     def to_json(self) -> dict[str, Any]:
-        """The object of ``kecho-ctl bench --json``; ``targets`` are computed from ``runs``, for other programs."""
+        """The object of ``kecho-ctl bench --json``. Its ``targets`` are computed from ``runs``, for other programs."""
         return {
             "schema": SCHEMA,
             "kind": "bench",
@@ -89,7 +89,7 @@ class Result:
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> Result:
-        """The inverse of `to_json`; fields that it does not know are left out.
+        """The inverse of `to_json`. Unknown fields are ignored.
 
         Raises ValueError on another kind or schema, KeyError on a missing field.
         """

@@ -28,11 +28,11 @@ class Load:
 
 @dataclass(frozen=True)
 class Run:
-    """`target` is its name. `mode` is empty for a server that is not ours, `path` where no path is known.
+    """One run. `target` is a name. `mode` is empty for a server that is not ours, `path` if it is not known.
 
-    `options` are the load generator's words for what it did (connections, threads, size_bytes, …). `kernel` is what
-    the service counted meanwhile, by path; None where there is no such count, and `why` then says so if it is a loss.
-    `listened` is what listeners dropped meanwhile.
+    `options` are what the load generator reports that it did (connections, threads, size_bytes, …). `kernel` is what
+    the service counted during the run, by path; None if there is no count, and then `why` may say why. `listened` is
+    what listeners dropped during the run.
     """
 
     target: str
@@ -53,7 +53,7 @@ class Run:
 
     @property
     def path(self) -> str:
-        """The path that carried it, by the service's own count; several are joined by ``+``, the busiest first."""
+        """The path that carried the run, as the service counted. Several are joined by ``+``, the busiest first."""
         used = {name: stats.echoes for name, stats in (self.kernel or {}).items() if stats.echoes}
         return "+".join(sorted(used, key=lambda name: -used[name]))
 
@@ -70,14 +70,14 @@ class Run:
 
     @property
     def counts_exactly(self) -> bool:
-        """Whether `kernel` is without the warm-up."""
+        """Does `kernel` leave out the warm-up?"""
         return not self.options.get("warmup_s") or bool(self.options.get("held"))
 
     def surplus_bytes(self) -> int:
-        """By how much the service's count contradicts the client's; below 0 if it counted less.
+        """The bytes that the service counted beyond the client's count; below 0 if it counted less. 0 if they agree.
 
-        Bytes are compared, since a large message is several echoes. The service also counts what the client does
-        not: requests of the warm-up that were under way when it ended, and without ``held`` all of the warm-up.
+        Bytes are compared, since a large message is several echoes. The service also counts requests that were in
+        flight at the end of the warm-up, and without ``held`` the whole warm-up: that is no contradiction.
         """
         if self.kernel is None:
             return 0
@@ -105,7 +105,7 @@ class Run:
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> Run:
-        """The inverse. What it does not know it leaves out; raises KeyError for what is missing."""
+        """The inverse of `to_json`. Unknown fields are ignored. Raises KeyError for a missing one."""
         kernel, listen = obj["kernel"], obj.get("listen")
         return cls(
             **{**picked(obj, _FIELDS), "target": renamed(obj["target"])},
@@ -117,5 +117,5 @@ class Run:
 
 
 def renamed(name: str) -> str:
-    """The name of a path or target of today: old results have other ones."""
+    """The current name of a path or target that old results have under another one."""
     return _OLD_NAMES.get(name, name)

@@ -22,7 +22,7 @@ _INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What bench is asked to do in one run; None leaves the choice to it. It checks the values itself."""
+    """The options of one run of bench. None leaves the choice to bench, which checks the values itself."""
 
     connections: int = 1
     threads: int = 1
@@ -41,7 +41,7 @@ class RunOptions:
     seed: int | None = None
 
     def arguments(self) -> list[str]:
-        """The command line that says so."""
+        """The options as arguments of the command line."""
         given = {
             "--connections": self.connections if self.burst is None else None,
             "--threads": self.threads,
@@ -63,13 +63,13 @@ class RunOptions:
 
     @property
     def is_alone(self) -> bool:
-        """One connection in one thread: the case in which it matters on which CPU the client is."""
+        """One connection in one thread. Then the CPU of the client matters."""
         return self.connections == 1 and self.threads == 1 and self.burst is None
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far bench is: phase ``connect``, ``warmup``, ``hold`` or ``run``, and what it has done since its start."""
+    """The progress of bench: its phase (``connect``, ``warmup``, ``hold``, ``run``) and its counts since the start."""
 
     phase: str
     elapsed_s: float
@@ -79,7 +79,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What bench measured. `options` are its own words for what it did."""
+    """What bench measured. `options` are what it reports that it did."""
 
     options: Mapping[str, Any]
     elapsed_ns: int
@@ -95,17 +95,15 @@ def measure(
     on_hold: Callable[[], None] | None = None,
     client: ClientNetns | None = None,
 ) -> Measurement:
-    """Runs bench, here or where `client` says. `on_hold` is called between warm-up and measured phase, while it waits.
+    """Runs bench, here or in the namespace of `client`. Calls `on_hold` between warm-up and measured phase.
 
-    On KeyboardInterrupt it is asked to stop, and what it measured until then is returned.
-
-    Raises KechoError with bench's own line if it fails, UsageError if it refuses the options, Unavailable if it is
-    not built.
+    A KeyboardInterrupt stops bench, and what it measured so far is returned. Raises KechoError with bench's own line
+    if it fails, UsageError if it refuses the options, Unavailable if it is not built.
     """
     command = [str(programs.find("bench")), "--host", host, "--port", str(port), "--json", "--progress"]
     if on_hold:
         command.append("--hold")
-    # A file takes the result: it is larger than a pipe, and comes while the other pipe is being read.
+    # The result goes to a file. It is larger than a pipe's buffer, and is written while stderr is being read.
     with tempfile.TemporaryFile() as out:
         with subprocess.Popen(
             [*(client.command if client else ()), *command, *options.arguments()],
@@ -122,7 +120,7 @@ def measure(
             def follow(progress: Progress) -> None:
                 if progress.phase == "hold" and on_hold and process.stdin:
                     on_hold()
-                    process.stdin.close()  # the end of stdin is a line too
+                    process.stdin.close()  # bench goes on at the end of stdin
                 else:
                     on_progress(progress)
 
@@ -131,10 +129,10 @@ def measure(
                     said += _follow(process.stderr or (), follow)
                     process.wait()
                 except KeyboardInterrupt:
-                    # From a terminal bench has had the signal too; a second one changes nothing.
+                    # In a terminal bench got the signal too; a second one changes nothing.
                     process.send_signal(signal.SIGINT)
                     said += _follow(process.stderr or (), lambda _: None)
-                    if process.wait() == -signal.SIGINT:  # it had not begun to listen for it
+                    if process.wait() == -signal.SIGINT:  # it did not handle the signal yet
                         raise
             except BaseException:  # a second Ctrl-C too
                 process.kill()
@@ -146,7 +144,7 @@ def measure(
 
 
 def _follow(lines: Iterable[str], on_progress: Callable[[Progress], None]) -> list[str]:
-    """Reads to the end; tells progress, returns the lines that are none."""
+    """Reads to the end. Reports lines of progress, and returns the others."""
     said = []
     for line in lines:
         progress = parse_progress(line)
@@ -158,7 +156,7 @@ def _follow(lines: Iterable[str], on_progress: Callable[[Progress], None]) -> li
 
 
 def parse_progress(line: str) -> Progress | None:
-    """A line of ``bench --progress``; None if it is something else."""
+    """The progress in a line of ``bench --progress``; None if it is another line."""
     try:
         return Progress(**known(Progress, json.loads(line)["progress"]))
     except (ValueError, TypeError, KeyError):
@@ -175,11 +173,11 @@ def _raise_failure(code: int, said: list[str]) -> None:
 
 
 def parse(answer: bytes | str) -> Measurement:
-    """The object that ``bench --json`` prints. Raises KechoError if it is none."""
+    """The measurement in the output of ``bench --json``. Raises KechoError if it is malformed."""
     try:
         obj = json.loads(answer)
         latency = Latency.from_json(obj.pop("latency_ns"), obj.get("unsent", 0))
-        # What it did, without the outcome.
+        # The other fields are the options.
         options = {key: value for key, value in obj.items() if key not in _OUTCOME}
         return Measurement(options, obj["elapsed_ns"], obj["interrupted"], latency)
     except (ValueError, KeyError, TypeError) as e:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The services that `--compare` names: brought up side by side, each by the controller, and taken down again."""
+"""The services of `--compare`: brought up side by side, each with its own controller, and taken down again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kecho.service import rundir
 from kecho.service.client import Client
 from kecho.system import limits
 
-# A mode with options of `up`.
+# Modes with options of `up`.
 _OWN_VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "user:epoll": {"mode": "user", "engine": "epoll"},
     "user:io_uring": {"mode": "user", "engine": "io_uring"},
@@ -31,7 +31,7 @@ _OWN_VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "sockmap:user": {"mode": "sockmap", "path": "user"},
     "module:workqueue": {"mode": "module", "inline": False},
 }
-# What `--compare` takes: every mode by its name, and these.
+# The values of `--compare`: every mode by its name, and these.
 VARIANTS = dict(sorted({**{mode: {"mode": mode} for mode in backends.MODES}, **_OWN_VARIANTS}.items()))
 _PORTS = range(10_000, 65_536)
 
@@ -59,10 +59,10 @@ def parse(text: str) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def brought_up(names: Sequence[str], connections: int, binds: Sequence[str] = ()) -> Iterator[Fleet]:
-    """Brings `names` up on ports of their own, with a backlog for `connections` at once; takes them down in the end.
+    """Brings variants up on ports of their own, with a backlog for `connections`, and takes them down in the end.
 
-    They listen on `binds`, by default for local clients. What this machine cannot run is left out. Whatever ends this
-    process, the services end with it.
+    They listen on `binds`, by default on loopback. What this machine cannot run is left out. The services end with this
+    process, even if it is killed.
 
     Raises Unavailable if nothing is left, or without root; KechoError if a service does not come up.
     """
@@ -111,7 +111,7 @@ def _loopback() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """Ctrl-C does nothing meanwhile: pressed twice, it must not leave half the services up."""
+    """Ignores SIGINT meanwhile: a second Ctrl-C must not leave half the services up."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -120,7 +120,7 @@ def _deaf() -> Iterator[None]:
 
 
 def free_port(binds: Sequence[str]) -> int:
-    """A port that nobody listens on, and that no client is given as its own. Raises KechoError."""
+    """A free port outside the range of local ports. Raises KechoError."""
     low, high = map(int, sysctl.read(limits.PORT_RANGE).split())
     candidates = [port for port in _PORTS if not low <= port <= high] or list(_PORTS)
     for port in random.sample(candidates, min(len(candidates), 1000)):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """All rounds of one target under one load, and how two targets compare. Pure.
 
-Every figure is the median of its rounds, so that each round counts the same, however many requests it had.
+Every figure is the median over the rounds, so that each round has the same weight.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _VERDICTS = {1: "faster", -1: "slower", 0: "undecided"}
 
 
 def median(values: Iterable[float | None]) -> float | None:
-    """None is a value above all others: a percentile that was never sent. None of no values, too."""
+    """The median, in which None (a percentile that was never sent) is above all numbers; None without values."""
     ordered = sorted(math.inf if value is None else value for value in values)
     found = statistics.median(ordered) if ordered else math.inf
     return found if math.isfinite(found) else None
@@ -32,9 +32,9 @@ def median(values: Iterable[float | None]) -> float | None:
 
 @dataclass(frozen=True)
 class Summary:
-    """One target under one load."""
+    """The runs of one target under one load."""
 
-    runs: tuple[Run, ...]  # at least one, a round each
+    runs: tuple[Run, ...]  # one for each round, at least one
 
     @property
     def name(self) -> str:
@@ -50,12 +50,12 @@ class Summary:
 
     @functools.cached_property
     def path(self) -> str:
-        """The paths that carried it, as `Run.path` has them."""
+        """The paths that carried the runs, in the form of `Run.path`."""
         return "+".join(dict.fromkeys(path for run in self.runs for path in run.path.split("+") if path))
 
     @property
     def label(self) -> str:
-        """Name, and mode and path where they say more: ``kecho (sockmap egress)``."""
+        """The name, with mode and path if they add something: ``kecho (sockmap egress)``."""
         words = (self.mode, self.path)
         more = " ".join(dict.fromkeys(word for word in words if word and word not in self.name.split(":")))
         return f"{self.name} ({more})" if more else self.name
@@ -68,12 +68,12 @@ class Summary:
 
     @functools.cached_property
     def percentiles(self) -> Mapping[str, float | None]:
-        """By name; None for one that was never sent, or not answered, in half of the rounds."""
+        """Percentiles by name; None for one that was never sent or answered in half of the rounds."""
         return {name: median(run.latency.percentiles[name] for run in self.runs) for name in PERCENTILES}
 
     @functools.cached_property
     def answered(self) -> tuple[Latency, ...]:
-        """Of the rounds in which a request was answered; none was where one takes longer than a round."""
+        """The latencies of the rounds in which a request was answered. A slow server may answer none in a round."""
         return tuple(run.latency for run in self.runs if run.latency.count)
 
     @property
@@ -90,20 +90,20 @@ class Summary:
 
     @functools.cached_property
     def round_ns(self) -> float | None:
-        """Of a burst: how long a round took."""
+        """The duration of a round of a burst."""
         took = [run.options["round_ns"]["p50"] for run in self.runs if "round_ns" in run.options]
         return median(took) if took else None
 
     @functools.cached_property
     def p50s(self) -> tuple[int, ...]:
-        """One a round, where it is known."""
+        """The p50 of each round that has one."""
         return tuple(p50 for run in self.runs if (p50 := run.latency.percentiles["p50"]))
 
     # ---- inside ----
 
     @functools.cached_property
     def kernel(self) -> Mapping[str, PathStats] | None:
-        """The service's counts of all rounds together, by path; None unless every round has them."""
+        """The service's counts over all rounds, by path; None unless every round has them."""
         total: dict[str, PathStats] = {}
         for run in self.runs:
             if run.kernel is None:
@@ -113,13 +113,13 @@ class Summary:
         return total
 
     def inside_percentiles(self, path: str) -> Mapping[str, float | None]:
-        """Of a path that the service measures, by name; None for one without a sample."""
+        """The percentiles that the service measured on a path, by name; None for one without a sample."""
         stats = [run.kernel[path].latency for run in self.runs if run.kernel and path in run.kernel]
         found = [latency for latency in stats if latency is not None and latency.count]
         return {name: median(latency.percentile(q) for latency in found) for name, q in PERCENTILES.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """The object of ``targets`` in docs/metrics.md, without its comparison."""
+        """The object of ``targets`` in docs/metrics.md, without the comparison."""
         latencies = self.answered or (Latency(),)
         mean = statistics.fmean(one.mean for one in latencies)
         square = statistics.fmean(one.stdev**2 + one.mean**2 for one in latencies)
@@ -147,7 +147,7 @@ class Summary:
         return obj
 
     def _path_json(self, name: str, stats: PathStats) -> dict[str, Any]:
-        """Without the buckets: those are in the runs."""
+        """Counts and percentiles of a path. The buckets are in the runs."""
         obj = stats.to_json()
         if stats.latency is not None:
             del obj["latency_ns"]["per_cpu"]
@@ -159,18 +159,18 @@ class Summary:
 class Comparison:
     """A target against the baseline, over the rounds in which both were measured."""
 
-    p50: Ratio  # of the baseline ÷ of the target: how many times faster it is
-    requests_per_s: Ratio | None  # of the target ÷ of the baseline: how many times more it does
+    p50: Ratio  # baseline ÷ target: how many times faster the target is
+    requests_per_s: Ratio | None  # target ÷ baseline: how many times as many the target answers
     rounds: int
 
     @property
     def verdict(self) -> str:
-        """``faster`` or ``slower`` where the interval supports it, else ``undecided``; empty without one."""
+        """``faster`` or ``slower`` if the interval excludes 1, else ``undecided``; empty without an interval."""
         return _VERDICTS[self.p50.verdict] if self.p50.interval else ""
 
     @property
     def disagreement(self) -> float:
-        """The ratio of p50 over that of requests a second: 1 if both say the same."""
+        """The ratio of p50 divided by that of requests a second: 1 if they agree."""
         return self.p50.value / self.requests_per_s.value if self.requests_per_s else 1.0
 
     def to_json(self) -> dict[str, Any]:
@@ -187,26 +187,26 @@ class Comparison:
 
 
 def compare(base: Summary, other: Summary) -> Comparison | None:
-    """None if in no round both were measured."""
+    """Compares two targets; None if there is no round in which both were measured."""
     p50 = Ratio.of(_p50_ratios(base, other))
     if p50 is None:
         return None
     rate = Ratio.of(_rate_ratios(base, other))
     rounds = sum(1 for _ in _p50_ratios(base, other))
-    if other is base:  # it is no comparison: no interval
+    if other is base:  # the baseline itself has no interval
         return Comparison(Ratio(1.0, None), Ratio(1.0, None) if rate else None, rounds)
     return Comparison(p50, rate, rounds)
 
 
 def _pairs(base: Summary, other: Summary) -> Iterator[tuple[Run, Run]]:
-    """The runs of both in each round."""
+    """The two runs of each round that has both."""
     ours, theirs = ({run.repeat: run for run in one.runs} for one in (base, other))
     for repeat in sorted(ours.keys() & theirs.keys()):
         yield ours[repeat], theirs[repeat]
 
 
 def _p50_ratios(base: Summary, other: Summary) -> Iterator[Known]:
-    """Nothing finer than a bucket is a difference, nor are neighbouring ones."""
+    """The ratio of p50 in each round, with the bounds that follow from the width of the buckets."""
     for ours, theirs in _pairs(base, other):
         first, second = ours.latency.bucket(0.5), theirs.latency.bucket(0.5)
         if first and second:
@@ -223,10 +223,10 @@ def _rate_ratios(base: Summary, other: Summary) -> Iterator[Known]:
 
 
 def modes(summary: Summary) -> tuple[list[float], list[float]] | None:
-    """The two groups that the rounds' p50 fall into, if they do."""
+    """The two groups of the rounds' p50, if they are bimodal."""
     return interval.modes(summary.p50s)
 
 
 def scatters(summary: Summary) -> bool:
-    """Whether the rounds' p50 are far apart."""
+    """Are the rounds' p50 far apart?"""
     return interval.scatters(summary.p50s)

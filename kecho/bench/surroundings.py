@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What surrounds the runs of a benchmark: limits, raised or such that they show, and where the client is."""
+"""The surroundings of a benchmark's runs: limits, raised or reported, and the client's network namespace."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from kecho.system.limits import Limits, Needs, distortions, wanted
 
 @contextlib.contextmanager
 def entered(plan: Plan, report: tune.Report) -> Iterator[topology.ClientNetns | None]:
-    """Raises limits and makes a place for the client, if the plan says so. Gives that place; undoes all in the end.
+    """Raises limits and makes the client's namespace, if planned; undoes both in the end. Gives the namespace or None.
 
-    Puts back first what a killed run left raised, if that is for this process to do.
+    As root it first restores limits that a killed run left raised.
     """
     if os.geteuid() == 0:
         try:
             tune.restore(report)
-        except KechoError as e:  # no reason not to measure
+        except KechoError as e:  # measuring can go on
             report(str(e))
     with contextlib.ExitStack() as stack:
         if plan.tuned:
-            # Behind veth the client has ports of its own. And let all wait: a server may be slow to accept.
+            # Behind veth the client has ports of its own. All connections may wait, as a server may accept slowly.
             needs = plan.needs
             made = 0 if plan.veth else needs.made
             stack.enter_context(tune.raised(replace(needs, waiting=needs.connections, made=made), report))
@@ -37,14 +37,14 @@ def entered(plan: Plan, report: tune.Report) -> Iterator[topology.ClientNetns | 
 
 
 def placed(targets: Sequence[Target], client: topology.ClientNetns | None) -> list[Target]:
-    """The targets as the client reaches them. Raises KechoError for one that it cannot reach."""
+    """The targets with the addresses at which the client reaches them. Raises KechoError for one that it cannot."""
     if client is None:
         return list(targets)
     return [replace(target, host=client.reach(target.host, target.port), client=client) for target in targets]
 
 
 def warnings(targets: Sequence[Target], needs: Needs, client: topology.ClientNetns | None) -> list[str]:
-    """What of the limits will show in the figures, a sentence each."""
+    """How the limits will distort the figures, a sentence each."""
     limits = Limits.now()
     if client:
         limits = topology.limits_there(limits)
@@ -55,7 +55,7 @@ def warnings(targets: Sequence[Target], needs: Needs, client: topology.ClientNet
 
 
 def _backlogs(targets: Sequence[Target]) -> dict[str, int]:
-    """How many connections may wait at each target that is on this machine; none where the kernel does not say."""
+    """The accept queue of each target on this machine, by name, as far as the kernel tells."""
     found = {}
     with contextlib.suppress(Unavailable):
         for target in targets:

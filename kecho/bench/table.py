@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Results of ``kecho-ctl bench`` as one table for pandas: a row a run. docs/metrics.md describes every column."""
+"""Results of ``kecho-ctl bench`` as a DataFrame with a row for each run. docs/metrics.md describes the columns."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from kecho.model.histogram import PERCENTILES
 
 
 def load(*paths: str | Path) -> pd.DataFrame:
-    """All runs of all results, saved with ``--json=FILE``, in order. Raises KechoError for a file that is none."""
+    """All runs of results saved with ``--json=FILE``, in order. Raises KechoError for a file that is no result."""
     return frame({str(path): results.load(path) for path in paths})
 
 
 def frame(results: Mapping[str, Result]) -> pd.DataFrame:
-    """A row a run of every result, by the name of its file; latencies in nanoseconds. Missing figures are NaN."""
+    """The runs of results, given by file name; latencies in nanoseconds. Missing figures are NaN."""
     return pd.DataFrame([row for file, result in results.items() for row in _rows(file, result)])
 
 
@@ -74,7 +74,7 @@ def _rows(file: str, result: Result) -> Iterator[dict[str, Any]]:
 
 
 def _ratios(run: Run, base: Run | None) -> dict[str, float | None]:
-    """Against the baseline in the same round: how many times shorter p50 is, how many times more requests a second."""
+    """The ratios of p50 (baseline ÷ run) and requests a second (run ÷ baseline) within the round."""
     ours, theirs = (one.latency.percentiles["p50"] if one else None for one in (base, run))
     before, now = (one.requests_per_s if one else None for one in (base, run))
     return {
@@ -84,7 +84,7 @@ def _ratios(run: Run, base: Run | None) -> dict[str, float | None]:
 
 
 def _inside(run: Run) -> dict[str, Any]:
-    """What the service counted, over all its paths."""
+    """What the service counted over all its paths."""
     inside = run.inside
     counts = {name: getattr(inside, name, None) for name in ("echoes", "bytes", "fallbacks")}
     latency = inside.latency if inside else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is measured: services of ours by their names, and any echo server by its address."""
+"""The targets of a benchmark: our services by name, and any echo server by address."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from kecho.model.errors import KechoError, UsageError, one_line
 from kecho.model.snapshot import Snapshot
 from kecho.system.topology import ClientNetns
 
-CONNECT_S = 3.0  # that an address of several may take to answer
+CONNECT_S = 3.0  # timeout for each address of a name that has several
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is measured. `mode` is empty, and `snapshot` None, for a server that is not ours.
+    """A server to be measured. `mode` is empty and `snapshot` None for a server that is not ours.
 
     `client` is the namespace in which the client runs, None if it runs in this one.
     """
@@ -38,9 +38,9 @@ class Target:
 
 
 def choose(names: Sequence[str]) -> list[Target]:
-    """The targets that `names` name, all services that are up if there is none; the baseline first.
+    """The targets with these names, or all services that are up if there are none; the baseline first.
 
-    Raises UsageError for an address that is none, KechoError for a service that is not up.
+    Raises UsageError for a malformed address, KechoError for a service that is not up.
     """
     doubled = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if doubled:
@@ -58,7 +58,7 @@ def choose(names: Sequence[str]) -> list[Target]:
 
 
 def baseline_first(targets: Sequence[Target]) -> list[Target]:
-    """The first in mode user comes first, the others keep their order."""
+    """Moves the first target in mode user to the front; the others keep their order."""
     baseline = next((target for target in targets if target.mode == "user"), targets[0])
     return [baseline, *(target for target in targets if target is not baseline)]
 
@@ -77,7 +77,7 @@ def _of_service(name: str, services: Mapping[str, Mapping[str, Any]]) -> Target:
 
 
 def reachable(binds: Sequence[str]) -> str:
-    """The address at which a local client reaches a service bound to `binds`: IPv4 first; loopback for a wildcard."""
+    """The address for a local client of a service bound to `binds`: IPv4 if possible; loopback for a wildcard."""
     address = min(map(ipaddress.ip_address, binds), key=lambda a: a.version)
     if address.is_unspecified:
         return "127.0.0.1" if address.version == 4 else "::1"
@@ -100,7 +100,7 @@ def _of_address(text: str) -> Target:
 
 
 def _answering(addresses: Sequence[str], port: int) -> str:
-    """The first address of a name that takes a connection; the first of all if none does, and bench then says why."""
+    """The first address that takes a connection. If none does it is the first of all, and bench says why."""
     different = list(dict.fromkeys(addresses))
     for address in different if len(different) > 1 else ():
         with contextlib.suppress(OSError), socket.create_connection((address, port), CONNECT_S):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where the native programs are: ``bench`` and ``user-echo-server``, installed or built in the checkout."""
+"""Finds the native programs ``bench`` and ``user-echo-server``, installed or built in the checkout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _places() -> Iterator[Path]:
 
 
 def find(name: str) -> Path:
-    """The program `name`. Raises Unavailable, with what builds it, if it is nowhere."""
+    """The path of a program. Raises Unavailable, with what builds it, if there is none."""
     for place in _places():
         program = place / name
         if program.is_file() and os.access(program, os.X_OK):

@@ -17,6 +17,7 @@ import sys
 import termios
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from kecho.kernel import libc
 from kecho.model.histogram import Histogram, slot
@@ -100,13 +101,18 @@ class Acceptor:
                 elif e.errno not in (errno.ENOBUFS, errno.ENOMEM):
                     continue  # this connection has ended already (accept(2)); others may wait
                 self._loop.remove_reader(listener)
-                self._loop.call_later(_PAUSE_S, self._resume, listener)
+                self._rest(listener)
                 return
             if len(self._connections) >= self._most:
                 self._refuse(sock)
                 continue
+            try:
+                connection = _Connection(self, self._loop, sock, self._buffer)
+            except OSError:  # epoll watches no more, for want of memory or by its limit
+                self._refuse(sock)
+                continue
             self.total += 1
-            self._connections.add(_Connection(self, self._loop, sock, self._buffer))
+            self._connections.add(connection)
 
     def _refuse(self, sock: socket.socket) -> None:
         _reset_at_close(sock)
@@ -119,9 +125,16 @@ class Acceptor:
             if connection.cookie() == cookie:
                 connection.reset()
 
+    def _rest(self, listener: socket.socket) -> None:
+        self._loop.call_later(_PAUSE_S, self._resume, listener)
+
     def _resume(self, listener: socket.socket) -> None:
-        if listener in self._listeners:
+        if listener not in self._listeners:
+            return
+        try:
             self._loop.add_reader(listener, self._accept, listener)
+        except OSError:
+            self._rest(listener)
 
     def _reject(self, listener: socket.socket) -> bool:
         """Resets the connection at the head of the queue, with the spare descriptor; False if there is none."""
@@ -185,7 +198,7 @@ class _Connection:
         if sent < size:
             self._pending = memoryview(bytes(self._buffer[sent:size]))
             self._loop.remove_reader(self._fd)
-            self._loop.add_writer(self._fd, self._writable)
+            self._watch(self._loop.add_writer, self._writable)
         else:
             self._acceptor.count_echo(size, self._since_ns)
 
@@ -210,7 +223,13 @@ class _Connection:
         self._pending = None
         self._acceptor.count_echo(self._size, self._since_ns)
         self._loop.remove_writer(self._fd)
-        self._loop.add_reader(self._fd, self._readable)
+        self._watch(self._loop.add_reader, self._readable)
+
+    def _watch(self, add: Callable[[int, Callable[[], None]], None], then: Callable[[], None]) -> None:
+        try:
+            add(self._fd, then)
+        except OSError:  # nobody would ever look at it again
+            self.reset()
 
     # The client has shut down its side. On path skb, some of what it sent may still be in flight in the kernel.
 
@@ -231,7 +250,7 @@ class _Connection:
         self._linger()
 
     def _readable_late(self) -> None:
-        self._loop.add_reader(self._fd, self._readable)
+        self._watch(self._loop.add_reader, self._readable)
 
     def _closed(self) -> bool:
         return self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE

@@ -200,7 +200,7 @@ void uring_on_recv(struct uring_engine *engine, void *object, const struct io_ur
 		if (cqe->res > 0 && !conn->closing) {
 			engine->buffer_bytes[id] = (uint32_t)cqe->res;
 			uring_queue_push(engine, conn, id);
-			/* Nothing may overtake a copy that is on its way. */
+			/* Whoever does not read keeps no buffer. */
 			if (conn->chunks && !uring_queue_to_chunks(engine, conn, 0))
 				conn_abort(engine, conn);
 		} else {

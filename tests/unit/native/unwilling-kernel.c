@@ -30,16 +30,22 @@ int epoll_ctl(int epoll, int op, int fd, struct epoll_event *event)
 	return (int)syscall(SYS_epoll_ctl, epoll, op, fd, event);
 }
 
-/* RECV_LOG: a file that gets a line for each recv(), with its descriptor. */
-ssize_t recv(int fd, void *buffer, size_t bytes, int flags)
+/* A line in the file that is named by a setting. One setting is used in a process. */
+static void note(const char *setting_name, int number)
 {
-	const char *path = getenv("RECV_LOG");
+	const char *path = getenv(setting_name);
 	static int log = -1;
 
 	if (path && log < 0)
 		log = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
 	if (path)
-		dprintf(log, "%d\n", fd);
+		dprintf(log, "%d\n", number);
+}
+
+/* RECV_LOG: a file that gets a line for each recv(), with its descriptor. */
+ssize_t recv(int fd, void *buffer, size_t bytes, int flags)
+{
+	note("RECV_LOG", fd);
 	return syscall(SYS_recvfrom, fd, buffer, bytes, flags, NULL, NULL);
 }
 
@@ -53,17 +59,25 @@ void *__wrap_malloc(size_t bytes)
 	return refused && bytes >= (size_t)refused ? NULL : __real_malloc(bytes);
 }
 
-/* SUBMITTED_AT_MOST: the kernel takes no more submissions at once. As liburing 2.3 flushes its queue. */
+/* SUBMITTED_AT_MOST: digits, in turn; the kernel takes no more submissions at once. */
+static unsigned int most_submitted(void)
+{
+	const char *digits = getenv("SUBMITTED_AT_MOST");
+	static size_t turn;
+
+	return digits ? (unsigned int)(digits[turn++ % strlen(digits)] - '0') : 1u << 31;
+}
+
+/* As liburing 2.3 flushes its queue. */
 static int enter(struct io_uring *ring, unsigned int wait, unsigned int flags)
 {
-	long most = setting("SUBMITTED_AT_MOST");
-	unsigned int offered, taken;
+	unsigned int offered, taken, most = most_submitted();
 	int result;
 
 	ring->sq.sqe_head = ring->sq.sqe_tail;
 	__atomic_store_n(ring->sq.ktail, ring->sq.sqe_tail, __ATOMIC_RELEASE);
 	offered = ring->sq.sqe_tail - *ring->sq.khead;
-	taken = most && offered > (unsigned int)most ? (unsigned int)most : offered;
+	taken = offered > most ? most : offered;
 	if (taken < offered) /* the kernel then does not wait either */
 		wait = 0;
 	result = (int)syscall(SYS_io_uring_enter, ring->ring_fd, taken, wait, flags, NULL, 0);
@@ -75,12 +89,15 @@ int io_uring_submit(struct io_uring *ring)
 	return enter(ring, 0, 0);
 }
 
+/* ROUND_LOG: a file that gets a line for each round, with how many completions it has to wait for. */
 int io_uring_submit_and_wait(struct io_uring *ring, unsigned int wait)
 {
+	note("ROUND_LOG", (int)wait);
 	return enter(ring, wait, IORING_ENTER_GETEVENTS);
 }
 
 int io_uring_submit_and_get_events(struct io_uring *ring)
 {
+	note("ROUND_LOG", 0);
 	return enter(ring, 0, IORING_ENTER_GETEVENTS);
 }

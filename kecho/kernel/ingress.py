@@ -129,7 +129,7 @@ class _Clsact:
                 self.remove(ifindex)
 
     def add(self, ifindex: int, program: int) -> None:
-        """In front of the filters that are there already."""
+        """Where the kernel puts it: behind filters that were given a place, in front of those that were not."""
         if _CLSACT not in {qdisc["parent"] for qdisc in self._route.get_qdiscs(index=ifindex)}:
             self._route.tc("add", "clsact", ifindex)
             self._made.add(ifindex)

@@ -107,20 +107,23 @@ def _tun_node(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def tun(folder: Path, *addresses: tuple[str, int]) -> Iterator[int]:
+def tun(folder: Path, *addresses: tuple[str, int], namespace: str = "") -> Iterator[int]:
     """A device of IP packets with these addresses and prefix lengths; the descriptor is the rest of the network.
 
-    Each packet has a struct virtio_net_hdr in front.
+    It is here, or in that namespace. Each packet has a struct virtio_net_hdr in front.
     """
     name = f"kt{random.randrange(1 << 32):x}"
     fd = os.open(_tun_node(folder), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR))
-        with IPRoute() as here:
-            index = here.link_lookup(ifname=name)[0]
+        if namespace:
+            with IPRoute() as here:
+                here.link("set", index=here.link_lookup(ifname=name)[0], net_ns_fd=namespace)
+        with NetNS(namespace) if namespace else IPRoute() as stack:
+            index = stack.link_lookup(ifname=name)[0]
             for address, prefix in addresses:
-                here.addr("add", index=index, address=address, prefixlen=prefix, flags=0x02)  # IFA_F_NODAD
-            here.link("set", index=index, state="up")
+                stack.addr("add", index=index, address=address, prefixlen=prefix, flags=0x02)  # IFA_F_NODAD
+            stack.link("set", index=index, state="up")
         yield fd
     finally:
         os.close(fd)

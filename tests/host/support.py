@@ -427,14 +427,14 @@ def enter_netns(name: str) -> None:
         os.close(fd)
 
 
-def socket_in(netns: str, family: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
+def socket_in(netns: str, family: int, kind: int = socket.SOCK_STREAM, proto: int = 0) -> socket.socket:
     """A socket that belongs to a network namespace, wherever it is used from."""
     found: list[socket.socket | BaseException] = []
 
     def make() -> None:
         try:
             enter_netns(netns)
-            found.append(socket.socket(family, kind))
+            found.append(socket.socket(family, kind, proto))
         except BaseException as e:
             found.append(e)
 

@@ -58,10 +58,16 @@ def fill(running: Server, socks: list[socket.socket]) -> dict[socket.socket, int
 
 @contextlib.contextmanager
 def stopped(running: Server) -> Iterator[None]:
+    """The server has read all there was, and waits, when it is stopped."""
+    stat = Path(f"/proc/{running.process.pid}/stat")
+
+    def state() -> str:
+        return stat.read_text().rsplit(")", 1)[1].split()[0]
+
+    wait_for(lambda: state() == "S", "it waits")
     running.process.send_signal(signal.SIGSTOP)
     try:
-        stat = Path(f"/proc/{running.process.pid}/stat")
-        wait_for(lambda: stat.read_text().rsplit(")", 1)[1].split()[0] == "T", "it stops")
+        wait_for(lambda: state() == "T", "it stops")
         yield
     finally:
         running.process.send_signal(signal.SIGCONT)

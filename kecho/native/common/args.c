@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Parses what both programs take on their command lines, and tells errors in one line.
+// Parses the command lines of both programs, and prints errors in one line.
 #include "common/args.h"
 
 #include <arpa/inet.h>
@@ -15,7 +15,7 @@
 
 const char *program_name = "?";
 
-/* One line, whatever is in the arguments that it quotes, and nothing that a terminal would obey. */
+/* Prints one line without control characters, whatever the arguments contain. */
 static void print_line(const char *format, va_list args)
 {
 	char line[512];
@@ -46,7 +46,7 @@ void die(enum exit_code code, const char *format, ...)
 	exit(code);
 }
 
-/* Decimal digits and nothing else; strtoull() would take "-1", " 1" and "". */
+/* Accepts only decimal digits; strtoull() would take "-1", " 1" and "". */
 static bool scan_digits(const char *text, char **end, uint64_t *value)
 {
 	if (*text < '0' || *text > '9')
@@ -110,8 +110,8 @@ void parse_address(const char *option, const char *text, uint16_t port, struct a
 	bool v6;
 
 	/*
-	 * inet_aton()'s "1" and "127.1" are addresses to getaddrinfo(); to a person they are typing
-	 * errors.
+	 * getaddrinfo() takes "1" and "127.1" for addresses, as inet_aton() does; here they are
+	 * typing errors.
 	 */
 	if (!strchr(text, ':') && inet_pton(AF_INET, text, &(struct in_addr){0}) != 1)
 		goto err_not_an_address;
@@ -172,7 +172,7 @@ void arg_text(const struct arg *arg, const char *text)
 	*(const char **)arg->to = text;
 }
 
-/* getopt's table, with the help at its end; it is the caller's. */
+/* The table for getopt_long(), with --help at its end. The caller frees it. */
 static struct option *long_options(const struct arg *args, size_t n)
 {
 	struct option *longs = calloc(n + 2, sizeof(*longs));
@@ -199,7 +199,7 @@ void args_parse(const struct arg *args, size_t n, int argc, char **argv, const c
 		const struct arg *arg;
 
 		if (got)
-			exit(EXIT_USAGE); /* getopt_long() has said why */
+			exit(EXIT_USAGE); /* getopt_long() has printed why */
 		if ((size_t)which == n) {
 			fputs(usage, stdout);
 			exit(EXIT_DONE);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The argument parsing that both programs share, and how errors are told. */
+/* Arguments and error messages of both programs. */
 #ifndef KECHO_NATIVE_ARGS_H
 #define KECHO_NATIVE_ARGS_H
 
@@ -16,47 +16,44 @@ enum exit_code {
 	EXIT_PORT_TAKEN = 4
 };
 
-/*
- * A numeric IPv4 or IPv6 address with a port, and how to print it: "127.0.0.1:12345",
- * "[::1]:12345".
- */
+/* A numeric IPv4 or IPv6 address with a port, also as text: "127.0.0.1:12345", "[::1]:12345". */
 struct address {
 	struct sockaddr_storage sa;
 	socklen_t sa_len;
 	char text[80];
 };
 
-/* Set first thing in main(): what every error line begins with. */
+/* Every error line begins with it. main() has to set it first. */
 extern const char *program_name;
 
-/* One line on stderr, prefixed with the program's name; then exit. */
+/* Prints one line on stderr, prefixed with the program's name, and exits. */
 _Noreturn void die(enum exit_code code, const char *format, ...)
 	__attribute__((format(printf, 2, 3)));
-/* The same without the exit. */
+/* As die(), without exiting. */
 void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* The parsers die with EXIT_USAGE and a line that names the option. */
 uint64_t parse_number(const char *option, const char *text, uint64_t lowest, uint64_t highest);
-/* As parse_number(), and "16K" and "1M" count in units of 1024 and 1024 * 1024. */
+/* As parse_number(), with suffixes: "16K" is 16 * 1024, "1M" is 1024 * 1024. */
 uint64_t parse_size(const char *option, const char *text, uint64_t lowest, uint64_t highest);
-/* Decimal seconds, "0.5", to nanoseconds. */
+/* Converts decimal seconds, such as "0.5", to nanoseconds. */
 uint64_t parse_seconds_ns(const char *option, const char *text, double lowest, double highest);
 double parse_decimal(const char *option, const char *text, double lowest, double highest);
 void parse_address(const char *option, const char *text, uint16_t port, struct address *address);
 
 /*
- * An option of a command line, and what becomes of its value: `parse` stores it at `to`, or dies as
- * the parsers above do. Without `parse` it takes no value and sets a bool.
+ * An option of a command line. `parse` stores its value at `to`, or dies as the parsers above do.
+ * Without `parse` the option takes no value and sets a bool.
  */
 struct arg {
 	const char *name; /* "--port" */
 	void (*parse)(const struct arg *arg, const char *text);
 	void *to;
 	size_t bytes;		/* of the integer there */
-	uint64_t least, most;	/* of a whole number */
-	double lowest, highest; /* of another one */
-	bool bare;		/* it may come without a value: text is then NULL */
-	const void *tag;	/* what else the program has to know */
+	uint64_t least, most;	/* for integers */
+	double lowest, highest; /* for other numbers */
+	bool bare;		/* the value may be missing: text is then NULL */
+	const void *tag;	/* for the program's own use */
 };
 
 #define ARG_WHOLE(option, how, field, min, max)                                                    \
@@ -84,15 +81,15 @@ struct arg {
 		.name = (option), .parse = (how), .to = &(field)                                   \
 	}
 
-void arg_number(const struct arg *arg, const char *text); /* any integer, not below 0 */
+void arg_number(const struct arg *arg, const char *text); /* an unsigned integer of any size */
 void arg_size(const struct arg *arg, const char *text);
 void arg_seconds_ns(const struct arg *arg, const char *text); /* uint64_t */
 void arg_decimal(const struct arg *arg, const char *text);    /* double */
 void arg_text(const struct arg *arg, const char *text);	      /* const char * */
 
 /*
- * Reads a whole command line, which has --help too. Calls given(), if there is one, for each option
- * that comes.
+ * Parses a command line, which has --help too. Calls given(), unless that is NULL, for each option
+ * that it finds.
  */
 void args_parse(const struct arg *args, size_t n, int argc, char **argv, const char *usage,
 		void (*given)(const struct arg *arg, void *context), void *context);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The clock that every latency of bench comes from. */
+/* The clock of all times in the native programs. */
 #ifndef KECHO_NATIVE_CLOCK_H
 #define KECHO_NATIVE_CLOCK_H
 

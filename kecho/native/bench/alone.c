@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The closed loop on one connection: blocking, because an epoll_wait() would cost more than the echo.
-#include "bench.h"
+// The closed loop on one connection. It blocks, since epoll_wait() would cost more than the echo.
+#include "mode.h"
 #include "common/clock.h"
 
 #include <errno.h>
@@ -9,7 +9,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-/* A request that did not go out or come back in one piece: does what is left of it. */
+/* Completes a request that was not sent or not received in one piece. */
 static bool exchange_rest(struct thread *thread, struct conn *conn)
 {
 	const size_t size = thread->run->options->size_bytes;
@@ -42,7 +42,7 @@ static bool exchange_rest(struct thread *thread, struct conn *conn)
 	}
 }
 
-/* The fast path went wrong: with sent and got, and their errno, finds out how, or does the rest. */
+/* Leaves the fast path: sent and got are its results, with errno. Completes the request or fails. */
 static bool finish_slowly(struct thread *thread, struct conn *conn, ssize_t sent, ssize_t got)
 {
 	const size_t size = thread->run->options->size_bytes;
@@ -67,7 +67,7 @@ static bool finish_slowly(struct thread *thread, struct conn *conn, ssize_t sent
 	return exchange_rest(thread, conn);
 }
 
-/* A blocking socket whose recv() gives up after the I/O timeout. */
+/* Makes the socket blocking, with the I/O timeout for recv(). */
 bool alone_prepare(struct thread *thread)
 {
 	const struct conn *conn = &thread->conns[0];
@@ -85,9 +85,9 @@ bool alone_prepare(struct thread *thread)
 }
 
 /*
- * One connection: this must cost next to nothing beside two clock reads, a send and a recv. What
- * does not go through in one piece leaves the fast path; sending never blocks, or a message larger
- * than the buffers would wait for ever.
+ * Must cost next to nothing beside two clock reads, a send and a recv. A request that does not go
+ * through in one piece leaves the fast path. send() does not block, since a message that is larger
+ * than the buffers would then wait for ever.
  */
 bool alone_drive(struct thread *thread)
 {

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
-// bench's burst: N connections are released at once and send one message each, R times over.
+// Mode burst: N connections are released at once and send one message each; R such rounds.
 //
-// All N requests are due at the release, so latency counts from there: a request that waits for its
-// turn because the client is still busy with the others has waited. The time of a round is that from
-// the release to the last reply.
-#include "bench.h"
+// All N requests are due at the release, so their latency counts from there: it includes the time in
+// which the client is busy with other requests. A round lasts from the release to the last reply.
+#include "mode.h"
 
 static bool burst_prepare(struct thread *thread)
 {

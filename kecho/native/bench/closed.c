@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// bench's closed loop: a connection's next request begins when its last reply is there.
-#include "bench.h"
+// Mode closed: the next request of a connection begins when the last reply is complete.
+#include "mode.h"
 
 static bool closed_prepare(struct thread *thread)
 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// bench's connections: made, sent to, received from, verified, and every way that can fail.
-#include "bench.h"
+// bench's connections: connecting, sending, receiving, verifying, closing, and their failures.
+#include "conn.h"
 #include "common/clock.h"
 
 #include <errno.h>
@@ -15,9 +15,8 @@
 #define CONNECTS_AT_ONCE 64 /* half of the usual backlog, over all threads */
 #define PAUSE_NS	 NS_PER_MS
 #define PAUSE_MAX_NS	 (64 * NS_PER_MS)
-#define SYN_RETRY_NS                                                                               \
-	(900 * NS_PER_MS) /* a connection that took this long was made at the second attempt */
-#define DRAIN_NS NS_PER_S
+#define SYN_RETRY_NS	 (900 * NS_PER_MS) /* a connect() that takes longer needed a second SYN */
+#define DRAIN_NS	 NS_PER_S
 
 static bool fail_connect(struct thread *thread, const struct conn *conn, int error)
 {
@@ -140,9 +139,9 @@ static bool connect_batch(struct thread *thread, unsigned int first, unsigned in
 }
 
 /*
- * The kernel makes connections faster than a server accepts them, and what overflows its backlog is
- * tried again only after a second. So they are made in batches, with a pause for the server that
- * doubles each time one was not enough.
+ * The kernel makes connections faster than a server accepts them. A SYN that finds the backlog full
+ * is sent again only after a second. So connections are made in batches with a pause in between,
+ * which doubles each time the backlog was full.
  */
 bool conns_connect(struct thread *thread)
 {
@@ -181,8 +180,8 @@ void conns_close(struct thread *thread)
 }
 
 /*
- * Whatever the server still sends, it sends before it closes. A server that does not close after us
- * gets a second, once for the whole run; that it does not is no error.
+ * Surplus bytes come before the server's FIN, so this waits for it. A server that does not close
+ * after us is no error: it gets one second, once in a run.
  */
 bool conns_drain(struct thread *thread)
 {
@@ -333,7 +332,7 @@ enum io conn_exchange(struct thread *thread, struct conn *conn)
 	return received;
 }
 
-/* One byte more than the reply is asked for, so that one too many is seen as such. */
+/* Asks for one byte more than the reply has, to notice surplus bytes. */
 enum io conn_recv(struct thread *thread, struct conn *conn)
 {
 	const size_t size = thread->run->options->size_bytes;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// bench's connect-request-response: a connection for each request, timed from connect() on.
-#include "bench.h"
+// Mode crr (connect, request, response): a connection for each request, timed from connect() on.
+#include "mode.h"
 
 static enum io crr_begin(struct thread *thread, struct conn *conn)
 {

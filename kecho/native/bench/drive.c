@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Keeps many connections of one thread busy, one request at a time each, by epoll.
-#include "bench.h"
+// Keeps the connections of a thread busy by epoll, with one request at a time each.
+#include "mode.h"
 #include "common/clock.h"
 
 #include <errno.h>
@@ -9,50 +9,29 @@
 #include <time.h>
 
 #define EVENTS_PER_WAIT 256
-#define LOOK_NS		(100 * NS_PER_MS) /* how often somebody looks for timeouts */
+#define LOOK_NS		(100 * NS_PER_MS) /* between checks for timeouts */
 
 struct driver {
 	struct thread *thread;
 	const struct mode *mode;
-	struct conn *first; /* of the idle connections; the longest idle one */
-	struct conn **last;
-	unsigned int idle;
+	struct conn_queue idle;
 	unsigned int busy;
-	uint64_t look_ns; /* when to look for timeouts next */
+	uint64_t look_ns; /* the next check for timeouts */
 };
 
-static void idle_put(struct driver *d, struct conn *conn)
-{
-	conn->next = NULL;
-	*d->last = conn;
-	d->last = &conn->next;
-	d->idle++;
-}
-
-static struct conn *idle_take(struct driver *d)
-{
-	struct conn *conn = d->first;
-
-	d->first = conn->next;
-	if (!d->first)
-		d->last = &d->first;
-	d->idle--;
-	return conn;
-}
-
-/* A request has begun or can go on; afterwards its connection may be idle. */
+/* After a step of a request: puts a connection whose reply is complete among the idle ones. */
 static bool handle(struct driver *d, struct conn *conn, enum io done)
 {
 	if (done == IO_DONE) {
 		d->busy--;
-		idle_put(d, conn);
+		conn_queue_put(&d->idle, conn);
 	}
 	return done != IO_FAILED;
 }
 
 /*
- * An idle connection is readable only if the server sends what nobody asked for, or has closed, as
- * it may at the end.
+ * An idle connection is readable if the server sends surplus bytes, or has closed. At the end of a
+ * run it may close.
  */
 static bool idle_event(struct driver *d, struct conn *conn)
 {
@@ -67,15 +46,15 @@ static bool idle_event(struct driver *d, struct conn *conn)
 	return conn_fail_recv(d->thread, conn, got);
 }
 
-/* When the next request is due, NO_LIMIT when there is none for now. */
+/* When the next request is due; NO_LIMIT if none is, or no connection is idle. */
 static uint64_t next_due(struct driver *d)
 {
-	return d->idle ? d->mode->due(d->thread, d->thread->last_ns) : NO_LIMIT;
+	return d->idle.length ? d->mode->due(d->thread, d->thread->last_ns) : NO_LIMIT;
 }
 
 /*
- * A request that was due at a given time begins now: because the timer was late, or no connection
- * was idle before.
+ * A request that was due at a given time begins now. It is late if the timer was, or if no
+ * connection was idle.
  */
 static void note_late(struct thread *thread, struct conn *conn, uint64_t now)
 {
@@ -102,7 +81,7 @@ static bool begin_due(struct driver *d, bool *begun)
 	if (due_ns > now)
 		return true;
 	*begun = true;
-	conn = idle_take(d);
+	conn = conn_queue_take(&d->idle);
 	conn_begin(d->thread, conn, due_ns ? due_ns : now);
 	if (due_ns)
 		note_late(d->thread, conn, now + (conn->begin_ns - due_ns));
@@ -110,18 +89,18 @@ static bool begin_due(struct driver *d, bool *begun)
 	return handle(d, conn, d->mode->begin(d->thread, conn));
 }
 
-/* One request on each idle connection at most, so that what waits in epoll gets its turn. */
+/* Begins at most one request on each idle connection, so that events in epoll get their turn. */
 static bool begin_round(struct driver *d)
 {
 	bool begun = true;
 
-	for (unsigned int n = d->idle; n && begun; n--)
+	for (unsigned int n = d->idle.length; n && begun; n--)
 		if (!begin_due(d, &begun))
 			return false;
 	return true;
 }
 
-/* Waits for replies, no longer than until the next request is due, and handles what came. */
+/* Waits for events, at most until the next request is due, and handles them. */
 static bool wait_events(struct driver *d)
 {
 	struct epoll_event events[EVENTS_PER_WAIT];
@@ -167,11 +146,11 @@ bool drive(struct thread *thread)
 	struct driver d = {
 		.thread = thread,
 		.mode = thread->run->options->mode,
-		.last = &d.first,
 	};
 
+	conn_queue_init(&d.idle);
 	for (unsigned int i = 0; i < thread->nconns; i++)
-		idle_put(&d, &thread->conns[i]);
+		conn_queue_put(&d.idle, &thread->conns[i]);
 	d.look_ns = thread->last_ns + LOOK_NS;
 	for (;;) {
 		if (run_stops(thread->run) || !begin_round(&d))

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
-// The frame of every mode: connect, wait for all threads, drive, check for surplus bytes, close.
-#include "bench.h"
+// What all modes share: connect, wait for all threads, drive, check for surplus bytes, close.
+#include "mode.h"
+#include "supervise.h"
 
-/* From the release to the last reply of all threads. */
+/* Records the time from the release to the last reply of all threads. */
 static bool end_round(struct thread *thread)
 {
 	uint64_t round_ns;

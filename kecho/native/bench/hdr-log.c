@@ -10,10 +10,7 @@
 #ifdef HAVE_ZLIB
 #include <zlib.h>
 
-/*
- * From HdrHistogram's AbstractHistogram.java: encoding V2; the 0x10 says that word size does not
- * matter.
- */
+/* Encoding V2, from HdrHistogram's AbstractHistogram.java. 0x10: independent of the word size. */
 #define COOKIE_V2	     (0x1c849303 | 0x10)
 #define COOKIE_V2_COMPRESSED (0x1c849304 | 0x10)
 #define VARINT_MAX_BYTES     9
@@ -39,7 +36,7 @@ static uint64_t zigzag(int64_t value)
 	return (uint64_t)value << 1 ^ (value < 0 ? UINT64_MAX : 0);
 }
 
-/* LEB128, but that the ninth byte holds eight bits. */
+/* LEB128, except that the ninth byte holds eight bits. */
 static size_t varint_put(unsigned char *at, uint64_t value)
 {
 	size_t n = 0;
@@ -50,7 +47,7 @@ static size_t varint_put(unsigned char *at, uint64_t value)
 	return n;
 }
 
-/* Counts up to the last that is not zero; a run of zeros is one negative number. */
+/* Writes the counts up to the last non-zero one; a run of n zeros is written as -n. */
 static size_t counts_put(unsigned char *at, const struct histogram *h)
 {
 	unsigned int slots = h->total ? histogram_slot(h->max) + 1 : 0;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Writes a histogram as a HdrHistogram log, which many libraries and tools read. */
+/* Writes a histogram as a HdrHistogram log. */
 #ifndef KECHO_NATIVE_HDR_LOG_H
 #define KECHO_NATIVE_HDR_LOG_H
 
@@ -8,9 +8,9 @@
 #include <stdbool.h>
 #include <stdio.h>
 
-/* NULL, or why this build cannot. */
+/* NULL, or the reason why this build cannot write logs. */
 const char *hdr_log_unavailable(void);
-/* A log with one interval. start_s: of the interval, since the epoch. False with errno set. */
+/* Writes a log with one interval; start_s counts from the epoch. False with errno set. */
 bool hdr_log_write(const struct histogram *h, double start_s, double length_s, FILE *file);
 
 #endif

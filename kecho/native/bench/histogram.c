@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What is done with a histogram once the run is over: merging, percentiles, moments.
+// Histograms after a run: merging, percentiles, moments.
 #include "histogram.h"
 
 #include <math.h>

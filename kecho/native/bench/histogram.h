@@ -7,11 +7,11 @@
 #include <stdint.h>
 
 /*
- * Words, as HdrHistogram has them: a bucket is an octave, a sub-bucket a slot in it. The first
- * bucket has 2048 slots of width 1; each further one doubles the range with 1024 slots of twice the
- * width. A slot holds equivalent values, lowest to highest, which differ by less than a thousandth.
- * Equal to a HdrHistogram made with lowest discernible value 1, highest trackable value 3.6e12 (an
- * hour in nanoseconds) and 3 digits.
+ * Words, as in HdrHistogram: a bucket is an octave, which has sub-buckets, here called slots. The
+ * first bucket has 2048 slots of width 1. Each further bucket doubles the range, with 1024 slots of
+ * twice the width. The values in a slot differ by less than a thousandth. This equals a HdrHistogram
+ * with lowest discernible value 1, highest trackable value 3.6e12 (an hour in nanoseconds) and 3
+ * significant digits.
  */
 #define HISTOGRAM_HIGHEST  3600000000000ull
 #define HISTOGRAM_DIGITS   3
@@ -20,7 +20,7 @@
 #define HISTOGRAM_BUCKETS  32u
 #define HISTOGRAM_SLOTS	   ((HISTOGRAM_BUCKETS + 1) * HISTOGRAM_HALF)
 
-/* One writer. total may be read by others while it grows. */
+/* Has one writer. Other threads may read total meanwhile. */
 struct histogram {
 	uint64_t total;
 	uint64_t sum;
@@ -30,7 +30,7 @@ struct histogram {
 	uint64_t counts[HISTOGRAM_SLOTS];
 };
 
-/* All zero but for min. */
+/* Sets everything to zero but min. */
 void histogram_init(struct histogram *h);
 void histogram_merge(struct histogram *into, const struct histogram *from);
 
@@ -42,7 +42,7 @@ static inline unsigned int histogram_slot(uint64_t value)
 	return bucket * HISTOGRAM_HALF + (unsigned int)(value >> bucket);
 }
 
-/* Values above HISTOGRAM_HIGHEST count as that. */
+/* Values above HISTOGRAM_HIGHEST are counted as HISTOGRAM_HIGHEST. */
 static inline void histogram_record(struct histogram *h, uint64_t value)
 {
 	if (__builtin_expect(value > HISTOGRAM_HIGHEST, 0))
@@ -57,20 +57,19 @@ static inline void histogram_record(struct histogram *h, uint64_t value)
 	__atomic_store_n(&h->total, h->total + 1, __ATOMIC_RELAXED);
 }
 
-/* The values a slot holds are lowest .. lowest + width - 1. */
+/* A slot holds the values lowest .. lowest + width - 1. */
 uint64_t histogram_slot_lowest(unsigned int slot);
 uint64_t histogram_slot_width(unsigned int slot);
 
 /*
- * Nearest rank: the highest value of the slot that holds the sample of rank
- * ceil(permille * samples / 1000), and never above max, which is exact. The samples are those here
- * and `missing` more, each of which would be longer than all of these. False when it is one of
- * those. 0 without samples.
+ * Nearest rank: the highest value in the slot of the sample with rank ceil(permille * samples /
+ * 1000), at most max, which is exact. `missing` more samples count as longer than all samples here;
+ * false if the percentile is one of them. 0 without samples.
  */
 bool histogram_percentile(const struct histogram *h, unsigned int permille, uint64_t missing,
 			  uint64_t *value);
 
-/* Exact; the deviation is that of the population. Both 0 without samples. */
+/* Both are exact and 0 without samples. The deviation is that of the population. */
 double histogram_mean(const struct histogram *h);
 double histogram_stdev(const struct histogram *h);
 

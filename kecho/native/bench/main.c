@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The load generator: a run from its memory to its report.
-#include "bench.h"
+// The load generator: sets up a run, has it made, and reports it.
+#include "conn.h"
+#include "report.h"
+#include "supervise.h"
 #include "hdr-log.h"
 
 #include <errno.h>
@@ -14,7 +16,7 @@
 
 #define BUFFER_LEAST (64 * 1024) /* for pipelined replies */
 
-/* Each connection a descriptor, each thread an epoll, and a few that every process has. */
+/* A descriptor for each connection, an epoll for each thread, and a few for the process. */
 static void need_descriptors(const struct options *o)
 {
 	rlim_t need = o->connections + o->threads + 16;
@@ -31,7 +33,7 @@ static void need_descriptors(const struct options *o)
 		    (unsigned long long)need, strerror(errno));
 }
 
-/* total in n shares; the i-th of them. */
+/* The i-th of n shares of total. */
 static uint64_t share(uint64_t total, unsigned int i, unsigned int n)
 {
 	return total / n + (i < total % n);
@@ -82,7 +84,7 @@ static void thread_free(struct thread *thread)
 	free(thread);
 }
 
-/* What all threads measured, in the first one's histogram. */
+/* Merges what all threads measured into the first thread. */
 static struct result collect(struct run *run, bool interrupted)
 {
 	struct result result = {.options = run->options, .interrupted = interrupted};
@@ -106,7 +108,7 @@ static struct result collect(struct run *run, bool interrupted)
 	return result;
 }
 
-/* Files are opened before the run: nobody wants to hear afterwards that they cannot be. */
+/* Files are opened before the run, so that an error does not cost the run. */
 struct files {
 	FILE *hdr;
 	FILE *raw;
@@ -162,7 +164,7 @@ static double wall_clock_s(void)
 	return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
-/* The exit code. */
+/* Returns the exit code. */
 static int bench(const struct options *o)
 {
 	struct files files = files_open(o);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// bench's open loop: requests are due at a fixed rate, and latency counts from then.
-#include "bench.h"
+// Mode open (loop): requests are due at a fixed rate, and latency counts from when they are due.
+#include "mode.h"
 #include "common/clock.h"
 
 #include <errno.h>
@@ -9,10 +9,9 @@
 #include <sys/prctl.h>
 
 /*
- * Request k of thread t among m is due at (k m + t) / rate after the release. It goes to whichever
- * of the thread's connections is idle; when none is, it waits, and that wait is part of its
- * latency: a server that stalls does not stop the clock of the requests that it keeps from being
- * sent (no coordinated omission).
+ * Request k of thread t of m is due (k m + t) / rate after the release. It is sent on an idle
+ * connection of the thread. If there is none it waits, and its latency includes the wait: a stalled
+ * server does not stop the clock of requests that cannot be sent (no coordinated omission).
  */
 static uint64_t due_ns(const struct thread *thread, uint64_t k)
 {
@@ -22,7 +21,7 @@ static uint64_t due_ns(const struct thread *thread, uint64_t k)
 	return thread->release_ns + (uint64_t)(request * 1e9 / o->rate);
 }
 
-/* After the end, what was due before it is still sent, for as long as a reply may take. */
+/* Requests that were due before the end are still sent after it, until the I/O timeout. */
 static uint64_t due_at_rate(struct thread *thread, uint64_t now_ns)
 {
 	uint64_t next_ns = due_ns(thread, thread->begun);
@@ -35,7 +34,7 @@ static uint64_t due_at_rate(struct thread *thread, uint64_t now_ns)
 	return next_ns;
 }
 
-/* Those that were due and not sent. */
+/* Counts the requests that were due and not sent. */
 static uint64_t count_unsent(const struct thread *thread)
 {
 	const struct options *o = thread->run->options;
@@ -53,7 +52,7 @@ static uint64_t count_unsent(const struct thread *thread)
 	return k - thread->begun < thread->quota ? k - thread->begun : thread->quota;
 }
 
-/* The kernel lets timers expire up to 50 us late, to save power, unless asked not to. */
+/* By default the kernel lets timers expire up to 50 us late, to save power. */
 static bool open_prepare(struct thread *thread)
 {
 	if (prctl(PR_SET_TIMERSLACK, 1ul))

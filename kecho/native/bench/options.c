@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // bench's command line.
-#include "bench.h"
+#include "options.h"
+#include "mode.h"
 
 #include <sched.h>
 #include <stdio.h>
@@ -61,7 +62,7 @@ static const char usage[] =
 	"  bench --rate 5000 --connections 10 --duration 10 --hdr out.hlog\n"
 	"  bench --host ::1 --port 7 --size 1M            any echo server, in large messages\n";
 
-/* "0,2-3" to a list that is the options'. */
+/* Parses "0,2-3" into a list that the options own. */
 static void parse_cpus(const struct arg *arg, const char *text)
 {
 	struct options *o = arg->to;
@@ -93,7 +94,7 @@ static void parse_cpus(const struct arg *arg, const char *text)
 		if (*end == ',' && !*at)
 			goto err_usage;
 	} while (*at);
-	options_free(o); /* of a list that came before */
+	options_free(o); /* the list of an earlier --cpus */
 	o->cpus = cpus;
 	o->ncpus = n;
 	return;
@@ -102,7 +103,7 @@ err_usage:
 	die(EXIT_USAGE, "--cpus must be a list of CPU numbers, like 0,2-3, not \"%s\"", text);
 }
 
-/* A run has one mode; the option that chose it is remembered to tell two apart. */
+/* A run has one mode. The option that chose it is kept for the message about a second one. */
 static void choose(const struct arg *arg, void *options)
 {
 	static const char *chosen;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What bench sends: bytes unique to connection and message, compared at memcmp's speed. */
+/* bench's messages: their bytes depend on connection and number, and are verified by memcmp(). */
 #ifndef KECHO_NATIVE_PAYLOAD_H
 #define KECHO_NATIVE_PAYLOAD_H
 
@@ -7,24 +7,24 @@
 #include <string.h>
 
 /*
- * A message is a stretch of one random template, at an offset that depends on the connection and
- * the message, with a stamp in place of its first eight bytes: connection and number, scrambled by
- * the seed. The stamp is unique; the offset makes the rest differ too, so that a piece of another
- * message is found wherever it turns up. Below eight bytes the first bytes of the stamp are the
- * message: they differ between neighbouring messages and connections.
+ * A message is a part of one random template, at an offset that depends on connection and number.
+ * A stamp replaces its first eight bytes: connection and number, scrambled by the seed. The stamp is
+ * unique. The offset makes the other bytes differ as well, so that a piece of another message is
+ * noticed anywhere. A message of less than eight bytes is the beginning of its stamp, which differs
+ * between neighbouring messages and connections.
  *
- * The stamp is written into the template and taken out again: open, use, close, nothing else in
- * between.
+ * Opening a message writes its stamp into the template, closing it restores the template. One
+ * message can be open at a time.
  */
-#define PAYLOAD_WINDOW	       4096u /* offsets there are; a power of two */
+#define PAYLOAD_WINDOW	       4096u /* number of offsets, a power of two */
 #define PAYLOAD_TEMPLATE(size) ((size) + PAYLOAD_WINDOW + sizeof(uint64_t))
 
-/* One a thread. */
+/* Each thread has one. */
 struct payload {
-	unsigned char *template; /* PAYLOAD_TEMPLATE(message size) bytes, owned by who made it */
+	unsigned char *template; /* PAYLOAD_TEMPLATE(message size) bytes, owned by the caller */
 	uint64_t key;
-	unsigned char *open; /* the message that is open */
-	uint64_t covered;    /* what the stamp covers */
+	unsigned char *open; /* the open message */
+	uint64_t covered;    /* the bytes of the template under the stamp */
 };
 
 static inline uint64_t payload_random(uint64_t *state)

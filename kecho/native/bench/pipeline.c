@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// bench's pipelined loop: each connection keeps several requests under way.
-#include "bench.h"
+// Mode pipeline: each connection has several requests in flight.
+#include "mode.h"
 #include "common/clock.h"
 
 #include <errno.h>
@@ -19,17 +19,16 @@ struct begun {
 };
 
 /*
- * The requests of one connection under way. conn->requests is the number of the reply that is under
- * way, and conn->rx_bytes how much of it there is; requests are numbered from 1.
+ * The requests in flight on one connection, numbered from 1. conn->requests is the number of the
+ * next reply, and conn->rx_bytes how much of it has come.
  */
 struct pipe {
 	struct conn *conn;
-	uint64_t last;	     /* request begun */
-	uint64_t sending;    /* request of which something is still to be sent, last + 1 if none */
-	size_t sent_bytes;   /* of that one */
-	struct begun *begun; /* of request n at n % depth */
-	struct pipe *next;   /* in the list of those that are ready to send */
-	bool ready;
+	uint64_t last;	     /* the request begun last */
+	uint64_t sending;    /* the first request not sent completely; last + 1 if there is none */
+	size_t sent_bytes;   /* of that request */
+	struct begun *begun; /* request n is at n % depth */
+	bool ready;	     /* in the queue of those that may send */
 };
 
 struct pipeline {
@@ -38,23 +37,26 @@ struct pipeline {
 	struct begun *begun;
 	unsigned char *batch;
 	size_t batch_bytes;
-	struct pipe *first;
-	struct pipe **last;
-	unsigned int nready;
-	uint64_t under_way;
+	struct conn_queue ready;
+	uint64_t in_flight;
 };
 
-static uint64_t first_under_way(const struct pipe *pipe)
+static struct pipe *pipe_of(const struct pipeline *p, const struct conn *conn)
+{
+	return &p->pipes[conn - p->thread->conns];
+}
+
+static uint64_t first_in_flight(const struct pipe *pipe)
 {
 	return pipe->conn->requests;
 }
 
 static bool has_room(const struct pipeline *p, const struct pipe *pipe)
 {
-	return pipe->last + 1 - first_under_way(pipe) < p->thread->run->options->depth;
+	return pipe->last + 1 - first_in_flight(pipe) < p->thread->run->options->depth;
 }
 
-/* Begins a request now; returns what time it is then. */
+/* Begins a request now. Returns the time, which is later after a hold. */
 static uint64_t pipe_begin(struct pipeline *p, struct pipe *pipe, uint64_t now)
 {
 	struct thread *thread = p->thread;
@@ -66,7 +68,7 @@ static uint64_t pipe_begin(struct pipeline *p, struct pipe *pipe, uint64_t now)
 	if (begun->measured && thread->quota != NO_LIMIT)
 		thread->quota--;
 	thread->begun++;
-	p->under_way++;
+	p->in_flight++;
 	if (!pipe->conn->busy)
 		pipe->conn->sent_ns = now;
 	pipe->conn->busy = true;
@@ -74,8 +76,8 @@ static uint64_t pipe_begin(struct pipeline *p, struct pipe *pipe, uint64_t now)
 }
 
 /*
- * What is to be sent next, copied together; begins requests as far as there is room. The number of
- * bytes.
+ * Copies what is to be sent next into the batch, and begins requests as far as the depth allows.
+ * Returns the number of bytes.
  */
 static size_t batch_fill(struct pipeline *p, struct pipe *pipe)
 {
@@ -99,7 +101,7 @@ static size_t batch_fill(struct pipeline *p, struct pipe *pipe)
 	return n;
 }
 
-/* Sends until nothing may be sent or there is no room for it. */
+/* Sends until there is nothing to send or no room for it. */
 static bool pipe_send(struct pipeline *p, struct pipe *pipe)
 {
 	const size_t size = p->thread->run->options->size_bytes;
@@ -131,12 +133,12 @@ static void reply_end(struct pipeline *p, struct pipe *pipe)
 		thread->warmups++;
 	conn->requests++;
 	conn->rx_bytes = 0;
-	conn->sent_ns = thread->last_ns; /* the next reply may take as long again */
+	conn->sent_ns = thread->last_ns; /* the timeout begins anew for the next reply */
 	conn->busy = conn->requests <= pipe->last;
-	p->under_way--;
+	p->in_flight--;
 }
 
-/* Verifies what came, reply by reply. */
+/* Verifies n received bytes, reply by reply. */
 static bool take(struct pipeline *p, struct pipe *pipe, size_t n)
 {
 	const size_t size = p->thread->run->options->size_bytes;
@@ -147,7 +149,7 @@ static bool take(struct pipeline *p, struct pipe *pipe, size_t n)
 		size_t part = size - conn->rx_bytes < n ? size - conn->rx_bytes : n;
 
 		if (conn->requests > pipe->last) {
-			conn->requests--; /* none is under way: it came after the last */
+			conn->requests--; /* no request is in flight: the error names the last one */
 			return conn_fail_surplus(p->thread, conn, *data);
 		}
 		if (!conn_verify(p->thread, conn, data, part))
@@ -181,20 +183,13 @@ static void ready_put(struct pipeline *p, struct pipe *pipe)
 	if (pipe->ready || pipe->conn->blocked || !has_room(p, pipe) || thread_is_over(p->thread))
 		return;
 	pipe->ready = true;
-	pipe->next = NULL;
-	*p->last = pipe;
-	p->last = &pipe->next;
-	p->nready++;
+	conn_queue_put(&p->ready, pipe->conn);
 }
 
 static struct pipe *ready_take(struct pipeline *p)
 {
-	struct pipe *pipe = p->first;
+	struct pipe *pipe = pipe_of(p, conn_queue_take(&p->ready));
 
-	p->first = pipe->next;
-	if (!p->first)
-		p->last = &p->first;
-	p->nready--;
 	pipe->ready = false;
 	return pipe;
 }
@@ -211,11 +206,11 @@ static bool wait_events(struct pipeline *p)
 {
 	struct epoll_event events[EVENTS_PER_WAIT];
 	struct thread *thread = p->thread;
-	int n = epoll_wait(thread->epoll_fd, events, EVENTS_PER_WAIT, p->nready ? 0 : LOOK_MS);
+	int n = epoll_wait(thread->epoll_fd, events, EVENTS_PER_WAIT,
+			   p->ready.length ? 0 : LOOK_MS);
 
 	for (int i = 0; i < n; i++) {
-		struct conn *conn = events[i].data.ptr;
-		struct pipe *pipe = &p->pipes[conn - thread->conns];
+		struct pipe *pipe = pipe_of(p, events[i].data.ptr);
 
 		if (!pipe_recv(p, pipe) || !pipe_send(p, pipe))
 			return false;
@@ -231,10 +226,10 @@ static bool exchange_all(struct pipeline *p)
 
 	for (unsigned int i = 0; i < thread->nconns; i++)
 		ready_put(p, &p->pipes[i]);
-	while (p->nready || p->under_way) {
+	while (p->ready.length || p->in_flight) {
 		uint64_t now;
 
-		for (unsigned int n = p->nready; n; n--)
+		for (unsigned int n = p->ready.length; n; n--)
 			if (!advance(p, ready_take(p)))
 				return false;
 		if (run_stops(thread->run) || !wait_events(p))
@@ -253,7 +248,8 @@ static bool pipeline_init(struct pipeline *p, struct thread *thread)
 {
 	const struct options *o = thread->run->options;
 
-	*p = (struct pipeline){.thread = thread, .last = &p->first};
+	*p = (struct pipeline){.thread = thread};
+	conn_queue_init(&p->ready);
 	p->batch_bytes = o->size_bytes > BATCH_BYTES ? o->size_bytes : BATCH_BYTES;
 	p->pipes = calloc(thread->nconns, sizeof(*p->pipes));
 	p->begun = calloc((size_t)thread->nconns * o->depth, sizeof(*p->begun));
@@ -274,7 +270,7 @@ static void pipeline_free(struct pipeline *p)
 	free(p->pipes);
 }
 
-/* The surplus check tells of the last reply, not of the next. */
+/* The surplus check names the last reply, not the next one. */
 static void pipeline_settle(struct pipeline *p)
 {
 	for (unsigned int i = 0; i < p->thread->nconns; i++)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Prints bench's result, as a table for people and as one JSON object for programs.
-#include "bench.h"
+// Prints the result as a table for people, or as a JSON object for programs.
+#include "report.h"
+#include "mode.h"
 
 #include <stdio.h>
 
@@ -107,7 +108,7 @@ static void print_rounds(const struct result *r)
 		       (unsigned long long)rounds->values[rounds->count - 1]);
 }
 
-/* Nothing here needs escaping: the host is a numeric address. */
+/* No string here needs escaping: the host is a numeric address. */
 void report_json(const struct result *r)
 {
 	const struct options *o = r->options;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What bench's threads share while they run: the gate, the hold, the first failure.
-#include "bench.h"
+// What the threads of a run share: the gate, the hold, the first failure.
+#include "conn.h"
 #include "common/clock.h"
 
 #include <stdarg.h>
@@ -12,7 +12,7 @@ void run_wake(struct run *run)
 	uint64_t one = 1;
 
 	if (write(run->event_fd, &one, sizeof(one)) < 0)
-		return; /* the counter is full: it is awake */
+		return; /* the counter is full: the supervisor is awake */
 }
 
 void run_stop_locked(struct run *run)

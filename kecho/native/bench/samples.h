@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Every single latency of a run, for those who want more than a histogram. */
+/* Every latency of a run, for analyses that need more than a histogram. */
 #ifndef KECHO_NATIVE_SAMPLES_H
 #define KECHO_NATIVE_SAMPLES_H
 
@@ -8,19 +8,19 @@
 #include <stdint.h>
 #include <stdio.h>
 
-/* One writer. All zero is empty. */
+/* Has one writer. All zero means empty. */
 struct samples {
 	uint64_t *values;
 	size_t count;
 	size_t room;
 };
 
-/* False when memory has run out. */
+/* False without memory. */
 bool samples_grow(struct samples *s);
-/* From the smallest to the largest. */
+/* In ascending order. */
 void samples_sort(struct samples *s);
 void samples_free(struct samples *s);
-/* As little-endian u64, in the order of completion. False with errno set. */
+/* Writes little-endian u64 in the order of completion. False with errno set. */
 bool samples_write(const struct samples *s, FILE *file);
 
 static inline bool samples_put(struct samples *s, uint64_t value)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Starts bench's threads, shows progress, stops them all, and waits for them.
-#include "bench.h"
+// Starts the threads of a run, shows progress, stops the threads, and waits for them.
+#include "supervise.h"
 #include "common/clock.h"
 
 #include <errno.h>
@@ -16,7 +16,7 @@
 #define PROGRESS_MS 200
 #define KICK_MS	    10
 
-/* Do all threads that still run wait in run_hold()? */
+/* Are all threads that still run waiting in run_hold()? */
 static bool all_hold(struct run *run)
 {
 	bool hold;
@@ -66,7 +66,7 @@ static void *thread_main(void *arg)
 	return NULL;
 }
 
-/* hold: it is what the run does now. */
+/* hold: the run waits for --hold to end. */
 static void progress_print(struct run *run, uint64_t start_ns, bool hold)
 {
 	uint64_t requests = 0, now = clock_ns();
@@ -96,7 +96,7 @@ static void ignore(int signal)
 	(void)signal;
 }
 
-/* SIGUSR1 gets a thread out of a system call; the supervisor alone reads the others. */
+/* SIGUSR1 interrupts a thread's system call. The supervisor reads the other signals. */
 static int signals_open(void)
 {
 	struct sigaction kick = {.sa_handler = ignore};
@@ -120,7 +120,7 @@ static bool all_ended(struct run *run)
 	return ended;
 }
 
-/* A thread may enter a system call after it looked whether to stop: kick until it ends. */
+/* A thread may enter a system call after it has checked for a stop, so this repeats until it ends. */
 static void kick_all(struct run *run)
 {
 	for (unsigned int i = 0; i < run->options->threads; i++)
@@ -128,7 +128,7 @@ static void kick_all(struct run *run)
 			pthread_kill(run->threads[i]->id, SIGUSR1);
 }
 
-/* Until all threads have ended. The signal that came meanwhile, or 0. */
+/* Waits until all threads have ended. Returns the signal that came meanwhile, or 0. */
 static int watch(struct run *run, int signal_fd)
 {
 	struct pollfd fds[3] = {

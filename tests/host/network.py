@@ -13,8 +13,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyroute2 import NetNS, netns
+from pyroute2 import NetNS, config, netns
 from pyroute2.iproute.linux import IPRoute
+
+# pyroute2 gives the process that makes a namespace 2 s, which is too little in a machine that is emulated.
+config.default_communicate_timeout = 60
 
 # One of its own for each process: runs of several checkouts on one machine must not meet.
 NET = 1 + os.getpid() % 250

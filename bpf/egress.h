@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* Path egress: what a local client sends goes out of the server's end of its own connection, and comes back by TCP. */
+/* Path egress: what a local client sends is redirected out of the server's end of its connection, and returns by TCP. */
 
-/* A payload up to this size fits into the send buffer of a server's end that has nothing to send: SOCK_MIN_SNDBUF. */
+/* A payload of up to this size fits into an empty send buffer: less than SOCK_MIN_SNDBUF. */
 #define SURELY_FITS 2048
 
-/* What TCP may charge for a segment beside its payload: more than any skb takes. */
+/* An upper bound of what TCP charges for a segment beside its payload. */
 #define SEGMENT_OVERHEAD 1280
 
-/* By the client's socket: the server's end of the connection. No program is attached to it. */
+/* The server's end of a connection, by the client's socket. No program is attached to this map. */
 BPF_SOCKHASH(peers, __u64, KECHO_MAX_CONNS);
 
-/* A field of a socket that is known by its address only, and may be gone. */
+/* A field of a socket of which only the address is known: it may be freed. */
 #define FAR_FIELD(sk, name, type)                                                                  \
 	({                                                                                         \
 		type value = 0;                                                                    \
@@ -19,10 +19,10 @@ BPF_SOCKHASH(peers, __u64, KECHO_MAX_CONNS);
 	})
 
 /*
- * The server's end takes @size bytes at once. A sender whose payload finds no room there would wait for that socket's
- * memory, or be told so when poll() says something else about its own: better it goes by TCP. Before accept() a socket
- * without room has nobody to tell: the kernel follows a pointer that is NULL. So until then there is no more under way
- * than what TCP takes even when it has no memory.
+ * True if the server's end can take @size bytes at once. Otherwise the sender would wait for memory of that socket, or
+ * get EAGAIN while poll() reports its own socket writable, so the payload goes by TCP. Before accept() the kernel
+ * follows a NULL pointer (sk_socket) when that socket has no room. Until then no more is in flight than TCP takes even
+ * without memory.
  */
 static __always_inline bool fits(struct local *conn, __u32 size, bool idle)
 {
@@ -51,21 +51,20 @@ int kecho_egress_echo(struct sk_msg_md *msg)
 	if (!find_local(sk, PATH_EGRESS, &conn, &tp, &stats))
 		return SK_PASS;
 
-	/* What went by TCP is read off the socket, for the reasons that ingress.h has. */
+	/* What went by TCP is read from the socket: ingress.h says why. */
 	write_seq = FIELD(tp, WRITE_SEQ);
 	by_tcp = write_seq - conn->snd_base;
 	arrived = FIELD(tp, RCV_NXT) - conn->rcv_base;
 	if (conn->path == PATH_USER || write_seq != conn->tcp_seq) {
-		/* All that was sent has to have come back, read or not: the client has one queue, and it keeps the order. */
+		/* All that was sent must have arrived back. It may be unread: one receive queue keeps the order. */
 		if (!conn->server || arrived != by_tcp + conn->redirected)
 			return pass(conn, key);
 		conn->path = PATH_EGRESS;
 		conn->tcp_seq = write_seq;
 	} else if (arrived != by_tcp + conn->redirected) {
 		/*
-		 * A redirect may have been cut short, of which nobody tells. What the server's end has sent is what it was
-		 * given by redirects, now that all that went by TCP has come back; and they are over, if they are of this
-		 * thread.
+		 * A redirect may have been cut short, which no hook reports. All that went by TCP has come back, so what the
+		 * server's end has sent since is what redirects gave it. Redirects of this thread are over by now.
 		 */
 		__u32 pushed = FAR_FIELD(conn->server, WRITE_SEQ, __u32) - conn->rcv_base - by_tcp;
 
@@ -82,7 +81,7 @@ int kecho_egress_echo(struct sk_msg_md *msg)
 		COUNT(stats->fallbacks, 1);
 		return pass(conn, key);
 	}
-	if (peers.msg_redirect_hash(msg, &key, 0) != SK_PASS) /* the server's end is closed */
+	if (peers.msg_redirect_hash(msg, &key, 0) != SK_PASS) /* the server's end has closed */
 		return pass(conn, key);
 	conn->redirected += size;
 	conn->sender = sender;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-/* The statistics of fastecho.ko: what its tracepoint tells, counted in the same array as the sockmap paths'. */
+/* The statistics of fastecho.ko: counts the events of its tracepoint, in the same form as sockmap.c. */
 #include <uapi/linux/bpf.h>
 #include "kecho.h"
 
-/* KECHO_PATHS: how many paths fastecho.ko says it has. */
+/* KECHO_PATHS: the number of paths in fastecho.ko. */
 BPF_PERCPU_ARRAY(paths, struct path_stats, KECHO_PATHS);
 
 /* kmod/trace.h: path, bytes, ns. */
@@ -17,7 +17,7 @@ int kecho_count(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	stats->echoes++;
 	stats->bytes += (__u32)ctx->args[1];
-	if (slot < HIST_SLOTS) /* always; the verifier cannot know */
+	if (slot < HIST_SLOTS) /* always true, for the verifier */
 		stats->latency[slot]++;
 	return 0;
 }

@@ -1,32 +1,32 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* The log-linear histogram: which slot counts a value. Compiled into the BPF programs and, for the tests, natively. */
+/* The slots of the log-linear histogram. Compiled into the BPF programs, and natively for the tests. */
 #ifndef KECHO_HIST_H
 #define KECHO_HIST_H
 
 /*
- * An octave [2^n, 2^(n+1)) is split into 2^HIST_SUB_BITS equal slots, so a value is known to within 1/8 of its
- * octave's base: reported as the middle of its slot it is off by 6.25 % at most. Values below 2^HIST_SUB_BITS
- * have a slot each. kecho/model/histogram.py is the twin of this file; tests/unit/model/test_histogram.py holds them together.
+ * An octave [2^n, 2^(n+1)) is split into 2^HIST_SUB_BITS equal slots. The middle of a slot differs from the values in it
+ * by at most 6.25 %. Values below 2^HIST_SUB_BITS have a slot each. kecho/model/histogram.py is the twin of this file;
+ * tests/unit/model/test_histogram.py compares the two.
  */
 #define HIST_SUB_BITS 3
 #define HIST_SUB      (1u << HIST_SUB_BITS)
-/* Octaves HIST_SUB_BITS to 63, and the HIST_SUB values below them. */
+/* The octaves HIST_SUB_BITS to 63, and a slot for each of the HIST_SUB values below. */
 #define HIST_SLOTS ((64 - HIST_SUB_BITS + 1) * HIST_SUB)
 
 #define HIST_INLINE static inline __attribute__((always_inline))
 
 /*
- * 1 if @value, below 2^63, is not 0. Without a branch: the BPF verifier follows both ways of each, which it can afford for
- * the first ones below, that hardly any latency takes.
+ * 1 if @value, which is below 2^63, is not 0. It has no branch, since the BPF verifier follows both sides of each. The
+ * first steps of hist_octave() can afford one: latencies hardly ever take it.
  */
 HIST_INLINE unsigned long long hist_any(unsigned long long value)
 {
 	value = -value;
-	asm volatile("" : "+r"(value)); /* or the compiler makes a branch of it */
+	asm volatile("" : "+r"(value)); /* keeps the compiler from making a branch */
 	return value >> 63;
 }
 
-/* BPF has no instruction that counts leading zeroes before version 4 of its ISA: find the octave by halving. */
+/* Finds the octave by bisection: BPF has no instruction that counts leading zeroes. */
 HIST_INLINE unsigned long long hist_octave(unsigned long long value)
 {
 	unsigned long long octave = 0, half;

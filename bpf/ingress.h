@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* Path ingress: what a local client sends goes into its own ingress queue. */
+/* Path ingress: what a local client sends is redirected into its own ingress queue. */
 
 int kecho_ingress_echo(struct sk_msg_md *msg)
 {
@@ -14,13 +14,13 @@ int kecho_ingress_echo(struct sk_msg_md *msg)
 		return SK_PASS;
 
 	/*
-	 * All that went by TCP has to have come back and been read: one path at a time keeps the order. What went is
-	 * read off the socket, not added up here: a send that does not block may take back a part of what was passed,
-	 * and the next one then gets the same verdict again without a call (psock->eval); one that blocks leaves the
-	 * lock half-way to other threads, whose payload then comes through here.
+	 * All that went by TCP must have come back and been read, since one path at a time keeps the order. What went by
+	 * TCP is read from the socket, not counted here. A non-blocking send may take back part of what was passed, and
+	 * the next send then reuses the verdict without a call (psock->eval). A blocking send releases the lock in
+	 * between to other threads, whose payload is then seen here first.
 	 */
 	write_seq = FIELD(tp, WRITE_SEQ);
-	unread = FIELD(tp, RMEM_ALLOC); /* what the client has sent and not read back */
+	unread = FIELD(tp, RMEM_ALLOC); /* sent by the client and not read back */
 	if (conn->path == PATH_USER || write_seq != conn->tcp_seq) {
 		__u32 rcv_nxt = FIELD(tp, RCV_NXT);
 
@@ -32,7 +32,7 @@ int kecho_ingress_echo(struct sk_msg_md *msg)
 		conn->tcp_seq = write_seq;
 	}
 	if (unread + size > KECHO_LIMIT) {
-		/* Data in both its queues is what many a program does not cope with: not a second time. */
+		/* Many programs cannot cope with data in both queues, so this connection stays off the path. */
 		conn->barred = unread != 0;
 		COUNT(stats->fallbacks, 1);
 		return pass(conn, key);
@@ -40,6 +40,6 @@ int kecho_ingress_echo(struct sk_msg_md *msg)
 	count_echo(stats, size);
 	if (KECHO_LATENCY)
 		open_send(conn, key);
-	/* Its entry is there: it goes together with what find_local() found. */
+	/* The client's entry exists: it is removed together with what find_local() has found. */
 	return clients.msg_redirect_hash(msg, &key, BPF_F_INGRESS);
 }

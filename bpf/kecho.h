@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* The types that the BPF programs share with each other and with kecho/kernel/bpf.py. No code. */
+/* Types that the BPF programs share with each other and with kecho/kernel/bpf.py. */
 #ifndef KECHO_H
 #define KECHO_H
 
 #include "hist.h"
 
 /*
- * What one path did on one CPU: the value of the per-CPU array `paths`, whose index is the path.
- * An echo is one verdict that redirected: one sk_msg on paths egress and ingress, one skb on path skb.
+ * The counts of one path on one CPU: the value of the per-CPU array `paths`, whose index is the path. An echo is one
+ * verdict that redirects: one sk_msg on paths egress and ingress, one skb on path skb.
  */
 struct path_stats {
 	unsigned long long echoes;

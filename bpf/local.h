@@ -1,38 +1,38 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* What the paths of local clients share, egress and ingress: a verdict on the client's own send. A service has one of them. */
+/* Shared by the paths of local clients, egress and ingress: a verdict on the client's send. A service has one of them. */
 
-/* KECHO_SEND_HOOK: what tells that the send of a local client returned; of kecho/backends/sockmap.py. */
+/* KECHO_SEND_HOOK: the hook on the return of a local client's send, as in kecho/backends/sockmap.py. */
 #define SEND_HOOK_TRACEPOINT 1
 #define SEND_HOOK_FEXIT	     2
 
 /* A local client. Written under its socket's lock, but for `server`. */
 struct local {
 	__u64 cookie; /* SO_COOKIE of its socket */
-	__u64 server; /* the socket at the other end; 0 before our listener has it */
-	__u64 sender; /* egress: the one task that can have a redirect under way; 0: there may be several */
-	__u64 sent_ns; /* when the verdict saw a send that is under way and found its CPU's slot taken; else 0 */
+	__u64 server; /* the server's end; 0 until it is registered */
+	__u64 sender; /* egress: the only task that can have a redirect in flight; 0: there may be several */
+	__u64 sent_ns;	/* the start of a send in flight that found its CPU's slot taken, or 0 */
 	__u32 snd_base; /* sequence number of the first byte sent */
 	__u32 rcv_base; /* sequence number of the first byte received */
-	__u32 tcp_seq; /* of the first byte that has not gone by TCP, when the path left PATH_USER */
-	__u32 redirected; /* egress: bytes. Modulo 2^32, as sequence numbers */
-	__u16 send_cpu;	  /* where the verdict last redirected */
-	__u8 path;     /* where the last payload went; changes only while nothing is on the way */
-	__u8 accepted; /* egress: the socket at the other end has an owner */
-	__u8 barred;   /* ingress: it has left that path for good */
+	__u32 tcp_seq; /* of the first byte that did not go by TCP, when the path last left PATH_USER */
+	__u32 redirected; /* egress: bytes, modulo 2^32 as sequence numbers */
+	__u16 send_cpu;	  /* the CPU of the last redirect */
+	__u8 path;	  /* of the last payload; changes only while nothing is in flight */
+	__u8 accepted;	  /* egress: the server's end has an owner, by accept() */
+	__u8 barred;	  /* ingress: the connection has left that path for good */
 };
 
-/* The send of a local client that is under way on one CPU. A task that migrates, or one that preempts it, is seen to. */
+/* A local client's send in flight on one CPU. The task may migrate, or be preempted by another sender. */
 struct send {
 	__u64 sk;	/* 0: none */
-	__u64 start_ns; /* when the verdict saw it */
-	__u64 pad[6];	/* a cache line each */
+	__u64 start_ns; /* of the verdict */
+	__u64 pad[6];	/* to a cache line */
 };
 
 BPF_SOCKHASH(clients, __u64, KECHO_MAX_CONNS);
 BPF_F_TABLE("hash", __u64, struct local, locals, KECHO_MAX_CONNS, BPF_F_NO_PREALLOC);
 BPF_ARRAY(sends, struct send, KECHO_CPUS);
 
-/* What a verdict needs to know; false for a socket that is not ours. */
+/* Finds the state of the connection and the counters of @path; false for a socket that is not ours. */
 static __always_inline bool find_local(struct bpf_sock *sk, int path, struct local **conn,
 				       struct tcp_sock **tp, struct path_stats **stats)
 {
@@ -56,14 +56,14 @@ static __always_inline void open_send(struct local *conn, __u64 sk)
 	if (!send)
 		return;
 	owner = __sync_val_compare_and_swap(&send->sk, 0, sk);
-	if (owner && owner != sk) { /* a send that was preempted has it */
+	if (owner && owner != sk) { /* the slot belongs to a preempted send */
 		conn->sent_ns = bpf_ktime_get_ns();
 		return;
 	}
 	send->start_ns = bpf_ktime_get_ns();
 }
 
-/* Ends what open_send() began, on the CPU @cpu; when it began, or 0 if it did not. */
+/* Ends the send of @sk on CPU @cpu. Returns its start, or 0 if the slot has none. */
 static __always_inline __u64 close_send(__u32 cpu, __u64 sk)
 {
 	struct send *send = sends.lookup(&cpu);
@@ -71,12 +71,12 @@ static __always_inline __u64 close_send(__u32 cpu, __u64 sk)
 
 	if (!send || send->sk != sk)
 		return 0;
-	start_ns = send->start_ns; /* before somebody else can have the slot */
+	start_ns = send->start_ns; /* read before the slot is released */
 	send->sk = 0;
 	return start_ns;
 }
 
-/* The same, where it is not known to be on this CPU. */
+/* As close_send(), for a send that may have started on another CPU. */
 static __always_inline __u64 close_send_anywhere(struct local *conn, __u64 sk)
 {
 	__u64 start_ns = conn->sent_ns;
@@ -85,10 +85,10 @@ static __always_inline __u64 close_send_anywhere(struct local *conn, __u64 sk)
 	return start_ns ? start_ns : close_send(conn->send_cpu, sk);
 }
 
-/* The verdict on what goes by TCP. */
+/* The verdict for a payload that goes by TCP. */
 static __always_inline int pass(struct local *conn, __u64 sk)
 {
-	if (KECHO_LATENCY) /* left open by a call whose return no hook sees, such as sendfile */
+	if (KECHO_LATENCY) /* ends a send whose return no hook saw, as that of sendfile() */
 		close_send_anywhere(conn, sk);
 	conn->path = PATH_USER;
 	return SK_PASS;
@@ -121,7 +121,7 @@ int kecho_local_sent(struct bpf_raw_tracepoint_args *ctx)
 	return end_send(ctx->args[0]);
 }
 #elif KECHO_SEND_HOOK == SEND_HOOK_FEXIT
-/* BCC attaches it by itself, by the name that this macro makes. */
+/* BCC attaches it, by the name that this macro makes. */
 KRETFUNC_PROBE(tcp_bpf_sendmsg, void *sk)
 {
 	return end_send((__u64)sk);

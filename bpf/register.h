@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* Registration: which connections are ours, and which path takes them. */
+/* Registration: finds the connections of the service, and chooses their path. */
 
 #define AF_INET	 2
 #define AF_INET6 10
 
-/* The first device of every network namespace: LOOPBACK_IFINDEX in include/net/flow.h. */
+/* The loopback device of every network namespace, as in include/net/flow.h. */
 #define LOOPBACK_IFINDEX 1
 
 struct addr {
@@ -12,8 +12,8 @@ struct addr {
 };
 
 /*
- * What both ends of a connection know of it, and no other two. Not the addresses alone: where packets are redirected,
- * two connections can have the same, of which one end each is here.
+ * What both ends of a connection know, and no other pair of sockets does. Addresses and ports are not enough: where
+ * packets are redirected, a client of one connection and a server of another may have the same here.
  */
 struct handshake {
 	struct addr client, server;
@@ -27,10 +27,10 @@ struct client {
 	__u64 cookie;
 };
 
-/* Clients whose server end has not shown up yet. */
+/* Clients whose server's end is not registered yet. */
 BPF_F_TABLE("hash", struct handshake, struct client, unconfirmed, KECHO_MAX_CONNS,
 	    BPF_F_NO_PREALLOC);
-/* The addresses the service is bound to; the value is not used. Filled by the controller. */
+/* The addresses that the service is bound to, from the controller. The value is not used. */
 BPF_HASH(listeners, struct addr, __u8, 64);
 
 static __always_inline struct addr addr_v4(__u32 ip4)
@@ -39,8 +39,8 @@ static __always_inline struct addr addr_v4(__u32 ip4)
 }
 
 /*
- * The verifier wants each access to a context at a constant offset and of the field's own size, but the compiler merges
- * the loads of two branches, or of two neighbours: so each is volatile, and all come before the choice.
+ * The verifier accepts only accesses to the context at constant offsets and of the field's size. The compiler would merge
+ * loads of two branches or of two neighbours, so all loads are volatile and come before the branch.
  */
 #define CTX_WORD(field) (*(volatile __u32 *)&(field))
 #define OPS_ADDR(ops, end)                                                                         \
@@ -62,7 +62,7 @@ static __always_inline struct addr local_addr(struct bpf_sock_ops *ops)
 	return OPS_ADDR(ops, local);
 }
 
-/* Does the way out of @tp lead back to this host? */
+/* Does the route of @tp lead to the loopback device? */
 static __always_inline bool goes_to_loopback(struct tcp_sock *tp)
 {
 	void *dst = POINTER_FIELD(tp, DST);
@@ -76,7 +76,7 @@ static __always_inline bool is_mapped(const struct addr *addr)
 	return !addr->word[0] && !addr->word[1] && addr->word[2] == bpf_htonl(0xffff);
 }
 
-/* Is @addr one the service is bound to, by name or by wildcard? */
+/* Is the service bound to @addr, or to the wildcard of its version? */
 static __always_inline bool is_ours(struct addr *addr)
 {
 	struct addr any = {};
@@ -98,7 +98,7 @@ static __always_inline void follow(struct bpf_sock_ops *ops)
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
-/* As the client's end knows it. */
+/* The handshake as the client's end knows it. */
 static __always_inline struct handshake client_handshake(struct bpf_sock_ops *ops,
 							 struct local *conn)
 {
@@ -109,7 +109,7 @@ static __always_inline struct handshake client_handshake(struct bpf_sock_ops *op
 				  .server_seq = conn->rcv_base};
 }
 
-/* The client's end, before its connect() returns. The server's end does not exist yet: it comes with the ACK. */
+/* Registers the client's end before its connect() returns. The server's end comes later, with the ACK. */
 static __always_inline void register_client(struct bpf_sock_ops *ops, struct bpf_sock *sk)
 {
 	struct client client = {.sk = (__u64)sk, .cookie = bpf_get_socket_cookie(ops)};
@@ -122,7 +122,7 @@ static __always_inline void register_client(struct bpf_sock_ops *ops, struct bpf
 	if (!tp || !in_our_netns(ops) || !is_ours(&server) || !goes_to_loopback(tp))
 		return;
 	if (FIELD(tp, FLAGS) &
-	    (1u << KECHO_SOCK_ZEROCOPY)) /* it waits for completions that only TCP has */
+	    (1u << KECHO_SOCK_ZEROCOPY)) /* it waits for completions, which only TCP sends */
 		return;
 	conn.snd_base = FIELD(tp, WRITE_SEQ);
 	conn.rcv_base = FIELD(tp, RCV_NXT);
@@ -144,8 +144,8 @@ err_locals:
 }
 
 /*
- * The client's other end is here: its payload may be redirected. An element of a map that is freed meanwhile can be
- * another client's at once; the cookie tells.
+ * Confirms a client, so that its payload may be redirected. A freed map element can be reused for another client at
+ * once, so the cookie is compared.
  */
 static __always_inline void confirm(struct bpf_sock_ops *ops, struct bpf_sock *server,
 				    struct client *found)
@@ -166,7 +166,7 @@ static __always_inline void confirm(struct bpf_sock_ops *ops, struct bpf_sock *s
 		conn->server = 0;
 }
 
-/* The server's end: confirms the client's, if that is registered, or goes on path skb itself. */
+/* Registers the server's end: confirms a registered client, or else puts the connection on path skb. */
 static __always_inline void register_server(struct bpf_sock_ops *ops, struct bpf_sock *sk)
 {
 	__u64 key = (__u64)sk;
@@ -202,7 +202,7 @@ static __always_inline void register_server(struct bpf_sock_ops *ops, struct bpf
 	follow(ops);
 }
 
-/* What the client has not read lies in its ingress queue, which ends with its entry in `clients`. */
+/* Does the client have unread data in its ingress queue? Removing its entry in `clients` would drop that. */
 static __always_inline bool must_keep(struct bpf_sock *sk)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
@@ -210,14 +210,14 @@ static __always_inline bool must_keep(struct bpf_sock *sk)
 	return KECHO_PATH_LOCAL == PATH_INGRESS && tp && FIELD(tp, RMEM_ALLOC);
 }
 
-/* @sk is at its end, or sends nothing more: it reads what is left as any socket does. */
+/* Removes @sk, which has closed or sends nothing more. It reads what is left as any socket does. */
 static __always_inline void unregister(struct bpf_sock_ops *ops, struct bpf_sock *sk, bool closed)
 {
 	__u64 key = (__u64)sk;
 	struct local *conn = locals.lookup(&key);
 	bool keep = must_keep(sk);
 
-	if (closed) /* where it is one: `servers` forgets a socket by itself */
+	if (closed) /* `servers` itself drops closed sockets */
 		remotes.delete(&key);
 	if (!conn || (keep && !closed))
 		return;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* Path skb: what a server's socket receives goes out of it again. Of remote clients, and of local ones with --path skb. */
+/* Path skb: what a server's socket receives is sent out of it again. For remote clients; with --path skb for all. */
 
-/* Echoes of one connection whose latency can be open at once; more go unmeasured, not uncounted. */
+/* The most echoes of a connection that are timed at once. Others are counted, but not timed. */
 #define OPEN_ECHOES 16
 
 /* The server's end of a connection. Written under its socket's lock. */
@@ -9,9 +9,9 @@ struct remote {
 	__u64 cookie;	 /* SO_COOKIE of the socket */
 	__u32 snd_base;	 /* sequence number of the first byte sent */
 	__u32 rcv_base;	 /* sequence number of the first byte received */
-	__u32 in_bytes;	 /* what the verdict took in. Modulo 2^32, as sequence numbers */
-	__u32 out_bytes; /* what entered the send path. Modulo 2^32 */
-	__u32 path;	 /* where the last payload went; changes only while nothing is on the way */
+	__u32 in_bytes;	 /* taken in by the verdict, modulo 2^32 as sequence numbers */
+	__u32 out_bytes; /* entered the send path, modulo 2^32 */
+	__u32 path;	 /* of the last payload; changes only while nothing is in flight */
 	__u32 open_head; /* the ring of open echoes, [open_tail, open_head) */
 	__u32 open_tail;
 	__u32 open_end[OPEN_ECHOES]; /* in_bytes after this echo */
@@ -20,10 +20,10 @@ struct remote {
 
 BPF_SOCKHASH(servers, __u64, KECHO_MAX_CONNS);
 BPF_F_TABLE("hash", __u64, struct remote, remotes, KECHO_MAX_CONNS, BPF_F_NO_PREALLOC);
-/* The cookies of sockets whose stream cannot go on: the controller resets them, which a verdict may not. */
+/* The cookies of sockets whose stream is broken. The controller resets them, which a verdict may not do. */
 BPF_RINGBUF_OUTPUT(broken, 1);
 
-/* What the verdict needs to know; false for a socket that is not ours. */
+/* Finds the state of the connection and the counters; false for a socket that is not ours. */
 static __always_inline bool find_remote(struct bpf_sock *sk, struct remote **conn,
 					struct tcp_sock **tp, struct path_stats **stats)
 {
@@ -38,13 +38,13 @@ static __always_inline bool find_remote(struct bpf_sock *sk, struct remote **con
 	return *conn && *tp && *stats;
 }
 
-/* What bpf_skb_adjust_room() removes at once, and how often that is for the largest skb. */
+/* The most that one bpf_skb_adjust_room() removes, and how many calls the largest skb takes. */
 #define MOST_TRIMMED 0xfff
 #define MOST_TRIMS   129 /* 512 KiB, of BIG TCP */
 
 /*
- * What @bytes in payloads of @size take of the send buffer, which counts the memory of each skb as well. An skb has at
- * most half a window (tcp_bound_to_half_wnd()) and at most 17 payloads (MAX_SKB_FRAGS).
+ * The room that @bytes in payloads of @size take in the send buffer, with the memory of each skb. An skb has at most
+ * half a window (tcp_bound_to_half_wnd()) and at most 17 payloads (MAX_SKB_FRAGS).
  */
 #define SKB_COST  1280
 #define FRAG_COST (SKB_COST / 17 + 1)
@@ -54,10 +54,10 @@ static __always_inline __u32 memory(struct tcp_sock *tp, __u32 bytes, __u32 size
 	       bytes / size * FRAG_COST;
 }
 
-/* The sequence number of an skb's first byte: tcp_skb_cb.seq. kecho/backends/sockmap.py sees to it that it is there. */
+/* The sequence number of an skb's first byte: tcp_skb_cb.seq. sockmap_offsets() in Python checks that it is there. */
 #define SKB_SEQ(skb) ((skb)->cb[0])
 
-/* Takes @size bytes off the beginning; false if the kernel has no memory for that. */
+/* Removes the first @size bytes; false if the kernel has no memory for that. */
 static __always_inline bool trim(struct __sk_buff *skb, __u32 size)
 {
 	int i;
@@ -80,39 +80,39 @@ int kecho_skb_echo(struct __sk_buff *skb)
 	struct remote *conn;
 	__u32 size = skb->len;
 	__u64 key = (__u64)sk;
-	__u32 waiting; /* this one, and what is redirected and not in the send buffer yet */
+	__u32 waiting; /* this skb, and what is redirected but not in the send buffer yet */
 	__s32 known;
 
-	if (!size) /* a bare FIN, which TCP has seen to */
+	if (!size) /* a bare FIN, which TCP has handled */
 		return SK_DROP;
 	if (!find_remote(sk, &conn, &tp, &stats))
 		return SK_PASS;
 
 	/*
-	 * A client that sends again may cut its stream otherwise. TCP queues a segment of which it knows the first
-	 * part, leaves it to the reader to skip that, and tcp_read_skb() does not.
+	 * A retransmitting client may cut its stream differently. TCP queues a segment whose first part it has already.
+	 * The reader has to skip that part, and tcp_read_skb() does not.
 	 */
 	known = conn->rcv_base + conn->in_bytes - SKB_SEQ(skb);
-	if (known < 0) /* what came before this could not be trimmed */
+	if (known < 0) /* a segment before this one could not be trimmed */
 		goto broken;
 	if (known > 0) {
 		if (!trim(skb, (__u32)known < size ? known : size))
 			goto broken;
 		size = skb->len;
-		if (!size) /* only its FIN was news */
+		if (!size) /* only its FIN is new */
 			return SK_DROP;
 	}
 
 	if (conn->path == PATH_USER) {
-		/* Stay until the controller has sent all that was passed to it. */
+		/* Stay on path user until the controller has sent all that was passed to it. */
 		if (FIELD(tp, WRITE_SEQ) - conn->snd_base != conn->in_bytes)
 			goto pass;
 		conn->path = PATH_SKB;
 	}
 	/*
-	 * Taken in and not acknowledged as echoed, wherever it is. Redirecting acknowledges to the client whatever it
-	 * sends, so this is what bounds memory. It has to act before the send buffer is full: behind a backlog of
-	 * redirected data the kernel queues what is passed as well, without bound.
+	 * All bytes taken in whose echo is not acknowledged, wherever they are. Redirecting acknowledges what the client
+	 * sends, so only this bounds memory. It must act before the send buffer is full: behind a backlog of redirected
+	 * data the kernel queues what is passed as well, without bound.
 	 */
 	waiting = conn->in_bytes - (FIELD(tp, WRITE_SEQ) - conn->snd_base) + size;
 	if (conn->in_bytes - (FIELD(tp, SND_UNA) - conn->snd_base) + size > KECHO_LIMIT ||
@@ -137,7 +137,7 @@ pass:
 	conn->in_bytes += size;
 	return SK_PASS;
 
-broken: /* better no stream than one that is wrong */
+broken: /* the stream has a hole: end it rather than echo wrong bytes */
 	broken.ringbuf_output(&conn->cookie, sizeof(conn->cookie), 0);
 	return SK_DROP;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* SipHash-2-4 (Aumasson and Bernstein, 2012), word by word. Compiled into bpf/mirror.c and, for the tests, natively. */
+/* SipHash-2-4 (Aumasson and Bernstein, 2012), by words. Compiled into bpf/mirror.c, and natively for the tests. */
 #ifndef KECHO_SIPHASH_H
 #define KECHO_SIPHASH_H
 
@@ -28,14 +28,14 @@ SIPHASH_INLINE void siphash_round(struct siphash *sip)
 	sip->v2 = siphash_rotate(sip->v2, 32);
 }
 
-/* With the key's two halves, each little-endian. */
+/* The key is given as two little-endian halves. */
 SIPHASH_INLINE struct siphash siphash_begin(unsigned long long key0, unsigned long long key1)
 {
 	return (struct siphash){key0 ^ 0x736f6d6570736575ull, key1 ^ 0x646f72616e646f6dull,
 				key0 ^ 0x6c7967656e657261ull, key1 ^ 0x7465646279746573ull};
 }
 
-/* The next eight bytes of the message, little-endian. */
+/* Adds the next eight bytes of the message, as a little-endian word. */
 SIPHASH_INLINE void siphash_add(struct siphash *sip, unsigned long long word)
 {
 	sip->v3 ^= word;
@@ -44,7 +44,7 @@ SIPHASH_INLINE void siphash_add(struct siphash *sip, unsigned long long word)
 	sip->v0 ^= word;
 }
 
-/* @rest: what is left of the message, less than eight bytes; @size: of the whole message. */
+/* @rest: the last bytes of the message, fewer than eight; @size: that of the whole message. */
 SIPHASH_INLINE unsigned long long siphash_end(struct siphash *sip, unsigned long long rest,
 					      unsigned int size)
 {

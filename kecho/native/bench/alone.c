@@ -42,7 +42,7 @@ static bool exchange_rest(struct thread *thread, struct conn *conn)
 	}
 }
 
-/* Leaves the fast path: sent and got are its results, with errno. Completes the request or fails. */
+/* Leaves the fast path with its results sent, got and errno: completes the request or fails. */
 static bool finish_slowly(struct thread *thread, struct conn *conn, ssize_t sent, ssize_t got)
 {
 	const size_t size = thread->run->options->size_bytes;

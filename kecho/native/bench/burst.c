@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Mode burst: N connections are released at once and send one message each; R such rounds.
 //
-// All N requests are due at the release, so their latency counts from there: it includes the time in
-// which the client is busy with other requests. A round lasts from the release to the last reply.
+// All N requests are due at the release, so their latency counts from there: it includes the time
+// in which the client is busy with other requests. A round lasts from the release to the last
+// reply.
 #include "mode.h"
 
 static bool burst_prepare(struct thread *thread)

@@ -15,7 +15,7 @@
 #define CONNECTS_AT_ONCE 64 /* half of the usual backlog, over all threads */
 #define PAUSE_NS	 NS_PER_MS
 #define PAUSE_MAX_NS	 (64 * NS_PER_MS)
-#define SYN_RETRY_NS	 (900 * NS_PER_MS) /* a connect() that takes longer needed a second SYN */
+#define SYN_RETRY_NS	 (900 * NS_PER_MS) /* a slower connect() needed a second SYN */
 #define DRAIN_NS	 NS_PER_S
 
 static bool fail_connect(struct thread *thread, const struct conn *conn, int error)

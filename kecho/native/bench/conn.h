@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* bench's connections. Functions return false, or IO_FAILED, after run_fail() or if the run stops. */
+/* bench's connections. Functions return false or IO_FAILED if the run failed or stops. */
 #ifndef KECHO_NATIVE_CONN_H
 #define KECHO_NATIVE_CONN_H
 

@@ -9,9 +9,9 @@
 /*
  * Words, as in HdrHistogram: a bucket is an octave, which has sub-buckets, here called slots. The
  * first bucket has 2048 slots of width 1. Each further bucket doubles the range, with 1024 slots of
- * twice the width. The values in a slot differ by less than a thousandth. This equals a HdrHistogram
- * with lowest discernible value 1, highest trackable value 3.6e12 (an hour in nanoseconds) and 3
- * significant digits.
+ * twice the width. The values in a slot differ by less than a thousandth. This equals a
+ * HdrHistogram with lowest discernible value 1, highest trackable value 3.6e12 (an hour in
+ * nanoseconds) and 3 significant digits.
  */
 #define HISTOGRAM_HIGHEST  3600000000000ull
 #define HISTOGRAM_DIGITS   3

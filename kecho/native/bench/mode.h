@@ -20,8 +20,8 @@ struct mode {
 	/* From the release to the last reply; NULL: drive(), which calls the functions below. */
 	bool (*drive)(struct thread *thread);
 	/*
-	 * When the next request of the thread is due. 0: at once, and its latency counts from when it
-	 * begins. A time: then, and its latency counts from that time, however late it is sent.
+	 * When the next request of the thread is due. 0: at once, and its latency counts from when
+	 * it begins. A time: then, and its latency counts from that time, however late it is sent.
 	 * NO_LIMIT: there is none.
 	 */
 	uint64_t (*due)(struct thread *thread, uint64_t now_ns);

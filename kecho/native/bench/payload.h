@@ -7,8 +7,8 @@
 #include <string.h>
 
 /*
- * A message is a part of one random template, at an offset that depends on connection and number.
- * A stamp replaces its first eight bytes: connection and number, scrambled by the seed. The stamp is
+ * A message is a part of one random template, at an offset that depends on connection and number. A
+ * stamp replaces its first eight bytes: connection and number, scrambled by the seed. The stamp is
  * unique. The offset makes the other bytes differ as well, so that a piece of another message is
  * noticed anywhere. A message of less than eight bytes is the beginning of its stamp, which differs
  * between neighbouring messages and connections.

@@ -149,7 +149,7 @@ static bool take(struct pipeline *p, struct pipe *pipe, size_t n)
 		size_t part = size - conn->rx_bytes < n ? size - conn->rx_bytes : n;
 
 		if (conn->requests > pipe->last) {
-			conn->requests--; /* no request is in flight: the error names the last one */
+			conn->requests--; /* none is in flight: the error names the last one */
 			return conn_fail_surplus(p->thread, conn, *data);
 		}
 		if (!conn_verify(p->thread, conn, data, part))

@@ -14,8 +14,8 @@
 
 /*
  * Words: a request is a message to the server, a reply the same message back. A request is counted
- * once its reply is complete and verified. The phases of a run are: connect, release (of all threads
- * at once), warm-up, hold (if asked for), measured phase, surplus check.
+ * once its reply is complete and verified. The phases of a run are: connect, release (of all
+ * threads at once), warm-up, hold (if asked for), measured phase, surplus check.
  */
 
 struct conn;
@@ -62,7 +62,7 @@ struct thread {
 	uint64_t late_max_ns;
 	uint64_t unsent;	/* open: due before the end and never begun */
 	struct samples samples; /* empty without --raw */
-	struct samples rounds;	/* burst, first thread only: the duration of each round in ns */
+	struct samples rounds;	/* burst, first thread only: durations of rounds in ns */
 	int epoll_fd;
 	unsigned char *buffer; /* of buffer_bytes, larger than any reply */
 	size_t buffer_bytes;

@@ -120,7 +120,7 @@ static bool all_ended(struct run *run)
 	return ended;
 }
 
-/* A thread may enter a system call after it has checked for a stop, so this repeats until it ends. */
+/* A thread may enter a system call after its check for a stop, so this repeats until it ends. */
 static void kick_all(struct run *run)
 {
 	for (unsigned int i = 0; i < run->options->threads; i++)

@@ -5,7 +5,7 @@
 
 #include "run.h"
 
-/* Starts the threads, watches them and waits for them. Returns the signal that interrupted it, or 0. */
+/* Starts and watches the threads, and waits for them. Returns the signal that came, or 0. */
 int supervise(struct run *run);
 
 /* The whole run of one thread (frame.c). */

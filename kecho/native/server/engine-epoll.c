@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// user-echo-server on epoll: three system calls a message, and no memory for idle clients.
+// The epoll engine: three system calls a message, and no memory for idle clients.
 #include "socket.h"
 #include "server.h"
 
@@ -14,15 +14,15 @@
 
 #define EVENTS_PER_WAIT	 256
 #define ACCEPTS_PER_WAIT 256
-#ifndef BUFFER_BYTES /* tests make it small */
+#ifndef BUFFER_BYTES /* tests set it to a small value */
 #define BUFFER_BYTES (256 * 1024)
 #endif
-#define RECVS_PER_EVENT 16  /* of a full buffer each, before others get their turn */
-#define PAUSE_MS	100 /* for which a listener rests when connections cannot even be refused */
+#define RECVS_PER_EVENT 16  /* full buffers, before other connections get their turn */
+#define PAUSE_MS	100 /* for a listener whose connections cannot even be refused */
 
 struct epoll_engine;
 
-/* Something that epoll watches. Its handler is its state. */
+/* A descriptor that epoll watches. Its handler is its state. */
 struct source {
 	void (*handle)(struct epoll_engine *engine, struct source *source, uint32_t events);
 	int fd;
@@ -33,15 +33,15 @@ struct conn {
 	struct source source; /* first */
 	uint32_t pending_bytes;
 	uint32_t pending_sent;
-	unsigned char *pending; /* taken in and not sent; meanwhile nothing is read */
+	unsigned char *pending; /* received and not sent; nothing is read meanwhile */
 	struct conn *next;
-	struct conn **link; /* what points to this one */
+	struct conn **link; /* the pointer to this one */
 };
 
 struct epoll_engine {
 	int epoll_fd;
 	bool running;
-	uint64_t resume_ms; /* when the resting listeners are watched again, 0: they do not rest */
+	uint64_t resume_ms; /* when paused listeners are watched again; 0: none is paused */
 	const struct server *server;
 	struct stats_block *stats;
 	struct source stop;
@@ -65,7 +65,7 @@ static uint64_t now_ms(void)
 	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
-/* Each thread watches every listener; EPOLLEXCLUSIVE wakes one of them for a connection. */
+/* Each thread watches every listener; EPOLLEXCLUSIVE wakes one thread for a connection. */
 static int listeners_resume(struct epoll_engine *engine)
 {
 	engine->resume_ms = 0;
@@ -101,7 +101,7 @@ static void conn_abort(struct epoll_engine *engine, struct conn *conn)
 	conn_close(engine, conn);
 }
 
-/* Edge-triggered: EPOLLHUP is true from the shutdown on, and each change of state is an event. */
+/* Edge-triggered, since EPOLLHUP stays true after shutdown(): each change of state is an event. */
 static void conn_linger(struct epoll_engine *engine, struct source *source, uint32_t events)
 {
 	struct conn *conn = (struct conn *)source;
@@ -112,7 +112,7 @@ static void conn_linger(struct epoll_engine *engine, struct source *source, uint
 		conn_close(engine, conn);
 }
 
-/* The client has sent all it will, and all of it has been handed to the kernel. */
+/* Ends a connection whose client has shut down its side, once the kernel has all of the echo. */
 static void conn_finish(struct epoll_engine *engine, struct conn *conn)
 {
 	if (socket_is_acknowledged(conn->source.fd)) {
@@ -133,7 +133,7 @@ static void conn_flush(struct epoll_engine *engine, struct source *source, uint3
 	ssize_t sent = send(source->fd, conn->pending + conn->pending_sent,
 			    conn->pending_bytes - conn->pending_sent, MSG_NOSIGNAL);
 
-	(void)events; /* an error comes back from send() */
+	(void)events; /* send() returns the error */
 	if (sent < 0) {
 		if (!is_passing(errno))
 			conn_abort(engine, conn);
@@ -151,7 +151,7 @@ static void conn_flush(struct epoll_engine *engine, struct source *source, uint3
 		conn_abort(engine, conn);
 }
 
-/* Takes over what the send buffer had no room for, and stops reading until it is gone. */
+/* Keeps what the send buffer had no room for, and stops reading until it is sent. */
 static void conn_defer(struct epoll_engine *engine, struct conn *conn, const unsigned char *data,
 		       size_t bytes)
 {
@@ -172,7 +172,7 @@ static void conn_read(struct epoll_engine *engine, struct source *source, uint32
 {
 	struct conn *conn = (struct conn *)source;
 
-	(void)events; /* an error comes back from recv() */
+	(void)events; /* recv() returns the error */
 	for (int turn = 0; turn < RECVS_PER_EVENT; turn++) {
 		ssize_t got = recv(source->fd, engine->buffer, BUFFER_BYTES, 0);
 		ssize_t sent;
@@ -199,7 +199,7 @@ static void conn_read(struct epoll_engine *engine, struct source *source, uint32
 		}
 		stats_add(&engine->stats->echoes, 1);
 		if (got < BUFFER_BYTES)
-			return; /* there is most likely no more; if there is, epoll says so */
+			return; /* most likely there is no more; otherwise epoll reports it */
 	}
 }
 
@@ -234,7 +234,7 @@ err_reject:
 	stats_add(&engine->stats->rejected, 1);
 }
 
-/* accept() found no free descriptor, which says nothing of whether a connection waits. */
+/* accept() found no free descriptor; that does not mean that a connection waits. */
 static void listener_refuse(struct epoll_engine *engine, int listener)
 {
 	switch (refuse_one(listener)) {
@@ -289,7 +289,7 @@ static void epoll_serve(struct worker *worker)
 			source->handle(engine, source, events[i].events);
 		}
 		if (engine->resume_ms && now_ms() >= engine->resume_ms && listeners_resume(engine))
-			listeners_pause(engine); /* out of memory, and it passes or not */
+			listeners_pause(engine); /* no memory; try again later */
 	}
 }
 
@@ -324,7 +324,7 @@ static void epoll_teardown(struct worker *worker)
 {
 	struct epoll_engine *engine = worker->engine;
 
-	while (engine->conns)			   /* conn_close() moves it on */
+	while (engine->conns)			   /* conn_close() advances it */
 		conn_close(engine, engine->conns); /* NOLINT(clang-analyzer-unix.Malloc) */
 	free(engine->listeners);
 	close(engine->epoll_fd);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// user-echo-server on io_uring: one system call a message, and one for many under load.
+// The io_uring engine: one system call a message, and one for many messages under load.
 #include "common/args.h"
 #include "socket.h"
 #include "server.h"
@@ -23,7 +23,7 @@ static void submit_accept(struct uring_engine *engine, struct listener *listener
 	sqe_tag(sqe, listener, ACCEPT);
 }
 
-/* Completes when a connection waits. */
+/* A poll that completes when a connection waits. */
 static void submit_room(struct uring_engine *engine, struct listener *listener)
 {
 	struct io_uring_sqe *sqe = sqe_get(engine);
@@ -49,7 +49,7 @@ static void submit_stop(struct uring_engine *engine)
 	sqe_tag(sqe, NULL, STOP);
 }
 
-/* accept() found no free descriptor, which says nothing of whether a connection waits. */
+/* accept() found no free descriptor; that does not mean that a connection waits. */
 static void listener_refuse(struct uring_engine *engine, struct listener *listener)
 {
 	switch (refuse_one(listener->fd)) {
@@ -66,7 +66,7 @@ static void listener_refuse(struct uring_engine *engine, struct listener *listen
 	}
 }
 
-/* Without a descriptor a new accept would fail at once, whether anybody waits or not. */
+/* Without a free descriptor a new accept would fail at once, even if no connection waits. */
 static void listener_failed(struct uring_engine *engine, struct listener *listener, int error)
 {
 	if (error == EMFILE || error == ENFILE)
@@ -137,7 +137,7 @@ static void handle(struct uring_engine *engine, const struct io_uring_cqe *cqe)
 	handlers[cqe->user_data & KIND_MASK](engine, object, cqe);
 }
 
-/* From here on the ring is this thread's. liburing 2.3 declares a function for it and has none. */
+/* Makes this thread the ring's only user. liburing 2.3 declares a function for it, but lacks it. */
 static void ring_enable(const struct io_uring *ring)
 {
 	if (syscall(__NR_io_uring_register, ring->ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0))
@@ -172,8 +172,7 @@ static void uring_serve(struct worker *worker)
 			n++;
 		}
 		io_uring_cq_advance(&engine->ring, n);
-		if (!io_uring_cq_has_overflow(
-			    &engine->ring)) /* a failure might be among the rest */
+		if (!io_uring_cq_has_overflow(&engine->ring)) /* the rest may contain a failure */
 			uring_settle_sends(engine);
 		io_uring_buf_ring_advance(engine->buffer_ring, (int)engine->returned);
 		engine->returned = 0;
@@ -184,8 +183,8 @@ static void uring_serve(struct worker *worker)
 /* ---- set-up ---- */
 
 /*
- * Completions are collected only when the thread asks for them, which spares it the interruptions.
- * The ring starts disabled, so that another thread than the one that makes it becomes its only
+ * Completions are collected only when the thread asks for them, so that they do not interrupt it.
+ * The ring starts disabled: the thread that enables it, not the one that makes it, is its only
  * user.
  */
 static int ring_open(struct io_uring *ring, unsigned int entries, unsigned int cq_entries)
@@ -217,7 +216,7 @@ static struct io_uring_buf_ring *buffer_ring_open(struct io_uring *ring, unsigne
 	return buffers;
 }
 
-/* Tried, not derived from the version. */
+/* Probes the features instead of comparing versions. */
 static const char *uring_unavailable(void)
 {
 	struct io_uring_buf_ring *buffers;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The user-space echo server all else is judged by: options, listeners, threads, the end.
+// user-echo-server, the baseline: options, listeners, threads, and their end.
 #include "common/args.h"
 #include "socket.h"
 #include "privileges.h"
@@ -36,7 +36,7 @@ struct options {
 	int ready_fd; /* or -1 */
 	int stats_fd; /* or -1 */
 	bool die_with_parent;
-	pid_t parent; /* who the parent must be, 0: who it was when we began */
+	pid_t parent; /* the parent that it ends with; 0: the one it was started by */
 	uid_t uid;    /* or KEEP_USER */
 };
 
@@ -125,8 +125,8 @@ static struct options parse_options(int argc, char **argv)
 }
 
 /*
- * PR_SET_PDEATHSIG tells of deaths from now on only: a parent that is gone already shows as another
- * parent.
+ * PR_SET_PDEATHSIG reports only deaths from now on. If the parent has ended already, this process
+ * has another parent.
  */
 static void die_with_parent(pid_t parent)
 {
@@ -143,11 +143,10 @@ static void raise_descriptor_limit(void)
 	if (getrlimit(RLIMIT_NOFILE, &limit) || limit.rlim_cur == limit.rlim_max)
 		return;
 	limit.rlim_cur = limit.rlim_max;
-	setrlimit(RLIMIT_NOFILE,
-		  &limit); /* with the old limit there are fewer connections, that is all */
+	setrlimit(RLIMIT_NOFILE, &limit); /* if it fails, fewer connections fit */
 }
 
-/* The descriptor of a listening socket, or -1 with errno set. */
+/* Returns the descriptor of a listening socket, or -1 with errno set. */
 static int listen_on(const struct address *address, int backlog)
 {
 	static const int on = 1;
@@ -160,10 +159,10 @@ static int listen_on(const struct address *address, int backlog)
 		goto err_close;
 	if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)))
 		goto err_close;
-	/* Or a client that vanished would be kept for good. */
+	/* Keepalive ends the connections of clients that have vanished. */
 	if (setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on)))
 		goto err_close;
-	/* An urgent byte is a byte like any other. */
+	/* An urgent byte is echoed like any other. */
 	if (setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on)))
 		goto err_close;
 	if (address->sa.ss_family == AF_INET6 &&
@@ -210,7 +209,7 @@ static void listen_all(struct server *server, const struct options *o)
 		else
 			addresses[i].text[0] = '\0';
 	}
-	for (unsigned int i = 0; o->ready_fd < 0 && i < n; i++) /* a person is looking */
+	for (unsigned int i = 0; o->ready_fd < 0 && i < n; i++) /* started by a person */
 		if (addresses[i].text[0])
 			printf("listening on %s\n", addresses[i].text);
 	fflush(stdout);
@@ -225,8 +224,8 @@ static void unlisten_all(struct server *server)
 }
 
 /*
- * SIGTERM and SIGINT, blocked in every thread, make the descriptor readable for all of them, and
- * nobody reads it.
+ * SIGTERM and SIGINT are blocked in all threads. The signal makes the descriptor readable for all
+ * of them, and stays pending since no thread reads it.
  */
 static int stop_fd_open(void)
 {
@@ -249,7 +248,7 @@ static size_t stats_size(unsigned int blocks)
 	return sizeof(struct stats_header) + blocks * sizeof(struct stats_block);
 }
 
-/* fd: the parent's file, or -1 for memory of our own. */
+/* fd: the parent's file, or -1 for private memory. */
 static struct stats_header *stats_map(int fd, unsigned int blocks)
 {
 	int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
@@ -320,7 +319,7 @@ int main(int argc, char **argv)
 	pid_t parent = getppid();
 	struct stats_header *stats;
 	struct server server = {0};
-	static struct thread *threads; /* no leak where die() leaves it to the kernel */
+	static struct thread *threads; /* static, so that it is no leak if die() ends the process */
 	struct options o;
 	const char *why;
 
@@ -351,7 +350,7 @@ int main(int argc, char **argv)
 	}
 
 	privileges_drop(o.uid);
-	if (o.die_with_parent) /* a change of user forgets it */
+	if (o.die_with_parent) /* a change of user clears the signal */
 		die_with_parent(o.parent ? o.parent : parent);
 	if (o.ready_fd >= 0)
 		tell_ready(o.ready_fd);

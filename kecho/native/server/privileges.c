@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Gives up capabilities, the user root, and the way back to either.
+// Gives up capabilities and the user root for good.
 #include "privileges.h"
 
 #include <errno.h>
@@ -25,8 +25,8 @@ void privileges_drop(uid_t uid)
 	unsigned long cap = 0;
 
 	/*
-	 * Without CAP_SETPCAP the bounding set stays, and with no_new_privs gives nothing. The first number that the
-	 * kernel does not know ends it.
+	 * Without CAP_SETPCAP the bounding set stays; no_new_privs makes it useless. The loop ends
+	 * at the first number that the kernel does not know.
 	 */
 	while (!prctl(PR_CAPBSET_DROP, cap, 0, 0, 0))
 		cap++;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What user-echo-server's main program and its engines agree on. */
+/* The interface between user-echo-server's main program and its engines. */
 #ifndef KECHO_NATIVE_SERVER_H
 #define KECHO_NATIVE_SERVER_H
 
@@ -9,24 +9,24 @@
 struct server {
 	int *listeners; /* listening, non-blocking; TCP_NODELAY, which accepted sockets inherit */
 	unsigned int nlisteners; /* at least one */
-	int stop_fd;		 /* readable for good once the server is to end */
+	int stop_fd;		 /* becomes and stays readable when the server has to end */
 };
 
-/* One thread. Everything in it belongs to that thread, but for stats, which others may read. */
+/* One thread, which owns everything in it. Others may read stats. */
 struct worker {
 	const struct server *server;
 	struct stats_block *stats;
-	void *engine; /* the engine's own */
+	void *engine; /* state of the engine */
 };
 
 /*
- * A way to serve. setup() runs in the main thread, before the server is called ready; it returns an
- * error line, or NULL. serve() runs in the worker's thread and returns once stop_fd is readable.
- * teardown() mirrors setup(), closes what is still open, and runs in the main thread after serve().
+ * An engine. setup() runs in the main thread before the server reports ready; it returns an error
+ * line or NULL. serve() runs in the worker's thread until stop_fd is readable. teardown() mirrors
+ * setup(): it runs in the main thread after serve() and closes what is still open.
  */
 struct engine {
 	const char *name;
-	/* NULL, or why this machine cannot run the engine. */
+	/* NULL, or the reason why this machine cannot run the engine. */
 	const char *(*unavailable)(void);
 	const char *(*setup)(struct worker *worker);
 	void (*serve)(struct worker *worker);

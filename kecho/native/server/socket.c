@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Refuses connections for want of descriptors, and finds out whether a socket has done its work.
+// Refuses connections when descriptors have run out, and ends connections safely.
 #include "socket.h"
 
 #include <fcntl.h>
@@ -11,7 +11,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* -1 from before it is given up until it is there again. Written under the lock. */
+/* -1 while it is given up. Written under the lock. */
 static int spare = -1;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 

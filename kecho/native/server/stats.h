@@ -6,14 +6,14 @@
 #include <stdint.h>
 
 /*
- * The file is one header, then header.blocks blocks, one a thread. All fields are native-endian
- * u64. A reader takes the size of header and block from the header, so that both may grow; the
- * magic is stored last, so a reader that sees it sees a valid header. Each counter has one writer,
- * its thread; a reader adds up the blocks and may see a sum in the making, never a torn counter.
+ * The file has one header and then header.blocks blocks, one for each thread. All fields are
+ * native-endian u64. A reader takes the sizes of header and block from the header, so that both may
+ * grow. The magic is stored last: a reader that sees it sees a valid header. Each counter has one
+ * writer, its thread, and is never torn. A reader adds up the blocks.
  */
 #define STATS_MAGIC   0x3154534f4843454bull /* "KECHOST1" in a little-endian file */
 #define STATS_VERSION 1ull
-#define STATS_ALIGN   128 /* two cache lines: the prefetcher fetches them in pairs */
+#define STATS_ALIGN   128 /* two cache lines, since the prefetcher fetches pairs */
 
 struct stats_header {
 	uint64_t magic;
@@ -26,13 +26,13 @@ struct stats_header {
 struct stats_block {
 	uint64_t active;   /* connections now open */
 	uint64_t total;	   /* connections ever accepted to be served */
-	uint64_t rejected; /* connections reset at once, for want of descriptors or memory */
-	uint64_t aborted;  /* connections that ended in an error: reset, timed out */
-	uint64_t echoes;   /* payloads taken in by one receive and handed back whole */
-	uint64_t bytes;	   /* bytes handed back */
+	uint64_t rejected; /* connections reset at once, without a descriptor or memory for them */
+	uint64_t aborted;  /* connections that ended with an error: reset, timed out */
+	uint64_t echoes;   /* payloads received at once and sent back as a whole */
+	uint64_t bytes;	   /* bytes sent back */
 } __attribute__((aligned(STATS_ALIGN)));
 
-/* For the one thread that owns the block; a plain add for the CPU, a whole value for the reader. */
+/* For the thread that owns the block. A plain add for the CPU; readers never see a torn value. */
 static inline void stats_add(uint64_t *counter, uint64_t n)
 {
 	__atomic_store_n(counter, *counter + n, __ATOMIC_RELAXED);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The io_uring engine's buffers: the ring that all connections share, and copies of what got stuck.
+// The buffers of the io_uring engine: the shared ring, and copies of data that could not be sent.
 #include "uring.h"
 
 #include <stdlib.h>
@@ -32,7 +32,7 @@ void uring_queue_drop(struct uring_engine *engine, struct conn *conn)
 	uring_buffer_put(engine, id);
 }
 
-/* Gives back all buffers but the one that is on its way. */
+/* Returns all buffers but the one that is being sent. */
 void uring_queue_clear(struct uring_engine *engine, struct conn *conn)
 {
 	uint16_t keep = conn->sending ? conn->first : NO_BUFFER;
@@ -45,7 +45,7 @@ void uring_queue_clear(struct uring_engine *engine, struct conn *conn)
 		uring_queue_push(engine, conn, keep);
 }
 
-/* False when memory has run out. */
+/* False without memory. */
 static bool chunk_put(struct conn *conn, const unsigned char *data, uint32_t bytes)
 {
 	struct chunk *chunk = malloc(sizeof(*chunk) + bytes);
@@ -69,7 +69,7 @@ void uring_chunk_drop(struct conn *conn)
 	free(chunk);
 }
 
-/* Copies all that is queued, without the first sent bytes of it; the buffers go back. */
+/* Copies what is queued, but for the first `sent` bytes, and returns the buffers. */
 bool uring_queue_to_chunks(struct uring_engine *engine, struct conn *conn, uint32_t sent)
 {
 	for (; conn->first != NO_BUFFER; sent = 0) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The io_uring engine's connections: what is submitted for them, and what its completion leads to.
+// The connections of the io_uring engine: their submissions, and what the completions lead to.
 #include "socket.h"
 #include "uring.h"
 
@@ -8,7 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* With IORING_RECVSEND_POLL_FIRST it does not ask for a buffer before there is data. */
+/* With IORING_RECVSEND_POLL_FIRST it takes no buffer before there is data. */
 static void submit_recv(struct uring_engine *engine, struct conn *conn, uint16_t flags)
 {
 	struct io_uring_sqe *sqe = sqe_get(engine);
@@ -22,7 +22,7 @@ static void submit_recv(struct uring_engine *engine, struct conn *conn, uint16_t
 	conn->ops++;
 }
 
-/* What is cancelled completes too, if it has not already. */
+/* A cancelled request completes too. */
 static void cancel_linger(struct uring_engine *engine, struct conn *conn)
 {
 	struct io_uring_sqe *sqe = sqe_get(engine);
@@ -46,8 +46,8 @@ static void submit_send(struct uring_engine *engine, struct conn *conn)
 	conn->next_send = engine->sends;
 	engine->sends = conn;
 	/*
-	 * Counted before it is known to succeed, or the last echo would be counted at the next
-	 * event.
+	 * Counted before it is known to succeed; otherwise the last echo would be counted only at
+	 * the next event.
 	 */
 	stats_add(&engine->stats->bytes, engine->buffer_bytes[conn->first]);
 	stats_add(&engine->stats->echoes, 1);
@@ -65,7 +65,7 @@ static void submit_flush(struct uring_engine *engine, struct conn *conn)
 	conn->ops++;
 }
 
-/* Multishot polls are edge-triggered: one completion a change of the socket's state. */
+/* Multishot polls are edge-triggered: one completion for each change of the socket's state. */
 static void submit_linger(struct uring_engine *engine, struct conn *conn)
 {
 	struct io_uring_sqe *sqe = sqe_get(engine);
@@ -89,7 +89,7 @@ void uring_conn_free(struct uring_engine *engine, struct conn *conn)
 	stats_add(&engine->stats->active, (uint64_t)-1);
 }
 
-/* Both ways shut, so that everything under way completes soon; conn_settle() does the rest. */
+/* Shuts down both directions, so that all requests complete soon; conn_settle() does the rest. */
 static void conn_close(struct uring_engine *engine, struct conn *conn)
 {
 	if (conn->closing)
@@ -126,7 +126,7 @@ static void conn_starve(struct uring_engine *engine, struct conn *conn)
 	engine->starved = conn;
 }
 
-/* After anything that happened to a connection: what it does next. */
+/* Called after every event of a connection: decides what it does next. */
 static void conn_settle(struct uring_engine *engine, struct conn *conn)
 {
 	if (!conn->closing && !conn->sending) {
@@ -200,7 +200,7 @@ void uring_on_recv(struct uring_engine *engine, void *object, const struct io_ur
 		if (cqe->res > 0 && !conn->closing) {
 			engine->buffer_bytes[id] = (uint32_t)cqe->res;
 			uring_queue_push(engine, conn, id);
-			/* Whoever does not read keeps no buffer. */
+			/* A client that does not read keeps no buffer. */
 			if (conn->chunks && !uring_queue_to_chunks(engine, conn, 0))
 				conn_abort(engine, conn);
 		} else {
@@ -217,8 +217,8 @@ void uring_on_recv(struct uring_engine *engine, void *object, const struct io_ur
 }
 
 /*
- * Whether the connection has something to do as soon as its send is settled. A send that failed may
- * have left no buffer: it was submitted in mid-round, for want of room in the queue.
+ * True if the connection has something to do once its send is settled. A failed send may have left
+ * no buffer, if a full queue made it be submitted within the round.
  */
 static bool conn_has_more(const struct uring_engine *engine, const struct conn *conn)
 {
@@ -228,7 +228,7 @@ static bool conn_has_more(const struct uring_engine *engine, const struct conn *
 
 bool uring_close_round(struct uring_engine *engine)
 {
-	/* The kernel left some, or buffers will be given back. */
+	/* The kernel did not take all submissions, or buffers will be returned. */
 	bool more = engine->submitted || (engine->sends && engine->starved);
 	struct conn *conn;
 
@@ -241,7 +241,7 @@ bool uring_close_round(struct uring_engine *engine)
 	return !more;
 }
 
-/* The send was short, or there is an error: the copy takes over, or the connection ends. */
+/* A send that was short or failed: the rest is copied, or the connection ends. */
 void uring_on_send(struct uring_engine *engine, void *object, const struct io_uring_cqe *cqe)
 {
 	struct conn *conn = object;
@@ -255,7 +255,7 @@ void uring_on_send(struct uring_engine *engine, void *object, const struct io_ur
 		conn_abort(engine, conn);
 }
 
-/* A send that the kernel has not taken yet still needs its buffer. */
+/* Settles the sends that the kernel has taken; others still need their buffers. */
 void uring_settle_sends(struct uring_engine *engine)
 {
 	unsigned int taken = engine->ring.sq.sqe_tail - io_uring_sq_ready(&engine->ring);

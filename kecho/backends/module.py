@@ -76,7 +76,7 @@ def _paths() -> tuple[str, ...]:
 
 def _modinfo(*arguments: str) -> subprocess.CompletedProcess[str]:
     program = shutil.which("modinfo") or "/usr/sbin/modinfo"
-    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run([program, *arguments], capture_output=True, text=True, errors="replace", check=False)
 
 
 class ModuleBackend(AllOrNothing):

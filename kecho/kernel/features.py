@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kecho.kernel import privileges, syscall
+from kecho.kernel import privileges, procfs, syscall
 from kecho.kernel.btf import VMLINUX, Btf, BtfError
 from kecho.kernel.privileges import CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN
-from kecho.model.errors import Unavailable, one_line
+from kecho.model.errors import KechoError, Unavailable, one_line
 
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, from 5.14
 SO_MEMINFO = 55
@@ -56,11 +56,20 @@ def sockmap_offsets(btf: Btf) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Feature:
-    """One thing that a mode needs. `probe` returns what it found, or raises Unavailable."""
+    """One thing a mode needs. `attempt` returns what was found; what it raises says why there is nothing."""
 
     name: str
-    probe: Callable[[], str]
+    attempt: Callable[[], str]
     required: bool = True
+
+    def probe(self) -> str:
+        """What was found. Raises Unavailable, whatever kept it from being looked for."""
+        try:
+            return self.attempt()
+        except (KechoError, OSError, ValueError) as e:
+            if isinstance(e, Unavailable):
+                raise
+            raise Unavailable(f"{self.name} cannot be looked for: {one_line(e)}", _remedy(e)) from e
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,7 @@ def _source_tree(build: Path) -> Path:
     """The tree with the sources. Debian splits headers: the build tree's Makefile names the one that flavours share."""
     if (build / "include/uapi/linux/bpf.h").exists():
         return build
-    match = re.search(r"^include (\S+)/Makefile$", (build / "Makefile").read_text(), re.MULTILINE)
+    match = re.search(r"^include (\S+)/Makefile$", procfs.text(build / "Makefile"), re.MULTILINE)
     return Path(match[1]) if match else build
 
 
@@ -159,28 +168,37 @@ def _source_tree(build: Path) -> Path:
 
 def cgroup2_mount() -> Path:
     """Where the cgroup v2 hierarchy is mounted. Raises Unavailable if nowhere."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, where, kind, *_ = line.split()
+    for line in procfs.text("/proc/self/mounts").split("\n")[:-1]:
+        _, where, kind, *_ = line.split(" ")
         if kind == "cgroup2":
-            return Path(where)
+            return Path(procfs.unescaped(where))
     raise Unavailable("no cgroup v2 hierarchy is mounted", "mount -t cgroup2 none /sys/fs/cgroup/unified")
 
 
 def outside_cgroup2() -> str:
     """A clause that says why programs at `cgroup2_mount` do not see this process's sockets; "" if unknown."""
     where = cgroup2_mount()
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in procfs.text("/proc/self/cgroup").split("\n")[:-1]:
         _, controllers, group = line.split(":", 2)
         if not controllers and group.startswith("/.."):
             return f": it is in a cgroup outside of {where}"
-    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
-        _, _, _, root, point, *_ = line.split()
-        if point == str(where) and root != "/":
+    for line in reversed(procfs.text("/proc/self/mountinfo").split("\n")[:-1]):
+        _, _, _, root, point, *_ = line.split(" ")
+        if procfs.unescaped(point) == str(where) and root != "/":
             return f": {where} is the cgroup {root} alone"
     return ""
 
 
 # ---- probes ----
+
+
+def _remedy(error: BaseException) -> str:
+    """What mends that a probe could not be made, where it is not the feature that is missing."""
+    if isinstance(error, OSError) and error.errno in (errno.ENETUNREACH, errno.EADDRNOTAVAIL):
+        return "ip link set lo up"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return "let a process have more descriptors (ulimit -n)"
+    return ""
 
 
 def probe_privilege() -> str:
@@ -290,7 +308,7 @@ def _redirected(path: str, flags: int) -> Iterator[socket.socket]:
             if not select.select([client], [], [], 1)[0]:
                 raise TimeoutError(errno.ETIMEDOUT, "nothing comes back")
         except OSError as e:
-            raise Unavailable(f"path {path} does not work here: {one_line(e)}", "use --path skb") from e
+            raise Unavailable(f"path {path} does not work here: {one_line(e)}", _remedy(e) or "use --path skb") from e
         yield client
 
 

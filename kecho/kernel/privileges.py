@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from kecho.kernel import libc, process, userids
+from kecho.kernel import libc, process, procfs, userids
 from kecho.model.errors import KechoError, one_line
 
 # include/uapi/linux/capability.h
@@ -25,7 +25,7 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 def capabilities(which: str = "Eff") -> frozenset[int]:
     """This process's capabilities by number. `which` is the set: Eff, Prm, Inh, Bnd or Amb."""
-    status = Path("/proc/self/status").read_text()
+    status = procfs.text("/proc/self/status")
     mask = int(re.search(rf"^Cap{which}:\s*(\w+)$", status, re.MULTILINE)[1], 16)  # type: ignore[index]
     return frozenset(number for number in range(64) if mask >> number & 1)
 

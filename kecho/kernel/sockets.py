@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kecho.kernel import procfs
 from kecho.model.config import Config, endpoint
 from kecho.model.errors import KechoError, Unavailable, one_line
 
@@ -173,7 +174,7 @@ def listener_on(port: int) -> str:
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if any(os.readlink(fd) in inodes for fd in (process / "fd").iterdir()):
-                    return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
+                    return f"{procfs.text(process / 'comm').strip()} (pid {process.name})"
     return ""
 
 

@@ -20,8 +20,10 @@ from collections import Counter
 from collections.abc import Callable
 
 from kecho.kernel import libc
+from kecho.model.errors import KechoError
 from kecho.model.histogram import Histogram, slot
 from kecho.model.snapshot import Connections, PathStats
+from kecho.model.units import plural
 
 _CHUNK_BYTES = 256 << 10
 _ACCEPTS_A_TURN = 64
@@ -47,6 +49,12 @@ class Acceptor:
         self._spare: int | None = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = limit - len(os.listdir("/proc/self/fd")) - min(_RESERVED_FDS, limit // 4)
+        if self._most < 1:
+            self.stop()
+            raise KechoError(
+                f"{plural(limit, 'descriptor')} leave none for a client: {_RESERVED_FDS + limit - self._most} will do "
+                "(ulimit -n)"
+            )
         self.total = self.rejected = self.aborted = 0
         self.echoes = self.bytes = 0
         self._latency: dict[int, Counter[int]] = {}

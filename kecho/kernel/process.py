@@ -25,6 +25,11 @@ def blocked(*signals: signal.Signals) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def heeded(*signals: signal.Signals) -> tuple[signal.Signals, ...]:
+    """Those of `signals` that whoever started this process did not have it ignore, as nohup does."""
+    return tuple(number for number in signals if signal.getsignal(number) != signal.SIG_IGN)
+
+
 def close_descriptors(keep: Collection[int] = ()) -> None:
     """Closes all inherited descriptors but standard input, output, error and `keep`."""
     for fd in map(int, os.listdir("/proc/self/fd")):

@@ -47,7 +47,7 @@ class Service:
 
     async def run(self, ready: Callable[[str], None]) -> None:
         """Raises KechoError if it does not come up or its data path ends by itself, NotStopped if some is left."""
-        for number in _ENDING:
+        for number in process.heeded(*_ENDING):
             asyncio.get_running_loop().add_signal_handler(number, self._end.set)
         control = ControlServer(
             {"status": self._status, "stats": lambda: self._since_reset().to_json()}, {"reset": self._reset}, self._end
@@ -210,7 +210,7 @@ def run_background(config: Config, backend: Backend, dies_with_parent: bool = Fa
         with process.blocked(*_ENDING):
             pid = os.fork()
             if pid == 0:
-                for number in _ENDING:
+                for number in process.heeded(*_ENDING):
                     signal.signal(number, signal.SIG_DFL)
         if pid == 0:
             os.close(receiving)

@@ -98,7 +98,8 @@ def veth(delay_ms: float = 0) -> Iterator[ClientNetns]:
             stack.callback(os.close, there)
             index = thread.submit(_make_pair, here).result()
             stack.callback(_remove, index)
-            networks = _networks(index)
+            both = _has_ipv6(index) and thread.submit(lambda: _has_ipv6(socket.if_nametoindex(_THERE))).result()
+            networks = _networks(index, both)
             _set_up(index, networks, 1)
             thread.submit(_set_up_there, networks).result()
             if delay_ms:
@@ -152,8 +153,16 @@ def _remove(index: int) -> None:
 # ---- addresses ----
 
 
-def _networks(index: int) -> list[Any]:
-    """The subnets of a pair, one for each IP version. The index of its end here is unique, and so are they."""
+def _has_ipv6(index: int) -> bool:
+    """May this end of the pair have an IPv6 address? A machine may have IPv6 and keep it from new devices."""
+    try:
+        return sysctl.path(f"net.ipv6.conf.{socket.if_indextoname(index)}.disable_ipv6").read_text().strip() == "0"
+    except FileNotFoundError:
+        return False
+
+
+def _networks(index: int, ipv6: bool) -> list[Any]:
+    """The subnets of a pair, of IPv4, and of IPv6 if `ipv6`. The index of its end here is unique, and so are they."""
     from pyroute2 import IPRoute
 
     with IPRoute() as here:
@@ -162,7 +171,7 @@ def _networks(index: int) -> list[Any]:
         ipaddress.ip_network(f"{dst}/{route['dst_len']}") for route in routes if (dst := route.get_attr("RTA_DST"))
     ]
     found = [subnet(NETWORK_4, 30, index, taken)]
-    if features.can_bind("::1"):
+    if ipv6:
         found.append(subnet(NETWORK_6, 64, index, taken))
     return found
 

@@ -18,11 +18,24 @@
 #define SYN_RETRY_NS	 (900 * NS_PER_MS) /* a slower connect() needed a second SYN */
 #define DRAIN_NS	 NS_PER_S
 
+/* Is there an address to send from? A datagram's port is not a connection's. */
+static bool has_source(const struct address *address)
+{
+	int fd = socket(address->sa.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	bool has = fd < 0 || !connect(fd, (const struct sockaddr *)&address->sa, address->sa_len) ||
+		   errno != EADDRNOTAVAIL;
+
+	if (fd >= 0)
+		close(fd);
+	return has;
+}
+
 static bool fail_connect(struct thread *thread, const struct conn *conn, int error)
 {
-	const char *hint = error == EADDRNOTAVAIL
+	const char *hint = error != EADDRNOTAVAIL ? ""
+			   : has_source(&thread->run->options->address)
 				   ? "; no local port is free, see net.ipv4.ip_local_port_range"
-				   : "";
+				   : "; this machine has no address to reach it from";
 
 	return run_fail(thread, "cannot connect to %s: %s%s (connection %u)",
 			thread->run->options->address.text, strerror(error), hint, conn->id);

@@ -8,21 +8,18 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
-
 from kecho.model.errors import KechoError, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-
 # Okabe and Ito, "Color Universal Design" (2008), without the yellow, which vanishes on paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)))
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 GREY = "#555555"
+_KEPT = ("backend", "backend_fallback", "interactive", "toolbar", "timezone")  # no matter of style
 _STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -40,10 +37,11 @@ _STYLE: Any = {
 
 
 def style() -> AbstractContextManager[None]:
-    """Within it, figures are made in kecho's way."""
+    """Within it, figures are made in kecho's way, whatever the user's matplotlibrc says."""
     import matplotlib.pyplot as plt
+    from matplotlib import rcParamsDefault
 
-    return plt.rc_context(_STYLE)
+    return plt.rc_context({**{key: value for key, value in rcParamsDefault.items() if key not in _KEPT}, **_STYLE})
 
 
 def looks(count: int) -> list[tuple[str, Any, str]]:

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,6 +159,41 @@ def test_the_heat_map_has_a_row_a_cpu(tmp_path: Path) -> None:
         check_picture(tmp_path / "s.png")
         heights[cpus] = plt.imread(tmp_path / "s.png").shape[0]
     assert heights[1] < heights[8] < heights[200] < 2 * heights[1]
+
+
+@pytest.mark.parametrize("kind", ["bench", "stats"])
+def test_the_users_settings_are_not_ours(tmp_path: Path, kind: str) -> None:
+    """A notebook's backend, a settings file that wants LaTeX and more, no HOME: the same picture, and no word."""
+    shown = samples.three_targets() if kind == "bench" else snapshot(1700, 14000)
+    script = f"""
+import json, sys
+from kecho.bench.result import Result
+from kecho.model.snapshot import Snapshot
+obj = json.loads({json.dumps(shown.to_json())!r})
+if {kind!r} == "bench":
+    from kecho.show import bench_plot
+    bench_plot.plot_bench({{"": Result.from_json(obj)}}, sys.argv[1])
+else:
+    from kecho.show import stats_plot
+    stats_plot.plot_stats(Snapshot.from_json(obj), sys.argv[1])
+"""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "matplotlibrc").write_text(
+        "text.usetex: True\naxes.facecolor: black\nfont.size: 30\nsavefig.dpi: 10\nfont.size: no number\nwhat: 1\n"
+    )
+    home = {"PATH": os.environ["PATH"], "MPLCONFIGDIR": str(tmp_path / "config")}
+    homeless = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+    notebook = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    pictures = []
+    for name, folder, environment in (("plain", tmp_path, home), ("theirs", theirs, {**homeless, **notebook})):
+        picture = tmp_path / f"{name}.png"
+        command = [sys.executable, "-c", script, str(picture)]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done
+        pictures.append(plt.imread(picture))
+    assert pictures[0].shape == pictures[1].shape
+    assert abs(pictures[0] - pictures[1]).mean() < 0.01
 
 
 def test_lines_differ_in_colour_and_in_grey() -> None:

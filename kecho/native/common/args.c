@@ -43,7 +43,7 @@ void die(enum exit_code code, const char *format, ...)
 	va_start(args, format);
 	print_line(format, args);
 	va_end(args);
-	exit(code);
+	exit((int)code);
 }
 
 /* Accepts only decimal digits; strtoull() would take "-1", " 1" and "". */

@@ -56,6 +56,7 @@ struct thread {
 	uint64_t last_ns;     /* when the last reply came */
 	uint64_t elapsed_ns;  /* measured time so far */
 	uint64_t begun;	      /* requests so far */
+	uint64_t skipped;     /* open: due in the warm-up and never begun */
 	uint64_t warmups;     /* requests answered and not measured */
 	uint64_t release_ns;  /* when the run began */
 	uint64_t late_sum_ns; /* open: the delays between due and begun */

@@ -205,6 +205,21 @@ def test_what_cannot_be_sent_is_told() -> None:
     assert {result["latency_ns"][name] for name in ("p50", "p90", "p99", "p999")} == {None}
 
 
+def test_an_overloaded_run_makes_up_for_little() -> None:
+    """Neither for what was due in the warm-up, before what is measured, nor after the end until all has been sent."""
+
+    def slow(sock: socket.socket) -> None:
+        while data := sock.recv(4096):
+            time.sleep(0.02)
+            sock.sendall(data)
+
+    with ScriptedServer(slow) as crawls:
+        result = bench_json(crawls.port, "--rate", 10_000, "--warmup", 0.2, "--duration", 0.2)
+    assert 1 <= result["warmup_requests"] <= 12, "a fiftieth of a second each"
+    assert 1 <= result["requests"] <= 18, "and a tenth of a second after the end"
+    assert result["requests"] + result["unsent"] == 2000
+
+
 def test_percentiles_of_an_overloaded_run_are_of_all_that_was_due() -> None:
     """The server becomes slow after half of the requests: p50 of all is known, and the slowest tenth was never sent."""
     lock = threading.Lock()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kecho.kernel import features
 from kecho.model.config import endpoint
 from kecho.model.errors import KechoError, UsageError, one_line
 from kecho.model.snapshot import Snapshot
@@ -37,10 +38,11 @@ class Target:
         return endpoint(self.host, self.port)
 
 
-def choose(names: Sequence[str]) -> list[Target]:
-    """The targets with these names, or all services that are up if there are none; the baseline first.
+def choose(names: Sequence[str], left_out: dict[str, str] | None = None) -> list[Target]:
+    """The targets that `names` name, all services that are up here if there is none; the baseline first.
 
-    Raises UsageError for a malformed address, KechoError for a service that is not up.
+    Those that are elsewhere then go into `left_out`, with the reason. Raises UsageError for an address that is none,
+    KechoError for a service that is not up, or in another network namespace.
     """
     doubled = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if doubled:
@@ -51,7 +53,12 @@ def choose(names: Sequence[str]) -> list[Target]:
 
         services = {service["name"]: service for service in client.services()}
     if not names:
-        names = [name for name, service in services.items() if service["state"] == "up"]
+        up = {name: service for name, service in services.items() if service["state"] == "up"}
+        far = {name: why for name, service in up.items() if (why := elsewhere(service))}
+        (left_out if left_out is not None else {}).update(far)
+        names = [name for name in up if name not in far]
+        if far and not names:
+            raise KechoError("; ".join(f"{name} is {why}" for name, why in far.items()))
         if not names:
             raise KechoError("no service is up: name a HOST:PORT, or start one with `sudo kecho-ctl up`")
     return baseline_first([_of_address(name) if ":" in name else _of_service(name, services) for name in names])
@@ -72,8 +79,18 @@ def _of_service(name: str, services: Mapping[str, Mapping[str, Any]]) -> Target:
         raise KechoError(f"no service {name} is up; {'there is ' + ', '.join(up) if up else 'none is'}")
     if service["state"] != "up":
         raise KechoError(f"service {name} is not up: it {service['state']}")
+    if why := elsewhere(service):
+        raise KechoError(f"{name} is {why}")
     host = reachable(service["binds"])
     return Target(name, host, service["port"], service["mode"], Client(name).snapshot)
+
+
+def elsewhere(service: Mapping[str, Any]) -> str:
+    """Why a service that is up is not reached from here: its port here is somebody else's. Empty if it is."""
+    if service["netns"] == features.netns_inode():
+        return ""
+    enter = f"sudo nsenter --net=/proc/{service['pid']}/ns/net kecho-ctl bench {service['name']}"
+    return f"in another network namespace; from within it: {enter}"
 
 
 def reachable(binds: Sequence[str]) -> str:
@@ -96,7 +113,13 @@ def _of_address(text: str) -> Target:
         found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as e:
         raise KechoError(f"{text}: {one_line(e)}") from e
-    return Target(text, _answering([str(one[4][0]) for one in found], int(port)), int(port))
+    return Target(text, _answering([_numeric(one[4]) for one in found], int(port)), int(port))
+
+
+def _numeric(address: Sequence[Any]) -> str:
+    """A socket address without its port, a link-local one with its zone."""
+    host, _, *more = address
+    return f"{host}%{more[1]}" if more and more[1] and "%" not in host else str(host)
 
 
 def _answering(addresses: Sequence[str], port: int) -> str:

@@ -28,6 +28,7 @@ class Plan:
     json: str | None = None  # a file, or STDOUT
     csv: str | None = None
     plot: str | None = None
+    wide: bool = False  # tables may be wider than the terminal
 
     @property
     def connections(self) -> int:

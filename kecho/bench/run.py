@@ -62,6 +62,11 @@ class Run:
         """Requests answered a second; None if it took no time."""
         return self.latency.count / self.elapsed_ns * 1e9 if self.elapsed_ns else None
 
+    @property
+    def bytes_per_s(self) -> float | None:
+        """Payload answered a second, in each direction; None if it took no time."""
+        return None if self.requests_per_s is None else self.requests_per_s * self.load.size_bytes
+
     @functools.cached_property
     def inside(self) -> PathStats | None:
         """What the service counted, over all paths that carried something; None if none did."""
@@ -94,6 +99,7 @@ class Run:
             **plain(self, _FIELDS),
             "path": self.path,
             "requests_per_s": self.requests_per_s,
+            "bytes_per_s": self.bytes_per_s,
             "latency_ns": self.latency.to_json(),
             "kernel": {name: stats.to_json() for name, stats in self.kernel.items()} if self.kernel else None,
         }

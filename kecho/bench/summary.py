@@ -88,6 +88,16 @@ class Summary:
     def requests_per_s(self) -> float | None:
         return median(rate for run in self.runs if (rate := run.requests_per_s) is not None)
 
+    @property
+    def bytes_per_s(self) -> float | None:
+        """Payload answered a second, in each direction."""
+        return None if self.requests_per_s is None else self.requests_per_s * self.load.size_bytes
+
+    @property
+    def offered_per_s(self) -> float | None:
+        """Of an open loop: how many requests a second were due."""
+        return self.runs[0].options.get("rate_per_s")
+
     @functools.cached_property
     def round_ns(self) -> float | None:
         """The duration of a round of a burst."""
@@ -129,6 +139,7 @@ class Summary:
             "path": self.path,
             **asdict(self.load),
             "requests_per_s": self.requests_per_s,
+            "bytes_per_s": self.bytes_per_s,
             "latency_ns": {
                 "count": self.requests,
                 "min": self.min,

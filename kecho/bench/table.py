@@ -64,6 +64,7 @@ def _rows(file: str, result: Result) -> Iterator[dict[str, Any]]:
             "requests": run.latency.count,
             "unsent": run.latency.unsent,
             "rate_per_s": run.requests_per_s,
+            "bytes_per_s": run.bytes_per_s,
             **_ratios(run, baseline.get((run.load, run.repeat))),
             **{f"{name}_ns": getattr(run.latency, name) if run.latency.count else None for name in exact},
             **{f"{name}_ns": ns for name, ns in run.latency.percentiles.items()},

@@ -8,7 +8,6 @@ import functools
 import itertools
 import json
 import shlex
-import shutil
 import sys
 from datetime import UTC, datetime
 
@@ -20,7 +19,7 @@ from kecho.bench.plan import STDOUT, Plan
 from kecho.bench.result import Result
 from kecho.bench.runner import RunOptions
 from kecho.cli import values
-from kecho.cli.options import Subparsers, add_command
+from kecho.cli.options import Subparsers, add_command, add_wide, columns, table_width
 from kecho.model.errors import UsageError
 from kecho.system import topology
 
@@ -167,6 +166,7 @@ def add(commands: Subparsers) -> None:
     )
     add("--csv", type=values.file, metavar="FILE", help="save a table with a row for each run (docs/metrics.md)")
     add("--plot", type=values.picture, metavar="FILE", help="draw the result: .png, .svg or .pdf")
+    add_wide(parser)
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
@@ -186,6 +186,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         json=args.json,
         csv=args.csv,
         plot=args.plot,
+        wide=args.wide,
     )
 
 
@@ -242,13 +243,15 @@ def run(args: argparse.Namespace) -> int:
 
 def measure(plan: Plan) -> Result:
     """Makes the surroundings, measures all that is planned, and undoes the surroundings whatever happens."""
-    named = targets.choose(plan.targets) if plan.targets or not plan.variants else []
+    far: dict[str, str] = {}
+    named = targets.choose(plan.targets, far) if plan.targets or not plan.variants else []
     with (
         surroundings.entered(plan, _say) as client,
         services.brought_up(plan.variants, plan.connections, client.addresses if client else ()) as fleet,
     ):
         chosen = surroundings.placed(targets.baseline_first([*named, *fleet.targets]), client)
-        for name, why in fleet.left_out.items():
+        left_out = {**far, **fleet.left_out}
+        for name, why in left_out.items():
             _say(f"{name} is left out: {why}")
         for warning in surroundings.warnings(chosen, plan.needs, client):
             _say(warning)
@@ -259,7 +262,7 @@ def measure(plan: Plan) -> Result:
             command=shlex.join(sys.argv),
             baseline=chosen[0].name,
             runs=(),
-            left_out=dict(fleet.left_out),
+            left_out=left_out,
             order=tuple(target.name for target in chosen),
         )
         with progress.bar() as show_progress:
@@ -273,7 +276,8 @@ def show(plan: Plan, result: Result) -> None:
     else:
         from kecho.show import bench_text
 
-        print(bench_text.bench_table(result, shutil.get_terminal_size().columns), end="")
+        wide = table_width(plan.wide) is None
+        print(bench_text.bench_table(result, columns(), wide=wide), end="")
     outputs.save_all(plan, result)
     if plan.plot:
         from kecho.show import bench_plot

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from typing import Any
 
-from kecho.cli.options import Subparsers, add_command
+from kecho.cli.options import Subparsers, add_command, columns
 from kecho.model.errors import Unavailable
 
 
@@ -18,7 +19,7 @@ def add(commands: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     found = examine()
-    print(json.dumps(found) if args.json else text(found))
+    print(json.dumps(found) if args.json else text(found, columns()))
     return 0
 
 
@@ -49,14 +50,21 @@ def _examine_mode(mode: str) -> dict[str, Any]:
     return {"usable": usable, "features": features}
 
 
-def text(found: dict[str, Any]) -> str:
+def _wrapped(head: str, said: str, width: int) -> list[str]:
+    """Under each other, so that a path or command stays whole where it fits."""
+    return textwrap.wrap(
+        said, width, initial_indent=head, subsequent_indent=" " * 30, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def text(found: dict[str, Any], width: int = 80) -> str:
     """`examine`'s result for a person."""
     lines = [f"kernel {found['kernel']}; --mode auto takes: {found['auto'] or 'nothing'}"]
     for mode, state in found["modes"].items():
         lines.append(f"\n{mode}: {'can run' if state['usable'] else 'cannot run'}")
         for feature in state["features"]:
             mark = "ok" if feature["ok"] else "missing" if feature["required"] else "without"
-            lines.append(f"  {mark:8}{feature['name']:18}{feature['detail']}")
+            lines += _wrapped(f"  {mark:8}{feature['name']:18}", feature["detail"], width)
             if feature.get("remedy"):
-                lines.append(f"  {'':8}{'':18}→ {feature['remedy']}")
+                lines += _wrapped(" " * 28, f"→ {feature['remedy']}", width)
     return "\n".join(lines)

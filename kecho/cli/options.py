@@ -70,6 +70,20 @@ def positive(text: str | None, what: str, kind: Callable[[str], T]) -> T | None:
     return value
 
 
+def add_wide(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--wide", action="store_true", help="all columns of the tables, wider than the terminal or not")
+
+
+def columns() -> int:
+    """Columns of the terminal; 80 for what is read elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
+
+
+def table_width(wide: bool) -> int | None:
+    """Columns that a table may have: those of the terminal. None for all it has, as `wide` wants, and programs."""
+    return columns() if sys.stdout.isatty() and not wide else None
+
+
 def width() -> int:
-    """Columns to print into."""
-    return min(shutil.get_terminal_size().columns, 100) if sys.stdout.isatty() else 80
+    """Columns for what reads badly in very long lines."""
+    return min(columns(), 100)

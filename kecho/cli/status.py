@@ -8,7 +8,7 @@ import json
 import sys
 from typing import Any
 
-from kecho.cli.options import Subparsers, add_command
+from kecho.cli.options import Subparsers, add_command, add_wide, columns, table_width
 from kecho.model.errors import KechoError, Unavailable
 
 
@@ -17,6 +17,7 @@ def add(commands: Subparsers) -> None:
     parser = add_command(commands, "status", run, "list services and their connections")
     parser.add_argument("name", nargs="*", metavar="NAME", help="only these services, with every connection")
     parser.add_argument("--json", action="store_true", help="print an object (docs/metrics.md)")
+    add_wide(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,9 +38,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found))
     else:
-        print(terminal.status_text(found["services"]), end="")
-        print(terminal.listen_text(found["services"]), end="")
-        print(terminal.sockets_text(found["services"], None if args.name else 10), end="")
+        room = table_width(args.wide)
+        print(terminal.status_text(found["services"], width=room), end="")
+        print(terminal.listen_text(found["services"], width=columns()), end="")
+        print(terminal.sockets_text(found["services"], None if args.name else 10, room), end="")
     return 0 if all(service["state"] == "up" for service in found["services"]) else 1
 
 

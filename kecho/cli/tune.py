@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from kecho.cli.options import Subparsers, add_command, integer
+from kecho.cli.options import Subparsers, add_command, columns, integer
 from kecho.model.errors import UsageError
 
 
@@ -43,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
     if connections < 1:
         raise UsageError(f"--connections {connections}: must be a number above 0")
     found = limits.examine(limits.Needs.of_run(connections, connections, paced=False), tune.current())
-    print(json.dumps(found) if args.json else limits.text(found))
+    print(json.dumps(found) if args.json else limits.text(found, columns()))
     return 0

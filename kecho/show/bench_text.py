@@ -23,19 +23,27 @@ _WORKLOADS = {
     "pipeline": "pipelined, {depth} deep",
 }
 _EMULATED = "QEMU TCG"  # the name that QEMU gives a processor which it emulates
+_LATE = 0.25  # of p50 by which requests may be late, on average, before it is noted
 _DISAGREEMENT = 2.0  # of the ratios of p50 and of requests a second, from which on it is noted
 
 
-def bench_table(result: Result, width: int = 80, utf8: bool | None = None) -> str:
-    """What bench measured; a table with long names is wider than `width` rather than cut."""
+# The columns that give way in a narrow terminal, in this order; --wide has all.
+_OUTSIDE_GIVES_WAY = ("p90", "mode", "p99.9", "max", "path", "MB/s", "round", "offered/s", "ratio")
+_COMPARISON_GIVES_WAY = ("rounds", "of requests/s", "requests/s", "of p50")
+_INSIDE_GIVES_WAY = ("fallbacks", "bytes", "echoes", "outside p99", "inside p99")
+
+
+def bench_table(result: Result, width: int = 80, utf8: bool | None = None, wide: bool = True) -> str:
+    """What bench measured. Sentences have lines of `width`; and so have tables, unless they are `wide`."""
     swept = len(result.loads()) > 1
     lines = [*flow((*headline(result), *result.host.summary()), width), ""]
     if first := caveats(result):
         lines += _noted(first, width)
         lines.append("")
-    lines += _outside_lines(result, swept)
-    lines += _comparison_lines(result, swept)
-    lines += _inside_lines(result, swept)
+    room = None if wide else width
+    lines += _outside_lines(result, swept, room)
+    lines += _comparison_lines(result, swept, width, room)
+    lines += _inside_lines(result, swept, width, room)
     if more := notes(result):
         lines.append("")
         lines += _noted(more, width)
@@ -143,7 +151,9 @@ def notes(result: Result) -> list[str]:
     said += (f"{name} is left out: {why}" for name, why in result.left_out.items())
     for run in result.runs:
         dropped = run.listened.note() if run.listened else ""
-        said += (f"{run.target}: {text}" for text in (run.why, mismatch(run), overload(run), dropped) if text)
+        said += (
+            f"{run.target}: {text}" for text in (run.why, mismatch(run), overload(run), lateness(run), dropped) if text
+        )
     return list(dict.fromkeys(said))
 
 
@@ -168,29 +178,51 @@ def overload(run: Run) -> str:
     )
 
 
+def lateness(run: Run) -> str:
+    """That an open loop's requests were late before the server could be; empty if p50 says little of that."""
+    late_ns = run.options.get("late_ns", {}).get("mean", 0.0)
+    p50_ns = run.latency.percentiles["p50"]
+    if not run.latency.count or (p50_ns is not None and late_ns < _LATE * p50_ns):
+        return ""
+    return (
+        f"in round {run.repeat + 1} requests were sent {duration(late_ns)} after they were due, on average, and p50 is "
+        f"{duration(p50_ns)}: they waited for an idle connection or for the client (--connections, --threads, or a "
+        "lower --rate)"
+    )
+
+
 # ---- tables ----
 
 
 def _target_table(
-    titles: Sequence[str], rows: Sequence[tuple[Summary, Sequence[str]]], left: int, swept: bool
-) -> Iterator[str]:
+    titles: Sequence[str],
+    rows: Sequence[tuple[Summary, Sequence[str]]],
+    left: int,
+    swept: bool,
+    room: int | None,
+    gives_way: Sequence[str],
+) -> list[str]:
     """A table of targets; of a sweep, with the load in front."""
     if not swept:
-        yield from table(titles, [row for _, row in rows], left)
-        return
+        return table(titles, [row for _, row in rows], left, room, gives_way)
     loads = [(f"{target.load.connections:,}", f"{target.load.size_bytes:,}") for target, _ in rows]
-    widths = [max(map(len, column)) for column in zip(("conns", "bytes"), *loads, strict=True)]
+    widths = [max(map(len, column)) for column in zip(("conns", "size"), *loads, strict=True)]
     aligned = [
         (*(cell.rjust(w) for cell, w in zip(load, widths, strict=True)), *row)
         for load, (_, row) in zip(loads, rows, strict=True)
     ]
-    yield from table(("conns", "bytes", *titles), aligned, left + 2)
+    return table(("conns", "size", *titles), aligned, left + 2, room, gives_way)
 
 
-def _outside_lines(result: Result, swept: bool) -> Iterator[str]:
-    """A row a target and load: each figure the median of the rounds, but for max; ratios beside both of them."""
+def _outside_lines(result: Result, swept: bool, room: int | None) -> list[str]:
+    """A row a target and load: each figure the median of the rounds, but for max; ratios beside both of them.
+
+    Megabytes a second have the ratio of requests a second: under one load all requests are of one size.
+    """
     burst = any(target.round_ns is not None for target in result.targets)
-    titles = ["target", "mode", "path", *PERCENTILE_TITLES.values(), "max", "p50 ratio", "requests/s", "ratio"]
+    offered = any(target.offered_per_s for target in result.targets)
+    titles = ["target", "mode", "path", *PERCENTILE_TITLES.values(), "max", "p50 ratio"]
+    titles += [*(["offered/s"] if offered else []), "requests/s", "MB/s", "ratio"]
     if burst:
         titles.append("round")
     rows = []
@@ -204,29 +236,35 @@ def _outside_lines(result: Result, swept: bool) -> Iterator[str]:
             *(duration(ns, gap="") for ns in target.percentiles.values()),
             duration(target.max if target.requests else None, gap=""),
             ratio(comparison.p50.value if comparison else None),
+            *([f"{target.offered_per_s:,.10g}" if target.offered_per_s else "-"] if offered else []),
             f"{target.requests_per_s:,.0f}" if target.requests_per_s is not None else "-",
+            three_digits(target.bytes_per_s / 1e6) if target.bytes_per_s is not None else "-",
             ratio(rate.value if rate else None),
         ]
         if burst:
             cells.append(duration(target.round_ns, gap=""))
         rows.append((target, cells))
-    yield from _target_table(titles, rows, 3, swept)
+    return _target_table(titles, rows, 3, swept, room, _OUTSIDE_GIVES_WAY)
 
 
 def _compared(result: Result) -> list[tuple[Summary, Comparison]]:
     return [(t, c) for t in result.targets if t.name != result.baseline and (c := result.compare(t))]
 
 
-def _comparison_lines(result: Result, swept: bool) -> Iterator[str]:
+def _comparison_lines(result: Result, swept: bool, width: int, room: int | None) -> Iterator[str]:
     """The ratios with their intervals, and what follows from them."""
     found = _compared(result)
     if not any(comparison.p50.interval for _, comparison in found):
         return
     yield ""
-    yield f"against {result.baseline}, round by round, with {CONFIDENCE:.0%} intervals: how many times shorter; more"
+    yield from prose(
+        f"against {result.baseline}, round by round, with {CONFIDENCE:.0%} intervals: how many times shorter; more, in "
+        "requests and MB alike",
+        width,
+    )
     rows = [(target, (target.name, *_comparison_cells(comparison))) for target, comparison in found]
-    titles = ("target", "p50", "interval", "requests/s", "interval", "rounds", "p50 is")
-    yield from _target_table(titles, rows, 1, swept)
+    titles = ("target", "p50", "of p50", "requests/s", "of requests/s", "rounds", "p50 is")
+    yield from _target_table(titles, rows, 1, swept, room, _COMPARISON_GIVES_WAY)
 
 
 def _comparison_cells(comparison: Comparison) -> tuple[str, ...]:
@@ -248,7 +286,7 @@ def _ratio_cells(found: Ratio | None) -> tuple[str, str]:
     )
 
 
-def _inside_lines(result: Result, swept: bool) -> Iterator[str]:
+def _inside_lines(result: Result, swept: bool, width: int, room: int | None) -> Iterator[str]:
     """What the services counted in these runs, path by path, with the client's figures beside."""
     inside = [target for target in result.targets if target.kernel is not None]
     if not inside:
@@ -256,7 +294,9 @@ def _inside_lines(result: Result, swept: bool) -> Iterator[str]:
     warm = not all(run.counts_exactly for run in result.runs)
     yield ""
     warmup = ", with the warm-up" if warm else ""
-    yield f"inside: counted by the services during these runs{warmup}; outside: measured by the client"
+    yield from prose(
+        f"inside: counted by the services during these runs{warmup}; outside: measured by the client", width
+    )
     rows = [
         (target, (target.name, path, *_inside_cells(target, path, stats)))
         for target in inside
@@ -264,7 +304,8 @@ def _inside_lines(result: Result, swept: bool) -> Iterator[str]:
         if stats.echoes
     ]
     figures = [f"{where} {key}" for key in ("p50", "p99") for where in ("inside", "outside")]
-    yield from _target_table(("target", "path", *figures, "echoes", "bytes", "fallbacks"), rows, 2, swept)
+    titles = ("target", "path", *figures, "echoes", "bytes", "fallbacks")
+    yield from _target_table(titles, rows, 2, swept, room, _INSIDE_GIVES_WAY)
 
 
 def _inside_cells(target: Summary, path: str, stats: PathStats) -> Iterator[str]:

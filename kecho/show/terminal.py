@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -181,19 +182,54 @@ def _cpu_lines(latency: Histogram) -> Iterator[str]:
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> Iterator[str]:
-    """Lines of a table, two spaces between columns; the first `left` columns are flush left, the others right."""
-    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-    for row in (titles, *rows):
+_SHORTEST = 8  # columns of a name that gives way
+
+
+def table(
+    titles: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: int,
+    width: int | None = None,
+    gives_way: Sequence[str] = (),
+) -> list[str]:
+    """Lines of a table, two spaces between columns; the first `left` columns are flush left, the others right.
+
+    Above `width`, columns give way, in the order of `gives_way`, which has their titles; then the longest names do.
+    """
+    columns = list(zip(titles, *rows, strict=True))
+    lefts = [i < left for i in range(len(columns))]
+    widths = [max(map(len, column)) for column in columns]
+    for title in gives_way:
+        if width is None or _total(widths) <= width:
+            break
+        at = next((i for i, column in enumerate(columns) if column[0] == title), None)
+        if at is not None:
+            del columns[at], lefts[at], widths[at]
+    while width is not None and _total(widths) > width:
+        longest = max((i for i, is_left in enumerate(lefts) if is_left), key=lambda i: widths[i])
+        if widths[longest] <= _SHORTEST:
+            break
+        widths[longest] = max(_SHORTEST, widths[longest] - (_total(widths) - width))
+    lines = []
+    for row in zip(*columns, strict=True):
         cells = (
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            _shortened(cell, room).ljust(room) if is_left else cell.rjust(room)
+            for cell, room, is_left in zip(row, widths, lefts, strict=True)
         )
-        yield "  ".join(cells).rstrip()
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
-def status_text(services: Sequence[Mapping[str, Any]], utf8: bool | None = None) -> str:
-    """The services, a line each, as long as it takes, from their status objects; ``-`` is what one does not tell."""
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _shortened(cell: str, room: int) -> str:
+    return cell if len(cell) <= room else f"{cell[: room - 1]}…"
+
+
+def status_text(services: Sequence[Mapping[str, Any]], utf8: bool | None = None, width: int | None = None) -> str:
+    """The services, a line each, from their status objects; ``-`` is what one does not tell."""
     if not services:
         return "nothing is up\n"
     rows = []
@@ -206,33 +242,45 @@ def status_text(services: Sequence[Mapping[str, Any]], utf8: bool | None = None)
                 service["mode"],
                 ",".join(service.get("paths") or ()) or "-",
                 str(service.get("state", "-")),
+                ",".join(service.get("binds") or ()) or "-",
                 *(str(_or_dash(service.get(key))) for key in ("port", "pid")),
                 uptime(up) if up is not None else "-",
                 *(f"{n:,}" if (n := connections.get(key)) is not None else "-" for key in ("active", "total")),
             )
         )
-    titles = ("name", "mode", "paths", "state", "port", "pid", "uptime", "active", "total")
-    return finish(table(titles, rows, left=4), None, utf8)
+    titles = ("name", "mode", "paths", "state", "addresses", "port", "pid", "uptime", "active", "total")
+    return finish(table(titles, rows, 5, width, ("pid", "total", "uptime", "paths", "addresses", "mode")), width, utf8)
 
 
 def _or_dash(value: object) -> object:
     return "-" if value is None else value
 
 
-def listen_text(services: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each service that is in trouble, or had no room for connections while it was up; "" if none."""
+def listen_text(services: Sequence[Mapping[str, Any]], width: int = 80) -> str:
+    """A line for each service that is in trouble, and for connections that found no room; "" if none."""
     lines = []
     for service in services:
         if service.get("trouble"):
-            lines += ["", f"{service['name']}: {service['trouble']}"]
-        listen = service.get("listen") or {}
-        if any(listen.values()):
-            told = ", ".join(f"{count:,} {name}" for name, count in listen.items() if count)
-            lines += ["", f"{service['name']}: no room to listen in its network namespace: {told}"]
+            lines += ["", *prose(f"{service['name']}: {service['trouble']}", width)]
+    lines += _no_room(services, width)
     return "".join(line + "\n" for line in lines)
 
 
-def sockets_text(services: Sequence[Mapping[str, Any]], most: int | None) -> str:
+def _no_room(services: Sequence[Mapping[str, Any]], width: int) -> Iterator[str]:
+    """What listeners had no room for, a line for each network namespace: nobody counts it by listener."""
+    counts: dict[int, Counter[str]] = {}
+    for service in services:
+        seen = counts.setdefault(service.get("netns", 0), Counter())
+        seen |= Counter(service.get("listen") or {})  # of whom has been up longest
+        counts[service.get("netns", 0)] = seen
+    for seen in counts.values():
+        if told := ", ".join(f"{count:,} {name}" for name, count in seen.items() if count):
+            where = "this network namespace" if len(counts) == 1 else "one of these network namespaces"
+            yield ""
+            yield from prose(f"no room to listen, in {where}: {told} (all its listeners together)", width)
+
+
+def sockets_text(services: Sequence[Mapping[str, Any]], most: int | None, width: int | None = None) -> str:
     """Each service's connections with TCP state and queues (bytes), at most `most` a service; "" if there are none."""
     lines: list[str] = []
     for service in services:
@@ -244,7 +292,8 @@ def sockets_text(services: Sequence[Mapping[str, Any]], most: int | None) -> str
         shown = sockets[:most]
         if shown:
             rows = [(s["local"], s["remote"], s["state"], str(s["recv_queue"]), str(s["send_queue"])) for s in shown]
-            lines += ["", *table(("local", "remote", "state", "recv-queue", "send-queue"), rows, left=3)]
+            titles = ("local", "remote", "state", "recv-queue", "send-queue")
+            lines += ["", *table(titles, rows, 3, width, ("recv-queue", "send-queue"))]
         if len(sockets) > len(shown):
             lines.append(f"and {len(sockets) - len(shown)} more: kecho-ctl status {service['name']}")
     return "".join(line + "\n" for line in lines)

@@ -7,6 +7,7 @@ All but the limit of descriptors belong to a network namespace: here that of the
 from __future__ import annotations
 
 import resource
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -207,15 +208,17 @@ def examine(needs: Needs, raised: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def text(found: Mapping[str, Any]) -> str:
+def text(found: Mapping[str, Any], width: int = 80) -> str:
     """The result of `examine` as text."""
     lines = [f"{'limit':32}{'now':>14}  {plural(found['needs']['connections'], 'connection')} at once"]
     for row in found["limits"]:
         lines.append(f"{row['name']:32}{row['now']:>14}  {'→ ' + row['raised_to'] if row['raised_to'] else 'enough'}")
-    lines += (
-        f"{SYN_COOKIES:32}{found['syn_cookies']:>14}  left alone: if on, the kernel warns of SYN flooding when a queue",
-        f"{'':46}  overflows, and answers all the same",
+    lines += textwrap.wrap(
+        "left alone: if on, the kernel warns of SYN flooding when a queue overflows, and answers all the same",
+        width,
+        initial_indent=f"{SYN_COOKIES:32}{found['syn_cookies']:>14}  ",
+        subsequent_indent=" " * 48,
     )
     for name, entry in found["raised"].items():
         lines.append(f"{name} is raised, from {entry['old']}: by a run under way, or one that was killed")
-    return "\n".join([*lines, *found["distortions"]])
+    return "\n".join([*lines, *("\n".join(textwrap.wrap(one, width)) for one in found["distortions"])])

@@ -37,6 +37,7 @@ from kecho.bench.run import Run
 from kecho.cli import bench as command
 from kecho.cli import main as kecho
 from kecho.model.errors import KechoError, Unavailable, UsageError, one_line
+from kecho.model.histogram import Histogram
 from kecho.model.snapshot import Connections, PathStats, Snapshot
 from kecho.native import programs
 from kecho.show.bench_text import bench_table, caveats, headline, mismatch, notes
@@ -273,18 +274,36 @@ def test_table() -> None:
     assert lines[0].startswith("closed loop: 1 connection  1 thread  64 B  client on CPU 1  2 interleaved runs each")
     head = next(i for i, line in enumerate(lines) if line.startswith("target"))
     percentiles = ["p50", "p90", "p99", "p99.9", "max"]
-    assert lines[head].split() == ["target", "mode", "path", *percentiles, "p50", "ratio", "requests/s", "ratio"]
+    rates = ["requests/s", "MB/s", "ratio"]
+    assert lines[head].split() == ["target", "mode", "path", *percentiles, "p50", "ratio", *rates]
     assert [line.split()[0] for line in lines[head + 1 : head + 4]] == ["slow", "fast", "127.0.0.1:7"]
     assert len({len(line) for line in lines[head : head + 4]}) == 1
     fast = lines[head + 2].split()
     assert fast[1:4] == ["sockmap", "egress", "1.75µs"]
-    assert fast[-3:] == ["8.3×", "571,592", "8.3×"]
+    assert fast[-4:] == ["8.3×", "571,592", "36.6", "8.3×"]
     assert lines[head + 3].split()[1:3] == ["-", "-"]
+
+
+@pytest.mark.parametrize("width", [70, 80, 100, 200])
+@pytest.mark.parametrize("loads", [((1, 64),), ((1, 64), (15_000, 1 << 20))], ids=["one load", "sweep"])
+def test_nothing_is_wider_than_the_terminal(width: int, loads: tuple[tuple[int, int], ...]) -> None:
+    """Columns give way, names last, and the figures that matter most never."""
+    result = compared(10_000, 5_000_000, rounds=MIN_ROUNDS, loads=loads)
+    counted = {"egress": PathStats(10**9, 10**12, 10**9, Histogram.of([10**6] * 9)), "idle": PathStats()}
+    runs = [replace(run, target=f"a-service-whose-name-is-long-{run.target}", kernel=counted) for run in result.runs]
+    result = replace(result, runs=tuple(runs), baseline="a-service-whose-name-is-long-t0")
+    narrow, wide = (bench_table(result, width, utf8=True, wide=wide) for wide in (False, True))
+    assert max(map(len, narrow.splitlines())) <= width
+    for title in ("p50", "p99", "p50 ratio", "requests/s"):
+        assert title in narrow
+    for title in ("p90", "mode", "p99.9", "fallbacks"):
+        assert title in wide
+        assert (title in narrow) == (width == 200), title
 
 
 def test_table_of_inside_and_outside() -> None:
     text = bench_table(samples.three_targets(), utf8=True)
-    inside = text[text.index("counted by the services") :].partition("\n\n")[0].splitlines()
+    inside = text[text.index("client\n", text.index("counted by the services")) :].partition("\n\n")[0].splitlines()
     assert [line.split()[0] for line in inside[1:]] == ["target", "slow", "fast"]
     assert inside[1].replace("e p", "e_p").split() == [
         *("target", "path", "inside_p50", "outside_p50", "inside_p99", "outside_p99", "echoes", "bytes", "fallbacks"),
@@ -362,7 +381,7 @@ def test_a_sweep_compares_under_the_same_load() -> None:
     lines = bench_table(result, utf8=True).splitlines()
     assert lines[0].startswith("closed loop: 1, 10 connections  1 thread  64, 1,024 B")
     head = next(i for i, line in enumerate(lines) if "target" in line)
-    assert lines[head].split()[:3] == ["conns", "bytes", "target"]
+    assert lines[head].split()[:3] == ["conns", "size", "target"]
     assert [line.split()[:3] for line in lines[head + 1 : head + 7]] == [
         [f"{connections}", f"{size:,}", name] for connections, size in loads for name in ("t0", "t1")
     ]

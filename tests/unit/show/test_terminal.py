@@ -169,6 +169,7 @@ STATUS: list[dict[str, Any]] = [
         "name": "kecho",
         "mode": "sockmap",
         "port": 12345,
+        "binds": ["127.0.0.1", "::1"],
         "state": "up",
         "pid": 4711,
         "uptime_s": 7325.0,
@@ -181,12 +182,14 @@ STATUS: list[dict[str, Any]] = [
 
 def test_status_lines_up() -> None:
     lines = status_text(STATUS).splitlines()
-    assert lines[0].split() == ["name", "mode", "paths", "state", "port", "pid", "uptime", "active", "total"]
+    first = ["name", "mode", "paths", "state", "addresses"]
+    assert lines[0].split() == [*first, "port", "pid", "uptime", "active", "total"]
     assert lines[1].split() == [
         "kecho",
         "sockmap",
         "egress,skb,user",
         "up",
+        "127.0.0.1,::1",
         "12345",
         "4711",
         "2",
@@ -196,10 +199,17 @@ def test_status_lines_up() -> None:
         "15",
         "100,000",
     ]
-    assert lines[2].split() == ["b", "user", "-", "died", "7", "12", "-", "-", "-"]
+    assert lines[2].split() == ["b", "user", "-", "died", "-", "7", "12", "-", "-", "-"]
     assert len({len(line) for line in lines}) == 1
     for title in ("mode", "paths", "state"):
         assert all(line[lines[0].index(title) - 1] == " " != line[lines[0].index(title)] for line in lines)
+
+
+def test_status_fits_the_terminal() -> None:
+    services = [{**STATUS[0], "name": "a" * 64, "binds": ["192.0.2.123", "2001:db8:1234:5678::1"]}, STATUS[1]]
+    lines = status_text(services, width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "up" in lines[1].split() and "died" in lines[2].split() and lines[1].endswith("15")
 
 
 def test_status_cuts_nothing_off_for_a_long_name() -> None:
@@ -212,7 +222,7 @@ def test_status_tells_of_connections_without_room() -> None:
     loud = {"name": "b", "listen": {"overflows": 1200, "drops": 1300, "syncookies": 0}}
     assert listen_text([quiet, {"name": "c", "state": "died"}]) == ""
     assert listen_text([quiet, loud]) == (
-        "\nb: no room to listen in its network namespace: 1,200 overflows, 1,300 drops\n"
+        "\nno room to listen, in this network namespace: 1,200 overflows, 1,300 drops (all\n  its listeners together)\n"
     )
 
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 /*
- * The life of a connection, and who echoes for it when: its callbacks in softirq, or its work item.
+ * The life of a connection. Its callbacks in softirq or its work item echo for it.
  */
 #include "conn.h"
 
@@ -18,45 +18,45 @@
 #define CREATE_TRACE_POINTS
 #include "trace.h"
 
-/* How much one connection may send back, with BH off, before others get the CPU; in bytes. */
+/* The bytes that one connection may send back with BH off, before others get the CPU. */
 #define PASS_BUDGET (64 * 1024)
 
-/* After how long to try again when there was no memory to send with. */
+/* The delay before another attempt, after sending found no memory. */
 #define NOMEM_DELAY (HZ / 50)
 
-/* How long peers have to acknowledge the FIN when the module closes the connection. */
+/* The time that a peer has to acknowledge our FIN when the module closes the connection. */
 #define CLOSE_DELAY (HZ / 4)
 
 /*
- * Who queues the work item in a state, and who takes the connection out of it:
+ * In each state, who queues the work item, and who leaves the state:
  *
- *   state    the work is queued by                   it is left by
- *   READY    data_ready, if it may not echo itself   data_ready, the work: to whatever a pass ends in
- *   BUSY     whoever entered it, at once             the work, likewise
- *   STALLED  write_space, as it leaves it            write_space, to BUSY
+ *   state    the work is queued by                   the state is left by
+ *   READY    data_ready, if it may not echo itself   data_ready or the work, after a pass
+ *   BUSY     whoever entered it, at once             the work, after a pass
+ *   STALLED  write_space, when it leaves the state   write_space, to BUSY
  *   SHUT     the work again, once the module closes  the work, to DEAD
  *   CUT      whoever entered it, and the work again  the work, to DEAD
  *   DEAD     whoever entered it, if not the work     nobody: the work frees the connection
  *
- * In each but DEAD, state_change queues the work as well, at the connection's end, and so does
- * fastecho_conn_close_all(). The work then leaves READY, BUSY and STALLED for SHUT, CUT or DEAD.
+ * In all states but DEAD, state_change at the connection's end and fastecho_conn_close_all() queue
+ * the work as well. It then leaves READY, BUSY and STALLED for SHUT, CUT or DEAD.
  */
 enum conn_state {
-	CONN_READY,   /* nothing under way: the next to see data may echo it */
-	CONN_BUSY,    /* a pass is under way, or the work item is queued to go on */
+	CONN_READY,   /* idle: whoever sees data next may echo it */
+	CONN_BUSY,    /* a pass is running, or the work item is queued to go on */
 	CONN_STALLED, /* the send buffer is full: sk_write_space goes on */
-	CONN_SHUT,    /* our FIN is sent, everything else before it */
-	CONN_CUT,  /* there was no memory for our FIN: an RST will follow what is still in flight */
-	CONN_DEAD, /* the work item has to free it */
+	CONN_SHUT,    /* our FIN is sent, after everything else */
+	CONN_CUT,     /* there was no memory for our FIN: an RST will follow the data in flight */
+	CONN_DEAD,    /* the work item has to free it */
 };
 
 struct conn {
 	struct sock *sk;
 	struct socket *sock; /* owned */
 	enum conn_state state;
-	bool orderly; /* our FIN is sent because the peer's came, or because the module closes */
-	unsigned long close_deadline; /* in jiffies: until then our FIN may be acknowledged */
-	u64 ready_ns;	   /* of the oldest data_ready not yet answered; 0: none, or not traced */
+	bool orderly; /* our FIN is sent after the peer's, or because the module closes */
+	unsigned long close_deadline; /* in jiffies: for the acknowledgement of our FIN */
+	u64 ready_ns;	   /* of the oldest unanswered data_ready; 0: none, or not traced */
 	u64 last_ready_ns; /* of the last data_ready */
 	struct delayed_work work;
 	struct list_head node; /* in conns */
@@ -66,15 +66,15 @@ struct conn {
 
 static struct kmem_cache *cache;
 static LIST_HEAD(conns);
-/* Protects conns. Process context, BH on; so never inside a socket's lock, which softirqs take. */
+/* Protects conns. Process context, BH on: never within a socket's lock, which softirqs take. */
 static DEFINE_SPINLOCK(conns_lock);
 static DECLARE_WAIT_QUEUE_HEAD(conns_gone);
-static bool closing; /* every connection is to close */
+static bool closing; /* all connections have to close */
 
 /*
- * Locks the socket as softirq does, with its spinlock and BH off. Owning the socket instead would
- * let packets collect in its backlog, and tcp_sendmsg_locked() might process them, and rearrange
- * the receive queue, in mid-pass. A task that inspects the socket (ss -i) may own it for a moment.
+ * Locks the socket as softirq does, by its spinlock with BH off. If this owned the socket instead,
+ * packets would collect in its backlog; tcp_sendmsg_locked() might process them and rearrange the
+ * receive queue within a pass. A task that inspects the socket (ss -i) may own it for a moment.
  */
 static void lock_conn_sock(struct sock *sk) __acquires(&sk->sk_lock.slock)
 {
@@ -120,7 +120,7 @@ static void trace_pass(struct conn *conn, enum fastecho_path path, size_t sent, 
 	conn->ready_ns = drained ? 0 : conn->last_ready_ns;
 }
 
-/* One pass, and its event. The socket's spinlock is held. */
+/* Runs one pass and traces it. The socket's spinlock is held. */
 static enum fastecho_verdict run_pass(struct conn *conn, enum fastecho_path path)
 {
 	enum fastecho_verdict verdict;
@@ -137,9 +137,9 @@ static enum fastecho_verdict run_pass(struct conn *conn, enum fastecho_path path
 }
 
 /*
- * False if there was no memory for it: tcp_send_fin() tells nobody, and TCP never tries again. The
- * FIN is then counted all the same, as data that is still to be sent: TCP does not take its
- * acknowledgement for that of the echo before it, and sends an RST when the socket is closed.
+ * Sends our FIN. False without memory for it: tcp_send_fin() does not report that, and TCP never
+ * tries again. The FIN is then counted as unsent data, so that TCP does not mistake the
+ * acknowledgement of the echo for one of the FIN, and sends an RST when the socket is closed.
  */
 static bool send_fin(struct sock *sk)
 {
@@ -155,7 +155,7 @@ static bool send_fin(struct sock *sk)
 }
 
 /*
- * Sends our FIN, after everything that has been echoed, or else cuts the connection off there.
+ * Sends our FIN after everything that has been echoed, or cuts the connection there without memory.
  * The socket's spinlock is held.
  */
 static void shut(struct conn *conn)
@@ -174,7 +174,7 @@ static void shut(struct conn *conn)
 }
 
 /*
- * Echoes what there is and arranges for the rest.
+ * Echoes received data, and enters the state that deals with the rest.
  * The socket's spinlock is held, the state is CONN_READY or CONN_BUSY.
  */
 static void advance(struct conn *conn, enum fastecho_path path)
@@ -202,7 +202,7 @@ static void advance(struct conn *conn, enum fastecho_path path)
 	}
 }
 
-/* The callbacks run with the socket locked, in softirq or where its owner processes the backlog. */
+/* The callbacks run with the socket locked: in softirq, or when its owner processes the backlog. */
 static struct conn *sock_conn(const struct sock *sk)
 {
 	return rcu_dereference_protected(__sk_user_data(sk), lockdep_sock_is_held(sk));
@@ -222,8 +222,8 @@ static void conn_data_ready(struct sock *sk)
 		queue_conn(conn);
 }
 
-/* TCP calls this when a send that found the buffer full may go on; and from within a pass, when
- * memory ran out. */
+/* TCP calls this when a send that found the buffer full may go on, and within a pass that runs out
+ * of memory. */
 static void conn_write_space(struct sock *sk)
 {
 	struct conn *conn = sock_conn(sk);
@@ -235,15 +235,15 @@ static void conn_write_space(struct sock *sk)
 	queue_conn(conn);
 }
 
-/* A FIN from the peer needs nothing here: data_ready follows. The end of the connection and of our
- * closing do. */
+/* Queues the work at the end of the connection, or of our closing. A FIN from the peer needs
+ * nothing here, since data_ready follows. */
 static void conn_state_change(struct sock *sk)
 {
 	if (sk->sk_state == TCP_CLOSE || sk->sk_state == TCP_FIN_WAIT2)
 		mod_delayed_work(fastecho_workqueue, &sock_conn(sk)->work, 0);
 }
 
-/* Makes the socket's callbacks ours. The socket's spinlock is held. */
+/* Installs our callbacks. The socket's spinlock is held. */
 static void attach_locked(struct conn *conn)
 {
 	struct sock *sk = conn->sk;
@@ -257,7 +257,7 @@ static void attach_locked(struct conn *conn)
 	write_unlock(&sk->sk_callback_lock);
 }
 
-/* Undoes that, likewise. */
+/* Restores the socket's callbacks. The socket's spinlock is held. */
 static void detach_locked(struct conn *conn)
 {
 	struct sock *sk = conn->sk;
@@ -270,13 +270,13 @@ static void detach_locked(struct conn *conn)
 	write_unlock(&sk->sk_callback_lock);
 }
 
-/* True once the peer has our FIN. */
+/* True once the peer has acknowledged our FIN. */
 static bool fin_acked(const struct sock *sk)
 {
 	return sk->sk_state == TCP_FIN_WAIT2;
 }
 
-/* Closes the connection from our side, a step at a time. The socket's spinlock is held. */
+/* Does the next step of closing the connection from our side. The socket's spinlock is held. */
 static void close_step(struct conn *conn)
 {
 	if (conn->state != CONN_SHUT && conn->state != CONN_CUT)
@@ -288,8 +288,8 @@ static void close_step(struct conn *conn)
 }
 
 /*
- * Waits for the peer to have all of the echo. Sequence numbers cannot tell: send_fin() has counted
- * what is in no queue. The socket's spinlock is held.
+ * Waits until the peer has all of the echo. Sequence numbers do not show that: send_fin() has
+ * counted a FIN that is in no queue. The socket's spinlock is held.
  */
 static void cut_step(struct conn *conn)
 {
@@ -299,7 +299,7 @@ static void cut_step(struct conn *conn)
 		queue_delayed_work(fastecho_workqueue, &conn->work, NOMEM_DELAY);
 }
 
-/* What the work item has to do, whyever it was queued. The socket's spinlock is held. */
+/* Does the work of the current state. The socket's spinlock is held. */
 static void step(struct conn *conn)
 {
 	if (conn->sk->sk_state == TCP_CLOSE)
@@ -312,16 +312,16 @@ static void step(struct conn *conn)
 		advance(conn, FASTECHO_PATH_WORKQUEUE);
 }
 
-/* True if TCP can wait for the peer's FIN without the socket, by what it keeps in TIME_WAIT. */
+/* True if TCP can wait for the peer's FIN by a timewait socket, without this one. */
 static bool fin_wait_is_short(const struct sock *sk)
 {
 	return fin_acked(sk) && tcp_fin_time(sk) <= TCP_TIMEWAIT_LEN;
 }
 
 /*
- * Closes the socket, with an RST unless TCP needs it no more: it holds no reference to its
- * namespace, so TCP would stop its timers, and an orphan that waits for an acknowledgement, or for
- * the peer's FIN, might wait for ever.
+ * Closes the socket, with an RST if TCP still needs it. The socket holds no reference to its
+ * namespace, so TCP stops its timers; an orphan might wait for ever for an acknowledgement or for
+ * the peer's FIN.
  */
 static void release(struct socket *sock)
 {
@@ -330,7 +330,7 @@ static void release(struct socket *sock)
 	sock_release(sock);
 }
 
-/* Frees a connection that detach_locked() has cut off. Only for its work item. */
+/* Frees a connection after detach_locked(). Only its work item may call this. */
 static void free_conn(struct conn *conn)
 {
 	unlist(conn);
@@ -374,8 +374,8 @@ static struct conn *new_conn(struct socket *sock, const struct fastecho_callback
 }
 
 /*
- * Serves the connection from now on; false if its socket is somebody else's already, as when a BPF
- * program has put it into a sockmap.
+ * Takes over the socket and serves it. False if it has another owner already, as when a BPF program
+ * has put it into a sockmap.
  */
 static bool start(struct conn *conn)
 {
@@ -387,7 +387,7 @@ static bool start(struct conn *conn)
 	if (is_free) {
 		atomic64_inc(&fastecho_counters.total);
 		attach_locked(conn);
-		step(conn); /* for what came before there was anybody to tell */
+		step(conn); /* for data that came before our callbacks */
 		if (conn->state == CONN_DEAD)
 			queue_conn(conn);
 	}
@@ -414,7 +414,7 @@ err_conn:
 	kmem_cache_free(cache, conn);
 err_active:
 	atomic_dec(&fastecho_counters.active);
-err_sock: /* counted before the peer can see it */
+err_sock: /* count it before the peer can see the RST */
 	atomic64_inc(&fastecho_counters.rejected);
 	release(sock);
 }

@@ -2,9 +2,9 @@
 /*
  * Accepted connections.
  *
- * A connection owns its socket and belongs to its work item: whatever ends it (FIN, RST, unloading)
- * only queues the work, and only the work frees it. Everything else about it is protected by its
- * socket's spinlock. An idle connection has nothing queued.
+ * A connection owns its socket, and its work item owns the connection: whatever ends it (FIN, RST,
+ * unloading) only queues the work, and only the work frees it. The socket's spinlock protects
+ * everything else in it. An idle connection has nothing queued.
  */
 #ifndef FASTECHO_CONN_H
 #define FASTECHO_CONN_H
@@ -12,27 +12,27 @@
 struct socket;
 struct sock;
 
-/* What a socket called before it was ours. */
+/* The callbacks of a socket before we took it over. */
 struct fastecho_callbacks {
 	void (*data_ready)(struct sock *sk);
 	void (*state_change)(struct sock *sk);
 };
 
-/* Process context. init comes before any connection, uninit after the last listening socket has
- * been released. */
+/* Process context. init must come before any connection, uninit after the last listening socket is
+ * released. */
 int fastecho_conn_init(void);
 void fastecho_conn_uninit(void);
 
 /*
- * Closes all connections, and returns when there are none. Process context, no listening sockets
- * left. Peers get a FIN; those who have not acknowledged it soon, or have sent more than was read,
- * get an RST.
+ * Closes all connections, and returns when none is left. Process context, without listening
+ * sockets. Peers get a FIN. A peer that does not acknowledge it soon, or has sent data that was not
+ * read, gets an RST.
  */
 void fastecho_conn_close_all(void);
 
 /*
- * Serves @sock from now on, or refuses it with an RST: takes it over in either case. Process
- * context, from an accept on a listening socket that has called @original before.
+ * Serves @sock, or refuses it with an RST; owns it in either case. Process context. @original are
+ * the callbacks that the listening socket had before it was taken over.
  */
 void fastecho_conn_accept(struct socket *sock, const struct fastecho_callbacks *original);
 

@@ -5,9 +5,9 @@
  *   active    connections being served now
  *   total     connections ever served, active ones included
  *   rejected  connections reset at accept: max_conns reached, no memory, or in a sockmap already
- *   aborted   served connections that ended by a reset or an error rather than by both sides' FIN
+ *   aborted   served connections that ended by a reset or an error, not by the FINs of both sides
  *
- * They change when a connection comes or goes, never per message. Any context may change them.
+ * They change when a connection begins or ends, not with each message. Any context may change them.
  */
 #ifndef FASTECHO_COUNTERS_H
 #define FASTECHO_COUNTERS_H

@@ -2,9 +2,9 @@
 /*
  * The data path: moves bytes from a socket's receive queue to its own send queue.
  *
- * It copies them. Sending the received pages themselves would save one copy of large messages, but
- * a local client may still write to pages it has sent (sendfile, vmsplice), and a few bytes can
- * hold a whole page that no socket buffer is charged for.
+ * It copies them. Sending the received pages themselves would save a copy of large messages. But a
+ * local client may still write to pages it has sent (sendfile, vmsplice), and a few bytes can pin a
+ * page that is charged to no socket buffer.
  */
 #include "echo.h"
 
@@ -16,14 +16,13 @@
 #include <net/tcp.h>
 #include "compat.h"
 
-/* What a packet costs beside its bytes, in bytes: a budget has to bound a flood of one-byte packets
- * too. */
+/* The cost of a packet beside its bytes, in bytes: the budget must bound a flood of one-byte
+ * packets too. */
 #define SKB_COST 256
 
 /*
- * The page that payload is copied into. TCP keeps one in every socket, 32 KiB once it has been
- * used; lending each socket the CPU's for the length of a pass keeps 10,000 idle connections from
- * holding 312 MiB.
+ * The page fragment that payload is copied into. TCP keeps one of 32 KiB in every socket that has
+ * sent, which is 312 MiB for 10,000 idle connections. So a pass lends the socket that of the CPU.
  */
 struct lent_page {
 	local_lock_t bh_lock; /* held, with BH off, from lend_page() to return_page() */
@@ -34,7 +33,7 @@ static DEFINE_PER_CPU(struct lent_page, lent_page) = {.bh_lock = INIT_LOCAL_LOCK
 
 void fastecho_echo_setup(struct sock *sk)
 {
-	sock_set_flag(sk, SOCK_URGINLINE); /* or TCP takes urgent bytes out of the stream */
+	sock_set_flag(sk, SOCK_URGINLINE); /* keeps urgent bytes in the stream */
 	sk->sk_allocation = GFP_ATOMIC | __GFP_NOWARN;
 	compat_sock_own_frag(sk);
 }
@@ -64,8 +63,8 @@ static void return_page(struct sock *sk)
 	compat_local_unlock_nested_bh(&lent_page.bh_lock);
 }
 
-/* Finds the part of @skb, itself or a member of its frag_list, that holds *@offset, and makes
- * *@offset relative to it. */
+/* Finds the part of @skb that holds *@offset, itself or a member of its frag_list, and makes
+ * *@offset relative to that part. */
 static const struct sk_buff *find_part(const struct sk_buff *skb, unsigned int *offset)
 {
 	const struct sk_buff *part;
@@ -81,7 +80,7 @@ static const struct sk_buff *find_part(const struct sk_buff *skb, unsigned int *
 	return NULL;
 }
 
-/* Lists up to @len bytes of @skb from @offset on in @vecs, and returns how many bytes those are. */
+/* Lists up to @len bytes of @skb from @offset on in @vecs. Returns the number of bytes. */
 static size_t list_pages(const struct sk_buff *skb, unsigned int offset, size_t len,
 			 struct bio_vec *vecs, unsigned int *nr_vecs)
 {
@@ -151,9 +150,8 @@ static int echo_skb(read_descriptor_t *desc, struct sk_buff *skb, unsigned int o
 }
 
 /*
- * True if an acknowledgement is to come that makes TCP call sk_write_space: for something in
- * flight, or for the window to open. What only waits for more to be sent with it, because memory
- * ran out in mid-pass, brings none.
+ * True if TCP will call sk_write_space for an acknowledgement: of data in flight, or one that opens
+ * the window. Data that only waits for more, since memory ran out within a pass, brings none.
  */
 static bool ack_is_due(const struct sock *sk)
 {
@@ -176,7 +174,7 @@ enum fastecho_verdict fastecho_echo_pass(struct sock *sk, size_t budget, size_t 
 {
 	read_descriptor_t desc = {.count = budget, .arg.data = sk};
 
-	/* tcp_read_sock() stops at an urgent byte for good. Here it is a byte like any other. */
+	/* tcp_read_sock() would stop at an urgent byte for good. It is echoed like any other. */
 	if (unlikely(tcp_sk(sk)->urg_data))
 		tcp_sk(sk)->urg_data = 0;
 

@@ -22,7 +22,7 @@
 
 #define MAX_LISTENERS 16
 
-/* After how long to try again when a connection could not be accepted. */
+/* The delay before another attempt, after a connection could not be accepted. */
 #define RETRY_DELAY (HZ / 50)
 
 struct listener {
@@ -30,13 +30,13 @@ struct listener {
 	struct sockaddr_storage address;
 	struct delayed_work accept_work;
 	struct fastecho_callbacks original;
-	bool ended; /* it is not to listen any more, or it is known that it does not */
+	bool ended; /* it must not listen any more, or was found not to */
 };
 
 static struct listener listeners[MAX_LISTENERS];
 static unsigned int nr_listeners;
 
-/* Somebody has ended the socket, as `ss -K` does. */
+/* Reports that another process has ended the socket, as `ss -K` does. */
 static void report_end(struct listener *listener)
 {
 	if (READ_ONCE(listener->ended))
@@ -47,8 +47,8 @@ static void report_end(struct listener *listener)
 	       &listener->address);
 }
 
-/* Accepts all that wait. Out of memory, they go on waiting; with -EINVAL, the socket has stopped
- * listening. */
+/* Accepts all waiting connections. Without memory they go on waiting. -EINVAL means that the socket
+ * has stopped listening. */
 static void accept_work(struct work_struct *work)
 {
 	struct listener *listener =
@@ -69,8 +69,8 @@ static void accept_work(struct work_struct *work)
 }
 
 /*
- * Connections call the callbacks too, until fastecho_conn_accept() makes them its own: they are
- * copies of the listening socket, but without its sk_user_data. Theirs may be somebody else's, as
+ * Accepted sockets call these callbacks too, until fastecho_conn_accept() takes them over: they are
+ * copies of the listening socket, without its sk_user_data. Theirs may belong to another owner, as
  * when a BPF program has put them into a sockmap.
  */
 static void queue_accept_work(struct sock *sk)
@@ -129,11 +129,11 @@ static int address_size(const struct sockaddr_storage *address)
 					      : sizeof(struct sockaddr_in);
 }
 
-/* What connections inherit is set here, once. */
+/* Sets the options that connections inherit. */
 static int set_options(struct sock *sk, int family)
 {
 	sock_set_reuseaddr(sk);
-	sock_set_keepalive(sk); /* or peers that vanished would stay for ever */
+	sock_set_keepalive(sk); /* ends connections whose peer has vanished */
 	tcp_sock_set_nodelay(sk);
 	fastecho_echo_setup(sk);
 	return family == AF_INET6 ? ip6_sock_set_v6only(sk) : 0;
@@ -146,14 +146,14 @@ static int bind_and_listen(struct socket *sock, struct sockaddr_storage *address
 	err = set_options(sock->sk, address->ss_family);
 	if (err)
 		return err;
-	/* A pointer to sockaddr, or from 6.19 on to sockaddr_unsized. */
+	/* The type is sockaddr, or from 6.19 on sockaddr_unsized. */
 	err = kernel_bind(sock, (void *)address, address_size(address));
 	if (err)
 		return err;
 	return kernel_listen(sock, fastecho_params.backlog);
 }
 
-/* A socket that is bound and listening, or an error. */
+/* Returns a bound and listening socket, or an error. */
 static struct socket *open_socket(struct net *net, struct sockaddr_storage *address)
 {
 	struct socket *sock;
@@ -183,13 +183,12 @@ static int add_listener(struct net *net, struct sockaddr_storage *address)
 	attach_bh(listener);
 	atomic_inc(&fastecho_counters.listening);
 	nr_listeners++;
-	/* For whoever connected before there was anybody to tell. */
+	/* For clients that connected before the callbacks were set. */
 	queue_delayed_work(fastecho_workqueue, &listener->accept_work, 0);
 	return 0;
 }
 
-/* Nobody asked for an address that is bound by default, so it may be missing, as ::1 is without
- * IPv6. */
+/* An address that is bound only by default may be missing, as ::1 is without IPv6. */
 static bool may_lack(int err)
 {
 	return fastecho_params_bind_is_default() && (err == -EAFNOSUPPORT || err == -EADDRNOTAVAIL);
@@ -262,12 +261,12 @@ void fastecho_listener_uninit(void)
 
 	for (i = 0; i < nr_listeners; i++)
 		detach_bh(&listeners[i]);
-	synchronize_rcu(); /* now queue_accept_work() queues nothing any more */
+	synchronize_rcu(); /* from here on queue_accept_work() queues nothing */
 	while (nr_listeners) {
 		struct listener *listener = &listeners[--nr_listeners];
 
 		WRITE_ONCE(listener->ended, true);
-		/* Makes accept fail, so that a flood of connections cannot keep the work going. */
+		/* Makes accept fail, so that a flood of connections cannot keep this running. */
 		kernel_sock_shutdown(listener->sock, SHUT_RDWR);
 		cancel_delayed_work_sync(&listener->accept_work);
 		sock_release(listener->sock);

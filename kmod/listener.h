@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR MIT */
 /*
- * Listening sockets, one for each address of the parameter bind.
+ * Listening sockets, one for each address in the parameter bind.
  */
 #ifndef FASTECHO_LISTENER_H
 #define FASTECHO_LISTENER_H
@@ -8,14 +8,14 @@
 struct net;
 
 /*
- * Listens in @net on what the parameters say, all or nothing, and hands over to
- * fastecho_conn_accept() from then on. Process context. The sockets hold no reference to @net:
- * fastecho_listener_uninit() has to come before it goes.
+ * Listens in @net on all addresses of the parameters or on none, and hands connections over to
+ * fastecho_conn_accept(). Process context. The sockets hold no reference to @net, so
+ * fastecho_listener_uninit() must be called before it is freed.
  */
 int fastecho_listener_init(struct net *net);
 
-/* Stops listening; when it returns, no connection is being accepted any more. Process context,
- * sleeps. */
+/* Stops listening. When it returns, no connection is being accepted any more. Process context,
+ * may sleep. */
 void fastecho_listener_uninit(void);
 
 #endif

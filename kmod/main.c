@@ -20,12 +20,12 @@
 struct workqueue_struct *fastecho_workqueue;
 
 /*
- * The service lives in the network namespace that insmod ran in, and ends with it: it holds no
- * reference, which would keep the namespace and its devices alive for as long as the module is
- * loaded. NULL once the service has ended: none of its sockets is left then.
+ * The service runs in the network namespace of insmod, and ends with it. It holds no reference,
+ * which would keep the namespace and its devices alive while the module is loaded. NULL once the
+ * service has ended and all of its sockets are closed.
  */
 static struct net *served_net;
-/* Held while the service ends: neither rmmod nor the namespace may go on before it has. */
+/* Held while the service ends: rmmod and the end of the namespace both wait for that. */
 static DEFINE_MUTEX(stop_lock);
 
 static void stop_serving(void)
@@ -39,7 +39,7 @@ static void stop_serving(void)
 	mutex_unlock(&stop_lock);
 }
 
-/* The kernel calls this for a namespace that goes away. */
+/* The kernel calls this before it frees a namespace. */
 static void __net_exit net_pre_exit(struct net *net)
 {
 	if (net == READ_ONCE(served_net))
@@ -63,7 +63,7 @@ static int start_serving(void)
 
 err_listener:
 	fastecho_listener_uninit();
-err_conns: /* the first address may have got some before the second failed */
+err_conns: /* the first address may have connections before the second fails */
 	fastecho_conn_close_all();
 	return err;
 }
@@ -103,7 +103,7 @@ err_conn:
 
 static void __exit fastecho_exit(void)
 {
-	/* First, because it waits for the peers: nobody can make a namespace during what follows. */
+	/* First, since it waits for peers. What follows blocks the making of namespaces. */
 	stop_serving();
 	unregister_pernet_subsys(&net_ops);
 	fastecho_counters_uninit();

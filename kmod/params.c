@@ -18,8 +18,8 @@ struct fastecho_params fastecho_params = {
 	.bind = default_bind,
 };
 
-/* What is not a number within the bounds is EINVAL; the kernel then prints the line that names the
- * parameter. */
+/* Returns -EINVAL for anything but a number within the bounds; the kernel then prints a line that
+ * names the parameter. */
 static int set_within(const char *val, const struct kernel_param *kp, unsigned int min,
 		      unsigned int max)
 {
@@ -62,7 +62,7 @@ MODULE_PARM_DESC(max_conns, "connections beyond this many are reset; 0: no limit
 module_param_named(bind, fastecho_params.bind, charp, 0444);
 MODULE_PARM_DESC(bind, "addresses to listen on, separated by commas");
 
-/* The kernel makes "inline" a macro, which would be expanded inside module_param_cb(). */
+/* The kernel's macro "inline" would be expanded within module_param_cb(). */
 #undef inline
 module_param_cb(inline, &flag_ops, &fastecho_params.inline_echo, 0444);
 MODULE_PARM_DESC(inline, "1: echo in softirq, the workqueue helps out; 0: echo on the workqueue");

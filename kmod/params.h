@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR MIT */
 /*
- * The module's parameters: set by insmod, checked as they are set, constant from then on.
+ * The module's parameters: set and checked by insmod, constant from then on.
  */
 #ifndef FASTECHO_PARAMS_H
 #define FASTECHO_PARAMS_H
@@ -18,7 +18,7 @@ struct fastecho_params {
 
 extern struct fastecho_params fastecho_params;
 
-/* True if nobody chose the addresses: then those that this machine lacks may be left out. */
+/* True if insmod was given no addresses. Those that this machine lacks may then be left out. */
 bool fastecho_params_bind_is_default(void);
 
 #endif

@@ -4,16 +4,15 @@
  *
  * path is one of enum fastecho_path.
  *
- * One event is one echo: one pass over a connection's receive queue that handed at least one byte
- * to the send queue. A message that arrives in one piece while nothing is under way is one pass, so
- * N round trips are N events; and in a stream, however it is cut, the bytes of all events add up to
- * the bytes sent.
+ * One event is one echo: a pass over a connection's receive queue that moved at least one byte to
+ * the send queue. A message that arrives in one piece on an idle connection is one pass, so N round
+ * trips are N events. In a stream the bytes of all events add up to the bytes sent.
  *
- * ns is the time from data_ready, when the connection was first told of the data, until
- * tcp_sendmsg_locked() has returned. What a pass leaves behind (its budget spent, the send buffer
- * full) counts from the last data_ready before that pass. Data that was there before the tracepoint
- * was enabled, or before accept(), counts from the start of the pass. The clock is ktime_get_ns(),
- * CLOCK_MONOTONIC: the same as bpf_ktime_get_ns(). It is only read while the tracepoint is enabled.
+ * ns is the time from data_ready, the first notice of the data, to the return of
+ * tcp_sendmsg_locked(). Data that a pass leaves (its budget spent, the send buffer full) counts
+ * from the last data_ready before that pass. Data that came before the tracepoint was enabled, or
+ * before accept(), counts from the start of the pass. The clock is ktime_get_ns(), CLOCK_MONOTONIC,
+ * as for bpf_ktime_get_ns(). It is read only while the tracepoint is enabled.
  */
 #undef TRACE_SYSTEM
 #define TRACE_SYSTEM fastecho
@@ -33,7 +32,7 @@
 
 FASTECHO_PATHS(FASTECHO_PATH_DEFINE, FASTECHO_PATH_DEFINE)
 
-/* clang-format off: TRACE_EVENT() has a layout of its own. */
+/* clang-format off: TRACE_EVENT() has its own layout. */
 TRACE_EVENT(fastecho_echo, TP_PROTO(u32 path, u32 bytes, u64 ns), TP_ARGS(path, bytes, ns),
 	    TP_STRUCT__entry(__field(u32, path) __field(u32, bytes) __field(u64, ns)),
 	    TP_fast_assign(__entry->path = path; __entry->bytes = bytes; __entry->ns = ns;),

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR MIT */
 /*
- * The workqueue of everything that cannot be done in softirq: accepting, closing, and echoing when
- * inline=0 or when softirq had to stop. Made before, and destroyed after, all that uses it.
+ * The workqueue for what cannot be done in softirq: accepting, closing, and echoing with inline=0
+ * or where softirq had to stop. It must be made before and destroyed after all its users.
  */
 #ifndef FASTECHO_WORKQUEUE_H
 #define FASTECHO_WORKQUEUE_H

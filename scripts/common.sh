@@ -1,11 +1,11 @@
-# What the scripts in this folder share; they source it.
+# Shared by the scripts in this folder, which source it.
 # shellcheck shell=bash disable=SC2034,SC2154
 
-# What is kept between runs. Not in /var/cache, over which virtme-ng mounts an empty file system in its guests: a kernel in
-# there would boot and find none of its modules.
+# The folder that is kept between runs. It is not in /var/cache, where virtme-ng mounts an empty file system in its guests:
+# a kernel from there would boot and not find its modules.
 cache=${KECHO_CACHE:-/var/lib/kecho}
-# Kernels are unpacked here, not installed: that would change what this machine boots next. `own` and `newest` are links
-# to the kernel that the distribution boots and to the newest that it has.
+# Kernels are unpacked here, not installed, since installing would change what this machine boots. `own` and `newest` are
+# links to the kernel that the distribution boots and to its newest one.
 kernels=$cache/kernels
 
 die() {
@@ -13,7 +13,7 @@ die() {
 	exit "${2:-1}"
 }
 
-# Runs a command whose output goes to $log alone; a failure names that, and has apt's or pip's own words for it.
+# Runs a command with its output in $log. If it fails, prints the error lines of apt or pip, and the name of $log.
 quietly() {
 	local what=$1
 	shift

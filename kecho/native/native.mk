@@ -20,7 +20,7 @@ NATIVE_CFLAGS  += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-om
 NATIVE_LDFLAGS += -fsanitize=address,undefined
 endif
 
-# A program is all of its folder and of common/.
+# A program is made of all sources in its folder and in common/.
 native_objects = $(patsubst $(NATIVE_DIR)/%.c,$(NATIVE_OBJ)/%.o,$(wildcard $(NATIVE_DIR)/$(1)/*.c $(NATIVE_DIR)/common/*.c))
 NATIVE_SERVER_OBJECTS = $(filter-out $(NATIVE_WITHOUT),$(call native_objects,server))
 NATIVE_BENCH_OBJECTS  = $(call native_objects,bench)

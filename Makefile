@@ -61,7 +61,7 @@ demo-module: ## the same in a virtual machine where this one does not load the m
 CHECK_VM := $(if $(AT_ROOT),$(if $(PYTEST_ARGS)$(filter no,$(VM)),,yes))
 check: ## run the tests; without root only those that need none [PYTEST_ARGS= VM=no]
 	$(call need,build test $(if $(AT_ROOT),install $(if $(CHECK_VM),vm newest)))
-	@scripts/keep-owner $(MAKE) -s build build/stream build/sweep $(if $(CHECK_VM),vm-build)
+	@scripts/keep-owner $(MAKE) -s build build/stream build/sweep clients $(if $(CHECK_VM),vm-build)
 	$(if $(AT_ROOT),,@echo "make check: no root, so only tests/unit; all of it: sudo make check")
 	$(if $(CHECK_VM),@echo "make check: tests in virtual machines go on meanwhile; each machine reports when it is done")
 	@scripts/keep-owner $(MAKE) -s -k $(if $(CHECK_VM),-j2) check-here $(if $(CHECK_VM),$(VM_SHORT_JOBS))

@@ -41,7 +41,7 @@ report = out=$$($(1) 2>&1); status=$$?; printf '\nmake %s:\n%s\n' $@ "$$out"; ex
 
 vm-short-own vm-short-newest: vm-short-%:
 	@$(call report,scripts/vm --kver $* --append slab_nomerge --timeout $(VM_TIMEOUT) \
-		'KECHO_TEST_PATHS="$(VM_PATHS_$*)" $(VM_SHORT_ENV) $(VM_SHORT) "not test_module_mode and not test_hostile and not test_sweep"')
+		'KECHO_TEST_PATHS="$(VM_PATHS_$*)" $(VM_SHORT_ENV) $(VM_SHORT) "not test_module_mode and not test_hostile and not test_sweep and not test_program"')
 
 vm-short-mode: VM_CHOSEN = test_module_mode
 vm-short-hostile: VM_CHOSEN = test_segments and skb \
@@ -55,7 +55,7 @@ vm-short-clock:
 		'KECHO_VM_ICOUNT=1 tests/vm/run -s -m "instructions or unload" -k "$(VM_CLOCK)"')
 
 # For every kernel: one test wants a module that is built for another.
-vm-build: $(VM_TOOLS) build/sweep native
+vm-build: $(VM_TOOLS) build/sweep clients native
 	@for kver in $$(scripts/kernels); do $(MAKE) --no-print-directory -C kmod KVER=$$kver || exit; done
 
 $(VM_TOOLS): build/%: %.c

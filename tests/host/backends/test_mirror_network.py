@@ -212,7 +212,9 @@ def test_flood(pair: network.Veth, served: support.Service, flags: str) -> None:
         took_s, after = time.monotonic() - start_s, carried(pair.device)
         support.echo(client, support.payload(100_000))
     came, went = (after[name] - before[name] for name in ("rx_bytes", "tx_bytes"))
-    assert after["rx_packets"] - before["rx_packets"] >= FLOOD and went <= came
+    # Who asks every 50 ms, as the client does on a busy machine, is taken for one with Nagle's algorithm.
+    twice = (FLOOD // 1000 + 1) * 600
+    assert after["rx_packets"] - before["rx_packets"] >= FLOOD and went <= came + twice
     print(f"\nmeasured: {flags}: {FLOOD} in {took_s:.1f} s, {came} bytes came, {went} went")
     with client_in(pair, served) as another:
         support.echo(another, b"after")

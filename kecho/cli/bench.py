@@ -170,7 +170,7 @@ def add(commands: Subparsers) -> None:
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
-    """Everything that the command line says. Raises UsageError for options that exclude others."""
+    """The plan that the options ask for. Raises UsageError for options that exclude each other."""
     veth = args.topology == "veth"
     if args.delay and not veth:
         raise UsageError("--delay is for --topology veth")
@@ -191,7 +191,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
 
 
 def sweep_of(args: argparse.Namespace) -> tuple[RunOptions, ...]:
-    """What the load generator is asked, load by load. Raises UsageError for options that exclude others."""
+    """The options of the load generator for each load. Raises UsageError for options that exclude each other."""
     burst = args.burst is not None
     if burst:
         for option in ("count", "duration", "warmup"):
@@ -225,7 +225,7 @@ def sweep_of(args: argparse.Namespace) -> tuple[RunOptions, ...]:
         for size in args.size
         for connections in sweep_over
     ]
-    # The same for all loads of a sweep, or they would not be comparable.
+    # All loads of a sweep are pinned alike, so that they are comparable.
     alone = all(options.is_alone for options in sweep)
     return tuple(compare.pin(options, alone) for options in sweep)
 
@@ -242,7 +242,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(plan: Plan) -> Result:
-    """Makes the surroundings, measures all that is planned, and undoes the surroundings whatever happens."""
+    """Sets up the surroundings, makes all runs of the plan, and restores the surroundings in any case."""
     far: dict[str, str] = {}
     named = targets.choose(plan.targets, far) if plan.targets or not plan.variants else []
     with (
@@ -270,7 +270,7 @@ def measure(plan: Plan) -> Result:
 
 
 def show(plan: Plan, result: Result) -> None:
-    """Prints the result, and writes it where the plan says."""
+    """Prints the result, and writes the files of the plan."""
     if plan.json == STDOUT:
         print(json.dumps(result.to_json()))
     else:
@@ -286,5 +286,5 @@ def show(plan: Plan, result: Result) -> None:
 
 
 def _say(line: str) -> None:
-    """At once: one may not want to wait for the runs then."""
+    """Prints a line on stderr at once: it may make the user stop the runs."""
     print(f"kecho-ctl: {line}", file=sys.stderr, flush=True)

@@ -34,9 +34,14 @@ examples:
 """,
     )
     parser.add_argument(
-        "target", nargs="?", default=config.DEFAULT_NAME, help="a service's name, or HOST:PORT (default %(default)s)"
+        "target",
+        nargs="?",
+        default=config.DEFAULT_NAME,
+        help="the name of a service, or HOST:PORT (default %(default)s)",
     )
-    parser.add_argument("--timeout", metavar="S", help=f"seconds for all of it (default {_TIMEOUT_S:g})")
+    parser.add_argument(
+        "--timeout", metavar="S", help=f"wait S seconds at most for the whole echo (default {_TIMEOUT_S:g})"
+    )
     parser.add_argument("--json", action="store_true", help="print an object: target, endpoint, ok, bytes, why")
 
 
@@ -64,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _echo(host: str, port: int, sent: bytes, deadline_s: float) -> bytes:
-    """All that comes back. Raises TimeoutError once the deadline (of time.monotonic) has passed."""
+    """Sends, and returns all that comes back. Raises TimeoutError once the deadline (time.monotonic) has passed."""
     received = bytearray()
     with socket.create_connection((host, port), _left(deadline_s)) as sock:
         sock.sendall(sent)
@@ -85,7 +90,7 @@ def _left(deadline_s: float) -> float:
 
 
 def _compare(sent: bytes, received: bytes) -> str:
-    """What is wrong with an echo; "" if nothing is."""
+    """How an echo differs from what was sent; "" if it does not."""
     if received == sent:
         return ""
     if len(received) > len(sent):

@@ -43,7 +43,7 @@ COMMANDS = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line; also what completion and the man page are made from."""
+    """The parser of the whole command line. Completion and the man page are made from it too."""
     parser = Parser(
         prog="kecho-ctl",
         description=_DESCRIPTION,

@@ -12,14 +12,14 @@ from kecho.model import config
 from kecho.model.errors import Unavailable
 
 SHELLS = ("bash", "zsh", "fish")
-# Words that an option or argument of this name can be; it takes others too, where a command adds them.
+# The values to complete for an option or argument of this name.
 _WORDS = {"mode": ("auto", *MODES), "path": config.PATH_CHOICES, "engine": config.ENGINES}
 _SERVICES = {"name", "target", "targets", "words"}
 _FILES = {"plot", "csv", "json", "output", "results"}
 
 
 def print_completion(parser: argparse.ArgumentParser, shell: str) -> int:
-    """Prints it; returns the exit code. Raises Unavailable without shtab."""
+    """Prints the script; returns the exit code. Raises Unavailable without shtab."""
     try:
         import shtab
     except ImportError as e:
@@ -39,7 +39,7 @@ def print_completion(parser: argparse.ArgumentParser, shell: str) -> int:
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """The actions of the parser and of those of its commands."""
+    """The actions of the parser and of its commands' parsers."""
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):

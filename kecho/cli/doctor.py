@@ -58,7 +58,7 @@ def _wrapped(head: str, said: str, width: int) -> list[str]:
 
 
 def text(found: dict[str, Any], width: int = 80) -> str:
-    """`examine`'s result for a person."""
+    """The result of `examine` as text."""
     lines = [f"kernel {found['kernel']}; --mode auto takes: {found['auto'] or 'nothing'}"]
     for mode, state in found["modes"].items():
         lines.append(f"\n{mode}: {'can run' if state['usable'] else 'cannot run'}")

@@ -15,7 +15,7 @@ def add(commands: Subparsers) -> None:
     """Adds the command to the parser."""
     parser = add_command(commands, "down", run, "take services down, and clear away what dead ones left")
     add_name(parser, "*")
-    parser.add_argument("--all", action="store_true", help="every service")
+    parser.add_argument("--all", action="store_true", help="take every service down")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``kecho-ctl logs``: prints what a service had to say beyond one line."""
+"""``kecho-ctl logs``: prints the log of a service, which has messages longer than a line."""
 
 from __future__ import annotations
 

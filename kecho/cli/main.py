@@ -37,7 +37,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _told(step: Callable[[], int | None]) -> int:
-    """The exit code of a step; what went wrong in it is one line on standard error."""
+    """Runs a step and returns its exit code. Prints an error as one line on stderr."""
     try:
         return step() or 0
     except KechoError as e:
@@ -46,7 +46,7 @@ def _told(step: Callable[[], int | None]) -> int:
         code, line = 1, one_line(e)
     except KeyboardInterrupt:
         code, line = 130, ""
-    with contextlib.suppress(OSError):  # nobody listens
+    with contextlib.suppress(OSError):  # stderr is closed
         print(f"kecho-ctl: {line}" if line else "", file=sys.stderr)
     return code
 

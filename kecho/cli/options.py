@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the commands share: their parsers, the types of their values, and the width of what they print."""
+"""Shared by the commands: their parsers, types of values, and the width of the output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T", int, float)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument error is one line that names the argument."""
+    """A parser whose errors are one line that names the argument."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
@@ -29,7 +29,7 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"
 def add_command(
     commands: Subparsers, name: str, run: Callable[[argparse.Namespace], int], text: str, epilog: str = ""
 ) -> Parser:
-    """The parser of a command. Its arguments get `run`, which takes them and returns the exit code."""
+    """Adds the parser of a command. `run` takes the parsed arguments and returns the exit code."""
     parser = commands.add_parser(
         name,
         help=text,
@@ -42,18 +42,20 @@ def add_command(
 
 
 def add_name(parser: argparse.ArgumentParser, nargs: str = "?") -> None:
-    parser.add_argument("name", nargs=nargs, metavar="NAME", help=f"of the service (default {config.DEFAULT_NAME})")
+    parser.add_argument(
+        "name", nargs=nargs, metavar="NAME", help=f"the name of the service (default {config.DEFAULT_NAME})"
+    )
 
 
 def integer(text: str) -> int:
-    """A whole number, for argparse: ASCII digits and a sign, no more than anything here could need."""
+    """A whole number, for argparse: ASCII digits with a sign, of limited length."""
     if not re.fullmatch(r"-?[0-9]{1,30}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 
 def is_number(text: str) -> bool:
-    """Whether `text` is meant as a number, and not as a service's name."""
+    """Is `text` a number, and not the name of a service?"""
     return re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", text, re.IGNORECASE) is not None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Standard output and error: there whatever the caller closed, never past the terminal's encoding, and checked."""
+"""Standard output and error: always open, within the terminal's encoding, with write errors reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PLAIN = "kecho-plain"
 
 
 class _Named(io.FileIO):
-    """A standard stream whose errors name it. After the first one it leads to /dev/null."""
+    """A standard stream with its name in errors. After the first error it goes to /dev/null."""
 
     def __init__(self, fd: int, name: str) -> None:
         super().__init__(fd, "w", closefd=False)
@@ -28,24 +28,24 @@ class _Named(io.FileIO):
         try:
             return super().write(data)
         except OSError as e:
-            null = os.open(os.devnull, os.O_WRONLY)  # what is left in the buffers goes there: once is enough
+            null = os.open(os.devnull, os.O_WRONLY)  # takes the rest of the buffers: one error is enough
             os.dup2(null, self.fileno())
             os.close(null)
             raise OSError(e.errno, e.strerror, self._name) from None
 
 
 def prepare() -> None:
-    """Standard streams that can be written to. A descriptor that the caller closed leads to /dev/null.
+    """Makes the standard streams writable. A descriptor that the caller has closed goes to /dev/null.
 
-    What an encoding lacks is printed in ASCII, and all of it where the locale says C: Python takes that for UTF-8.
+    Characters that the encoding lacks are printed in ASCII. In locale C all are, since Python takes it for UTF-8.
     """
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
     codecs.register_error(_PLAIN, _plain)
-    if sys.stdout is sys.__stdout__:  # a caller of main() may have put its own there
+    if sys.stdout is sys.__stdout__:  # a caller of main() may have replaced it
         sys.stdout = _open(1, "standard output", sys.stdout)
     if sys.stderr is sys.__stderr__:
         sys.stderr = _open(2, "standard error", sys.stderr)
@@ -67,6 +67,6 @@ def _locale_is_c() -> bool:
     if locale := os.environ.get("LC_ALL"):
         return locale in ("C", "POSIX")
     locale = os.environ.get("LC_CTYPE")
-    if locale and locale != "C.UTF-8":  # which Python puts in the place of C (PEP 538), so that it says nothing
+    if locale and locale != "C.UTF-8":  # Python sets this in locale C (PEP 538), so it says nothing
         return False
     return os.environ.get("LANG") in ("C", "POSIX")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``kecho-ctl reset``: counts from here on."""
+"""``kecho-ctl reset``: resets the counts of a service."""
 
 from __future__ import annotations
 

@@ -41,14 +41,14 @@ examples:
         "words",
         nargs="*",
         metavar="NAME INTERVAL COUNT",
-        help=f"the service (default {config.DEFAULT_NAME}); seconds, to show what each interval brings; how many",
+        help=f"the service (default {config.DEFAULT_NAME}), the seconds of an interval, the number of intervals",
     )
-    parser.add_argument("--name", help="of the service, in another way")
-    parser.add_argument("--histogram", action="store_true", help="with INTERVAL: the histogram of each, not a line")
-    parser.add_argument("--per-cpu", action="store_true", help="each CPU by itself too, in histograms")
-    parser.add_argument("--json", action="store_true", help="print an object a line (docs/metrics.md)")
+    parser.add_argument("--name", help="the name of the service, if it looks like a number")
+    parser.add_argument("--histogram", action="store_true", help="with INTERVAL: show histograms in place of lines")
+    parser.add_argument("--per-cpu", action="store_true", help="show the histogram of each CPU too")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line (docs/metrics.md)")
     parser.add_argument(
-        "--plot", type=picture, metavar="FILE", help="draw the histogram of all that is shown: .png, .svg or .pdf"
+        "--plot", type=picture, metavar="FILE", help="draw the histogram of what is shown: .png, .svg or .pdf"
     )
 
 
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _watch(service: Client, interval_s: float, count: int | None, args: argparse.Namespace) -> None:
-    """Shows each interval. Ended by Ctrl-C too, it draws what was shown."""
+    """Shows the intervals. In the end, or on Ctrl-C, it draws what was shown."""
     from kecho.show import stats_lines
 
     shown = 0

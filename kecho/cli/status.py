@@ -15,7 +15,7 @@ from kecho.model.errors import KechoError, Unavailable
 def add(commands: Subparsers) -> None:
     """Adds the command to the parser."""
     parser = add_command(commands, "status", run, "list services and their connections")
-    parser.add_argument("name", nargs="*", metavar="NAME", help="only these services, with every connection")
+    parser.add_argument("name", nargs="*", metavar="NAME", help="show only these services, with all their connections")
     parser.add_argument("--json", action="store_true", help="print an object (docs/metrics.md)")
     add_wide(parser)
 

@@ -25,8 +25,14 @@ examples:
   sudo kecho-ctl tune --restore           after a run that was killed; the next bench as root does it too
 """,
     )
-    parser.add_argument("--connections", type=integer, default=10000, metavar="N", help="at once (default %(default)s)")
-    parser.add_argument("--restore", action="store_true", help="put back what a killed run left raised")
+    parser.add_argument(
+        "--connections",
+        type=integer,
+        default=10000,
+        metavar="N",
+        help="how many connections a run has at once (default %(default)s)",
+    )
+    parser.add_argument("--restore", action="store_true", help="restore the limits that a killed run left raised")
     parser.add_argument("--json", action="store_true", help="print an object (docs/metrics.md)")
 
 

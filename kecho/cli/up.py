@@ -40,42 +40,46 @@ examples:
   sudo kecho-ctl up --mode user --name base --port 7007  a second service beside it
 """,
     )
-    parser.add_argument("--mode", default="auto", metavar="MODE", help=f"auto (default), {', '.join(MODES)}")
-    parser.add_argument("--name", default=config.DEFAULT_NAME, help="of the service (default %(default)s)")
-    parser.add_argument("--port", type=integer, default=config.DEFAULT_PORT, help="default %(default)s")
+    parser.add_argument(
+        "--mode", default="auto", metavar="MODE", help=f"how to echo: auto (default), {', '.join(MODES)}"
+    )
+    parser.add_argument("--name", default=config.DEFAULT_NAME, help="the name of the service (default %(default)s)")
+    parser.add_argument(
+        "--port", type=integer, default=config.DEFAULT_PORT, help="the port to listen on (default %(default)s)"
+    )
     parser.add_argument(
         "--bind",
         action="append",
         metavar="ADDR",
-        help=f"address to listen on; repeatable (default {' and '.join(config.DEFAULT_BINDS)})",
+        help=f"an address to listen on; repeatable (default {' and '.join(config.DEFAULT_BINDS)})",
     )
     parser.add_argument(
         "--backlog",
         type=integer,
         default=config.DEFAULT_BACKLOG,
         metavar="N",
-        help="connections that may wait to be accepted (default %(default)s)",
+        help="how many connections may wait to be accepted (default %(default)s)",
     )
     parser.add_argument(
         "--path",
-        help="sockmap: local clients by egress (auto, default) or ingress, others by skb; or all by skb, or by user",
+        help="sockmap: egress (as auto, the default) or ingress for local clients, or skb or user for all",
     )
     parser.add_argument(
         "--limit",
         type=integer,
         metavar="BYTES",
-        help=f"sockmap: what a connection may have on its way in the kernel (default {config.DEFAULT_LIMIT_BYTES})",
+        help=f"sockmap: the bytes that a connection may have in flight (default {config.DEFAULT_LIMIT_BYTES})",
     )
     parser.add_argument(
         "--bench",
         type=integer,
         metavar="0|1",
-        help="module: 0 (default) an unbound workqueue, 1 a per-CPU one",
+        help="module: use an unbound workqueue (0, default) or a per-CPU one (1)",
     )
     parser.add_argument(
         "--engine",
         metavar="NAME",
-        help=f"user: what the server waits with, {' or '.join(config.ENGINES)} (default {config.ENGINES[0]})",
+        help=f"user: the engine of the server, {' or '.join(config.ENGINES)} (default {config.ENGINES[0]})",
     )
     parser.add_argument(
         "--no-inline", action="store_true", default=None, help="module: echo on the workqueue, not in softirq"
@@ -84,9 +88,9 @@ examples:
         "--no-latency", action="store_true", default=None, help="sockmap, mirror: take no time stamps, only count"
     )
     parser.add_argument(
-        "--keep-secret", metavar="FILE", help="mirror: where it is, or is to be; a restart then keeps every connection"
+        "--keep-secret", metavar="FILE", help="mirror: keep the secret in FILE, so that a restart keeps connections"
     )
-    parser.add_argument("--foreground", action="store_true", help="stay, and end on Ctrl-C")
+    parser.add_argument("--foreground", action="store_true", help="stay in the foreground; Ctrl-C ends the service")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -113,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         line = run_background(replace(service, mode=mode), backend(mode)())
         try:
             ready(line)
-        except OSError:  # nobody will know that it is up
+        except OSError:  # stdout is closed: nobody would know that the service is up
             Client(service.name).down()
             raise
         return 0
@@ -134,7 +138,7 @@ def _config_of(args: argparse.Namespace, own: Mapping[str, Any]) -> config.Confi
 
 
 def _own_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The given ones of the options that not every mode has, by field of Config."""
+    """The options given that not every mode has, by field of Config."""
     fields = {
         "path": args.path,
         "limit_bytes": args.limit,

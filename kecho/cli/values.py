@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Values of options, for argparse: what is wrong with one is told in a line."""
+"""Types of option values for argparse. Errors are one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 def list_of(one: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
-    """Values separated by commas, none twice."""
+    """A type: values separated by commas, none twice."""
 
     def parse(text: str) -> tuple[T, ...]:
         found = tuple(one(part) for part in text.split(","))
@@ -30,7 +30,7 @@ def list_of(one: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
 
 
 def variants(text: str) -> tuple[str, ...]:
-    """What ``bench --compare`` takes."""
+    """The variants of ``bench --compare``."""
     from kecho.bench import services
 
     try:
@@ -40,7 +40,7 @@ def variants(text: str) -> tuple[str, ...]:
 
 
 def file(text: str) -> str:
-    """A file that can be written: nobody wants to hear after the runs that it cannot."""
+    """A file that can be written. It is tried before the runs."""
     from kecho.bench import outputs
 
     if text != STDOUT:
@@ -52,7 +52,7 @@ def file(text: str) -> str:
 
 
 def picture(text: str) -> str:
-    """A file of one of the formats that can be drawn."""
+    """A file name with a suffix of a format that can be drawn."""
     if Path(text).suffix not in PICTURES:
         raise argparse.ArgumentTypeError(f"{text!r} must end in one of {', '.join(PICTURES)}")
     return file(text)
@@ -66,19 +66,19 @@ def whole(text: str) -> int:
 
 
 def size(text: str) -> int:
-    """Bytes; K and M may follow."""
+    """A size in bytes, with K or M as a suffix."""
     factor = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:].upper(), 1)
     return whole(text[:-1] if factor > 1 else text) * factor
 
 
 def number(fits: Callable[[float], bool], what: str) -> Callable[[str], float]:
-    """A number that `fits`."""
+    """A type: a number that `fits`."""
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
-            value = math.nan  # which fits nowhere
+            value = math.nan  # never fits
         if not fits(value):
             raise argparse.ArgumentTypeError(f"{text!r} is not a number of {what}")
         return value

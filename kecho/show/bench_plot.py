@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Draws results of bench: percentiles, inside against outside, and of a sweep latency against load."""
+"""Draws results of bench: percentiles, latency inside and outside, and for a sweep latency against load."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The curve's ticks, by the share of the samples that is slower.
+# The ticks of the curve, by the share of slower samples.
 _NINES = ((1.0, "0"), (0.5, "50"), (0.1, "90"), (0.01, "99"), (1e-3, "99.9"), (1e-4, "99.99"), (1e-5, "99.999"))
 
 
 @dataclass(frozen=True)
 class _Series:
-    """What is one line of a picture: a target of a result."""
+    """A line of a picture: a target of a result."""
 
     label: str
     result: Result
@@ -46,10 +46,10 @@ class _Series:
 
 
 def plot_bench(found: Mapping[str, Result], path: str | Path) -> None:
-    """Results, by the name of their file, to a picture file. Raises KechoError.
+    """Draws results, given by the name of their file, to a picture file. Raises KechoError.
 
-    Under one load: percentile curves, p50 with p99, and histograms inside and outside. Of a sweep: latency against
-    load. Several results are drawn together; ratios are those within each.
+    One load gives percentile curves, p50 with p99, and histograms inside and outside. A sweep gives latency against
+    load. Several results are drawn together; ratios are taken within each result.
     """
     if not any(target.requests for result in found.values() for target in result.targets):
         raise KechoError("nothing to draw: the result has no sample")
@@ -62,7 +62,7 @@ def plot_bench(found: Mapping[str, Result], path: str | Path) -> None:
 
 
 def _suffix(file: str, found: Mapping[str, Result]) -> str:
-    """What tells the lines of several results apart: by the file name, or path."""
+    """A suffix that distinguishes the lines of several results: the file's name, or its path."""
     if len(found) == 1:
         return ""
     stems = [Path(other).stem for other in found]
@@ -93,21 +93,21 @@ def _percentile_figure(found: Mapping[str, Result]) -> Figure:
 
 
 def _inside(target: Summary) -> Histogram | None:
-    """What the service measured, over all paths and rounds."""
+    """The histogram that the service measured, over all paths and rounds."""
     measured = [run.inside.latency for run in target.runs if run.inside and run.inside.latency]
     return functools.reduce(operator.add, measured) if measured else None
 
 
 def _known(target: Summary, name: str) -> float:
-    """A percentile; NaN, which draws nothing, for one that was never sent."""
+    """A percentile; NaN, which is not drawn, for one that was never sent."""
     value = target.percentiles[name]
     return math.nan if value is None else value
 
 
 def _curve(target: Summary) -> pd.DataFrame:
-    """The upper end of each bucket, and the share of samples above those before it; every round counts the same.
+    """The upper end of each bucket, and the share of samples that are not below it. Every round has the same weight.
 
-    Requests that were never sent are slower than all, so that the curve ends before them; so are rounds without one.
+    Requests that were never sent, and rounds without a request, count as the slowest: the curve ends before them.
     """
     latencies = [run.latency for run in target.runs]
     rows = [(high, n / (one.count + one.unsent)) for one in latencies for _, high, n in one.buckets]
@@ -117,7 +117,7 @@ def _curve(target: Summary) -> pd.DataFrame:
 
 
 def _draw_curves(axes: Axes, series: Sequence[_Series]) -> None:
-    """Latency up, the share of faster samples to the right, stretched towards the slowest as 1 ÷ (1 − share)."""
+    """Draws latency over the share of faster samples, on a scale of 1 ÷ (1 − share) that stretches the tail."""
     targets = [one.target for one in series]
     most = max(target.requests for target in targets)
     end = max(10.0, 2.0 * most)
@@ -144,7 +144,7 @@ def _draw_curves(axes: Axes, series: Sequence[_Series]) -> None:
     axes.set_xlim(1, end)
     axes.set_xticks([1 / share for share, _ in shown], [text for _, text in shown])
     axes.minorticks_off()
-    # The legend stands above the curves, in room made for it: about a twelfth of the axis for each line.
+    # The legend needs room above the curves: about a twelfth of the axis for each line.
     room = (high / low) ** (len(targets) / (12 - len(targets))) if len(targets) < 8 else 1
     canvas.latency_ticks(axes, "y", low / 1.25, high * 1.25 * room)
     axes.set_xlabel("percentile")
@@ -154,7 +154,7 @@ def _draw_curves(axes: Axes, series: Sequence[_Series]) -> None:
 
 
 def _draw_dots(axes: Axes, series: Sequence[_Series]) -> None:
-    """A row a target: p50 as a filled mark, p99 as a hollow one, and in a column of their own the ratios."""
+    """Draws a row for each target: p50 as a filled mark, p99 as a hollow one, and the ratios in a column."""
     known = [ns for one in series for name in ("p50", "p99") if (ns := one.target.percentiles[name]) is not None]
     low, high = min(known, default=1000.0), max(known, default=1000.0)
     for row, one in enumerate(series):
@@ -190,7 +190,7 @@ def _draw_dots(axes: Axes, series: Sequence[_Series]) -> None:
         color=canvas.GREY,
     )
     axes.set_xscale("log")
-    room = max(2.0, (high / low) ** 0.15)  # for the figures at the outermost marks
+    room = max(2.0, (high / low) ** 0.15)  # for the labels of the outermost marks
     canvas.latency_ticks(axes, "x", low / room, high * room)
     axes.set_yticks(range(len(series)), [one.label.replace(" (", "\n(", 1) for one in series])
     axes.set_ylim(len(series) - 0.45, -0.55)
@@ -206,7 +206,7 @@ def _interval(one: _Series) -> Interval | None:
 
 
 def _write_ratio(axes: Axes, row: int, one: _Series) -> None:
-    """Beside the row: how many times faster than the baseline, and within which interval, if there is one."""
+    """Writes beside a row how many times faster than the baseline it is, with the interval if there is one."""
     comparison = one.result.compare(one.target)
     interval = _interval(one)
     is_base = one.target.name == one.result.baseline
@@ -239,16 +239,16 @@ def _write_ratio(axes: Axes, row: int, one: _Series) -> None:
 
 
 def _span(observed: Sequence[_Series]) -> tuple[float, float]:
-    """What the panels of `_draw_inside` show: from the fastest inside to the client's highest p99."""
+    """The range of the panels of `_draw_inside`: from the fastest sample inside to the client's highest p99."""
     lows = [low for one in observed for low, _ in map(histogram.bounds, _shares(one)["inside"])]
     highs = [ns for one in observed if (ns := one.target.percentiles["p99"]) is not None]
     return max(1, min(lows, default=1)) / 1.3, max(highs, default=10) * 1.6
 
 
 def _shares(one: _Series) -> dict[str, dict[int, float]]:
-    """The share of all samples, in percent, by slot of the kernel's histogram: ``inside`` and ``outside``.
+    """The share of samples in percent, by slot of the kernel's histogram: ``inside`` and ``outside``.
 
-    The client's buckets are narrower than these slots; each goes to the one that its lower end is in.
+    The client's buckets are narrower than the slots; each counts for the slot of its lower end.
     """
     inside = _inside(one.target)
     outside: Counter[int] = Counter()
@@ -260,7 +260,7 @@ def _shares(one: _Series) -> dict[str, dict[int, float]]:
 
 
 def _draw_inside(axes: Axes, one: _Series, span: tuple[float, float]) -> None:
-    """What the service measured in the kernel, filled, and what the client saw of the same requests, as an outline."""
+    """Draws what the service measured, filled, and what the client measured for the same requests, as an outline."""
     colour = one.look[0]
     shares = _shares(one)
     inside = _inside(one.target)
@@ -292,7 +292,7 @@ def _draw_inside(axes: Axes, one: _Series, span: tuple[float, float]) -> None:
     axes.legend(loc="upper right")
 
 
-# What the columns of a sweep show: of the client, and of the service where it measures.
+# The columns of a sweep: figures of the client, and of the service if it measures.
 _SWEEP_COLUMNS = (
     ("p50_ns", "inside_p50_ns", "Median"),
     ("p99_ns", "inside_p99_ns", "p99"),
@@ -303,7 +303,7 @@ _SWEPT = {"connections": "connections (log scale)", "size_bytes": "message size 
 
 
 def _sweep_figure(found: Mapping[str, Result]) -> Figure:
-    """Latency against what varies: a row for each value of the other, p50, p99, and requests a second."""
+    """Draws p50, p99 and requests a second against what varies, with a row for each value of the other dimension."""
     import matplotlib.pyplot as plt
 
     frame = table.frame(found)
@@ -354,7 +354,7 @@ def _draw_sweep(
     columns: tuple[str, str],
     looks: Mapping[str, tuple[str, Any, str]],
 ) -> None:
-    """A line a target through the middle of the rounds, in a band from the lowest to the highest of them."""
+    """Draws a line for each target through its rounds' medians, in a band from the lowest to the highest round."""
     outside, inside = columns
     for label, (colour, dashes, marker) in looks.items():
         rounds = frame[frame["label"] == label].groupby(along)

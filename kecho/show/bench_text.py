@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A result of bench as text for people: what was done, what to know first, tables, and what else to know."""
+"""A result of bench as text: the headline, caveats, tables, and notes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from kecho.model.snapshot import PathStats
 from kecho.model.units import duration, plural, ratio, three_digits
 from kecho.show.terminal import PERCENTILE_TITLES, finish, flow, prose, table
 
-# The load generator's ways to load a server, in words.
+# The modes of the load generator, in words.
 _WORKLOADS = {
     "closed": "closed loop",
     "open": "open loop at {rate_per_s:,.10g}/s",
     "crr": "connect-request-response",
     "pipeline": "pipelined, {depth} deep",
 }
-_EMULATED = "QEMU TCG"  # the name that QEMU gives a processor which it emulates
+_EMULATED = "QEMU TCG"  # QEMU's name for an emulated processor
 _LATE = 0.25  # of p50 by which requests may be late, on average, before it is noted
-_DISAGREEMENT = 2.0  # of the ratios of p50 and of requests a second, from which on it is noted
+_DISAGREEMENT = 2.0  # from this factor between the ratios of p50 and of requests a second on, there is a note
 
 
 # The columns that give way in a narrow terminal, in this order; --wide has all.
@@ -58,7 +58,7 @@ def _noted(sentences: Sequence[str], width: int) -> list[str]:
 
 
 def headline(result: Result) -> list[str]:
-    """What was done, in parts that belong side by side."""
+    """What was measured, in parts to be put side by side."""
     if not result.runs:
         return ["nothing was measured"]
     options = result.runs[0].options
@@ -91,7 +91,7 @@ def _several(numbers: Sequence[int], noun: str) -> str:
 
 
 def caveats(result: Result) -> list[str]:
-    """What a reader must know before any figure, a sentence each."""
+    """What a reader must know before the figures, a sentence each."""
     said = [f"{name} failed, and was measured no further: {why}" for name, why in result.failed.items()]
     for target in result.targets:
         where = _where(target, result)
@@ -123,7 +123,7 @@ def _middle(group: Sequence[float]) -> float:
 
 
 def _where(target: Summary, result: Result) -> str:
-    """Its name, of a sweep with the load."""
+    """The name of a target, in a sweep with its load."""
     if len(result.loads()) == 1:
         return target.name
     load = target.load
@@ -131,13 +131,13 @@ def _where(target: Summary, result: Result) -> str:
 
 
 def _disagree(target: Summary, comparison: Comparison) -> bool:
-    """Not of an open loop: it sends so many requests a second whatever the server does."""
+    """Do the two ratios disagree? An open loop is left out, since its rate does not depend on the server."""
     apart = comparison.disagreement
     return target.runs[0].options["mode"] != "open" and not 1 / _DISAGREEMENT <= apart <= _DISAGREEMENT
 
 
 def notes(result: Result) -> list[str]:
-    """What else a reader of the figures must know, a sentence each."""
+    """What a reader must know about the figures, a sentence each."""
     said = []
     if result.interrupted:
         said.append("interrupted: this is what was measured until then")
@@ -158,7 +158,7 @@ def notes(result: Result) -> list[str]:
 
 
 def mismatch(run: Run) -> str:
-    """How the service's count contradicts the client's; empty if it does not."""
+    """How the service's count contradicts the client's; "" if it does not."""
     surplus = run.surplus_bytes()
     if surplus < 0:
         return f"the service counted {-surplus:,} bytes less than the client received"
@@ -168,7 +168,7 @@ def mismatch(run: Run) -> str:
 
 
 def overload(run: Run) -> str:
-    """How many requests of an open loop were due and never sent; empty if none."""
+    """How many requests of an open loop were due and never sent; "" if none."""
     unsent = run.latency.unsent
     if not unsent:
         return ""
@@ -252,7 +252,7 @@ def _compared(result: Result) -> list[tuple[Summary, Comparison]]:
 
 
 def _comparison_lines(result: Result, swept: bool, width: int, room: int | None) -> Iterator[str]:
-    """The ratios with their intervals, and what follows from them."""
+    """The ratios with their intervals and the verdicts."""
     found = _compared(result)
     if not any(comparison.p50.interval for _, comparison in found):
         return
@@ -287,7 +287,7 @@ def _ratio_cells(found: Ratio | None) -> tuple[str, str]:
 
 
 def _inside_lines(result: Result, swept: bool, width: int, room: int | None) -> Iterator[str]:
-    """What the services counted in these runs, path by path, with the client's figures beside."""
+    """What the services counted in these runs, by path, beside the client's figures."""
     inside = [target for target in result.targets if target.kernel is not None]
     if not inside:
         return

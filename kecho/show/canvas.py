@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What all pictures share: legible in print, for the colour-blind and in grey, with units on every axis."""
+"""Shared by all pictures: legible in print, for the colour-blind and in grey, with units on every axis."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def style() -> AbstractContextManager[None]:
 
 
 def looks(count: int) -> list[tuple[str, Any, str]]:
-    """Colour, dashes and mark for so many lines: they differ in more than one of these as long as there are enough."""
+    """Colour, dashes and mark for `count` lines. Lines differ in more than one of these as long as there are enough."""
     cycles = zip(*map(itertools.cycle, (COLOURS, DASHES, MARKERS)), strict=False)
     return list(itertools.islice(cycles, count))
 
 
 def latency_ticks(axes: Axes, which: str, low: float, high: float) -> None:
     """A log axis of nanoseconds from `low` to `high`: ticks at 1, 2, 5 with units, fewer if there are many decades."""
-    few = 1e5 if which == "y" else 300  # numbers side by side need more room than one above the other
+    few = 1e5 if which == "y" else 300  # labels side by side need more room than labels above each other
     steps = (1, 2, 5) if high / low < 300 else (1,) if high / low > few else (1, 3)
     ticks = [step * 10.0**decade for decade in range(13) for step in steps if low <= step * 10.0**decade <= high]
     (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What each interval of ``stats`` brought, a line a path, as vmstat and sar have it."""
+"""The intervals of ``stats``: a line for each path, in the manner of vmstat and sar."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kecho.model.units import duration, three_digits
 
 _TITLES = ("time", "path", "active", "echo/s", "MB/s", "p50", "p99", "max")
 _WIDTHS = (8, 10, 7, 12, 8, 9, 9, 9)
-HEADER_EVERY = 20  # lines, so that it stays in sight
+HEADER_EVERY = 20  # lines, so that it stays visible
 
 
 def _row(cells: tuple[str, ...]) -> str:
@@ -28,9 +28,9 @@ def header() -> str:
 
 
 def interval_lines(since: Snapshot, now_s: float) -> Iterator[str]:
-    """A line for each path that echoed, one without figures if none did. `since`: what the interval brought.
+    """A line for each path that echoed, or one without figures. `since` is the difference over the interval.
 
-    `now_s`: its end, in seconds since the epoch. MB are 10^6 bytes. Latency is from inside (docs/metrics.md).
+    `now_s` is its end, in seconds since the epoch. MB are 10^6 bytes. Latency is that inside (docs/metrics.md).
     """
     at = time.strftime("%H:%M:%S", time.localtime(now_s))
     active = f"{since.connections.active:,}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Draws what services keep in the kernel: the latency histogram of every path, and by which CPU it was counted."""
+"""Draws the latency histogram of every path of services, and the counts of each CPU."""
 
 from __future__ import annotations
 
@@ -31,10 +31,7 @@ _MOST_HEIGHT_IN = 4.0
 
 
 def plot_stats(snapshots: Snapshot | Sequence[Snapshot], path: str | Path) -> None:
-    """For every path that has samples its histogram, and below a heat map by CPU, to a picture file.
-
-    Raises KechoError.
-    """
+    """Draws, for every path with samples, its histogram and a heat map by CPU to a picture file. Raises KechoError."""
     several = [snapshots] if isinstance(snapshots, Snapshot) else list(snapshots)
     panels = [
         (f"{snapshot.name}: {snapshot.mode}, path {name}", stats.latency)
@@ -78,10 +75,10 @@ def _map_height(latency: Histogram) -> float:
 
 
 def _draw_histogram(axes: Axes, title: str, latency: Histogram, colour: str) -> None:
-    """Bars as wide as the slots. Counts are on a log axis too, or nobody would see the tail."""
+    """Draws bars as wide as the slots. Counts have a log axis too, so that the tail can be seen."""
     counts = latency.merged()
     frame = pd.DataFrame([(*histogram.bounds(i), n) for i, n in counts.items()], columns=["low", "high", "count"])
-    frame["low"] = frame["low"].clip(lower=0.5)  # a sample of 0 ns has no place on a log axis
+    frame["low"] = frame["low"].clip(lower=0.5)  # a log axis has no 0
     axes.bar(
         frame["low"],
         frame["count"],
@@ -118,7 +115,7 @@ def _draw_histogram(axes: Axes, title: str, latency: Histogram, colour: str) -> 
 
 
 def _draw_cpus(axes: Axes, latency: Histogram) -> None:
-    """A row a CPU, a column a slot, the darker the more; white where nothing was counted."""
+    """Draws a row for each CPU and a column for each slot; darker is more, white is nothing."""
     cpus = sorted(latency.cpus)
     slots = list(latency.merged())
     slots = list(range(slots[0], slots[-1] + 1))
@@ -129,7 +126,7 @@ def _draw_cpus(axes: Axes, latency: Histogram) -> None:
         np.arange(len(cpus) + 1),
         np.ma.masked_equal(counts, 0),
         norm=LogNorm(1, max(2, counts.max())),
-        cmap="cividis_r",  # for the colour-blind, and even in grey
+        cmap="cividis_r",  # legible for the colour-blind, and in grey
     )
     axes.set_xscale("log")
     axes.set_ylim(len(cpus), 0)

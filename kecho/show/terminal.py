@@ -17,7 +17,7 @@ from kecho.model.units import ascii_only, duration, plural, uptime
 
 MAX_ROWS = 24
 PERCENTILE_TITLES = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9"}
-# What lies between these ranks gets the fine rows; the rest of the samples get one row an octave.
+# The samples between these ranks get fine rows, the others coarse ones.
 _BULK = (0.005, 0.995)
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 
@@ -27,13 +27,13 @@ def _speaks_utf8() -> bool:
 
 
 def finish(lines: Iterable[str], width: int | None, utf8: bool | None) -> str:
-    """Joined, plain where the terminal is, and never wider than `width`, if one is given."""
+    """Joins the lines, in ASCII for a terminal without UTF-8, and cuts them at `width` if one is given."""
     plain = not (_speaks_utf8() if utf8 is None else utf8)
     return "".join(f"{(ascii_only(line) if plain else line).rstrip()[:width].rstrip()}\n" for line in lines)
 
 
 def flow(parts: Iterable[str], width: int, indent: str = "") -> Iterator[str]:
-    """`parts` side by side, two spaces apart, on as many lines as they need; further lines are indented."""
+    """Puts `parts` side by side, two spaces apart, on as many lines as they need. Further lines are indented."""
     line = ""
     for part in parts:
         if line and len(line) + 2 + len(part) > width:
@@ -60,10 +60,10 @@ def stats_text(
     interval: bool = False,
     utf8: bool | None = None,
 ) -> str:
-    """A snapshot, path by path: counts, percentiles, histogram; ends with a newline, no line wider than `width`.
+    """The counts, percentiles and histogram of each path. Ends with a newline; no line is wider than `width`.
 
-    `interval`: it is the difference of two, so that its `uptime_s` is the time between them. `utf8`: whether the
-    reader's terminal is; found out if not given.
+    With `interval` the snapshot is a difference, and its `uptime_s` the time in between. `utf8` says whether the
+    terminal is; None finds out.
     """
     plain = not (_speaks_utf8() if utf8 is None else utf8)
     return finish(_stats_lines(snapshot, per_cpu, width, interval, plain), width, utf8)
@@ -136,7 +136,7 @@ def histogram_rows(counts: Mapping[int, int], limit: int = MAX_ROWS) -> list[tup
     first, last = used[0], used[-1]
     total = sum(counts.values())
     bulk_first, bulk_last = (_slot_of_rank(counts, max(1, round(q * total))) for q in _BULK)
-    # Coarser tails are the lesser loss.
+    # Coarser tails lose the least.
     for fine, octaves in itertools.product((1, 2, 4, 8, 16, 32, 64), (1, 2, 4)):
         coarse = max(SUB, fine) * octaves
         bulk = range(bulk_first // fine * fine, bulk_last + 1, fine)
@@ -162,7 +162,7 @@ def _slot_of_rank(counts: Mapping[int, int], rank: int) -> int:
 
 
 def _bar(share: float, room: int, plain: bool) -> str:
-    """`share` of `room` columns, to an eighth of a column; something for anything above 0."""
+    """A bar of `share` of `room` columns, to an eighth of a column. It is never empty for a share above 0."""
     if plain:
         return "@" * max(round(share * room), 1 if share > 0 else 0)
     eighths = max(round(share * room * 8), 1 if share > 0 else 0)
@@ -281,7 +281,7 @@ def _no_room(services: Sequence[Mapping[str, Any]], width: int) -> Iterator[str]
 
 
 def sockets_text(services: Sequence[Mapping[str, Any]], most: int | None, width: int | None = None) -> str:
-    """Each service's connections with TCP state and queues (bytes), at most `most` a service; "" if there are none."""
+    """The connections of services with TCP state and queues in bytes, at most `most` for each; "" if there are none."""
     lines: list[str] = []
     for service in services:
         sockets = service.get("sockets")

@@ -13,10 +13,46 @@ from typing import Any
 from kecho.bench.host import Host
 from kecho.bench.run import Load, Run, renamed
 from kecho.bench.summary import Comparison, Summary, compare
+from kecho.model import shape
 from kecho.model.errors import KechoError, one_line
 from kecho.model.record import known, picked, plain
 
 SCHEMA = 1
+_PATH_SHAPE = {
+    "echoes": int,
+    "bytes": int,
+    "fallbacks": int,
+    "latency_ns?": {"per_cpu": [{"cpu": int, "buckets": [[int]]}]},
+    "why?": {"latency_ns?": str},
+}
+_RUN_SHAPE = {
+    "target": str,
+    "mode": str,
+    "endpoint": str,
+    "repeat": int,
+    "options": {
+        **{"mode": str, "connections": int, "threads": int, "size_bytes": int},
+        **{"seed?": int, "cpus?": str, "topology?": str, "warmup_s?": float},
+        **{"delay_ms?": float, "depth?": int, "rounds?": int, "round_ns?": {"p50": float}},
+        **{"rate_per_s?": float, "unsent?": int, "late_ns?": {"mean": float, "max": float}},
+    },
+    "elapsed_ns": int,
+    "interrupted": bool,
+    "latency_ns": {"count": int, "min": int, "max": int, "mean": float, "stdev": float, "buckets": [[int]]},
+    "kernel?": {"*": _PATH_SHAPE},
+    "why?": {"kernel?": str},
+    "listen?": {"overflows": int, "drops": int},
+}
+# What is read of the object that `to_json` makes.
+_SHAPE = {
+    "host": {
+        **{"hostname": str, "kernel": str, "cpu": str, "cpus": int, "governor?": str},
+        **{"mitigations?": {}, "sysctls?": {}, "versions?": {}},
+    },
+    **{"date": str, "version": str, "command": str, "baseline": str, "interrupted": bool},
+    **{"left_out?": {}, "failed?": {}, "order?": [str]},
+    "runs": [_RUN_SHAPE],
+}
 _FIELDS = ("date", "version", "command", "baseline", "interrupted")
 
 
@@ -66,7 +102,7 @@ class Result:
     @property
     def seed(self) -> int:
         """The seed of the payloads, and of the order within a round."""
-        return int(self.runs[0].options.get("seed", 1)) if self.runs else 1
+        return int(self.runs[0].options.get("seed") or 1) if self.runs else 1
 
     def to_json(self) -> dict[str, Any]:
         """The object of ``kecho-ctl bench --json``. Its ``targets`` are computed from ``runs``, for other programs."""
@@ -91,19 +127,20 @@ class Result:
     def from_json(cls, obj: Mapping[str, Any]) -> Result:
         """The inverse of `to_json`. Unknown fields are ignored.
 
-        Raises ValueError on another kind or schema, KeyError on a missing field.
+        Raises ValueError on another kind or schema, and on what is missing or makes no sense.
         """
         if obj.get("kind") != "bench":
             raise ValueError("not a result of kecho-ctl bench")
         if obj.get("schema") != SCHEMA:
             raise ValueError(f"schema {obj.get('schema')}, this version reads {SCHEMA}")
+        shape.check(obj, _SHAPE)
         return cls(
             Host(**known(Host, obj["host"])),
             **{**picked(obj, _FIELDS), "baseline": renamed(obj["baseline"])},
             runs=tuple(Run.from_json(run) for run in obj["runs"]),
-            left_out=obj.get("left_out", {}),
-            failed=obj.get("failed", {}),
-            order=tuple(obj.get("order", ())),
+            left_out=obj.get("left_out") or {},
+            failed=obj.get("failed") or {},
+            order=tuple(obj.get("order") or ()),
         )
 
 
@@ -113,11 +150,11 @@ def load(path: str | Path) -> Result:
         obj = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as e:
         raise KechoError(one_line(e)) from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise KechoError(f"{path}: not JSON: {one_line(e)}") from e
     try:
         return Result.from_json(obj)
-    except (KeyError, TypeError, AttributeError) as e:
+    except AttributeError as e:
         raise KechoError(f"{path}: not a result of kecho-ctl bench") from e
     except ValueError as e:
         raise KechoError(f"{path}: {one_line(e)}") from e

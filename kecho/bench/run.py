@@ -112,7 +112,7 @@ class Run:
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> Run:
         """The inverse of `to_json`. Unknown fields are ignored. Raises KeyError for a missing one."""
-        kernel, listen = obj["kernel"], obj.get("listen")
+        kernel, listen = obj.get("kernel"), obj.get("listen")
         return cls(
             **{**picked(obj, _FIELDS), "target": renamed(obj["target"])},
             latency=Latency.from_json(obj["latency_ns"], obj["options"].get("unsent", 0)),

@@ -52,7 +52,7 @@ class PathStats:
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> PathStats:
-        latency = obj["latency_ns"]
+        latency = obj.get("latency_ns")
         return cls(
             **picked(obj, _COUNTS),
             latency=Histogram.from_json(latency) if latency is not None else None,

@@ -49,8 +49,9 @@ def find_module() -> Path:
     if not found.exists():
         raise Unavailable(
             f"there is no fastecho.ko for {features.release()}",
-            f"apt-get install linux-headers-{features.release()}, then make kmod, or dkms autoinstall after "
-            "make install",
+            features.apt_remedy(
+                f"linux-headers-{features.release()}", "then make kmod, or dkms autoinstall after make install"
+            ),
         )
     return found
 

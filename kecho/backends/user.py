@@ -32,6 +32,13 @@ _EXIT_PORT_TAKEN = 4
 _WHY_NO_LATENCY = "user-echo-server is the baseline: it spends no time on clock reads"
 
 
+def probe_root() -> str:
+    """Root, whose folder ``/run/kecho`` is; the server alone would need it for ports below 1024 only."""
+    if os.geteuid() != 0:
+        raise Unavailable("services are root's to bring up and down", "run it as root, with sudo")
+    return "yes"
+
+
 def probe_server() -> str:
     """The native server, if it is built."""
     return str(programs.find("user-echo-server"))
@@ -48,7 +55,7 @@ class UserBackend(AllOrNothing):
 
     @staticmethod
     def features() -> tuple[Feature, ...]:
-        return (Feature("user-echo-server", probe_server),)
+        return (Feature("privilege", probe_root), Feature("user-echo-server", probe_server))
 
     async def _start(self, config: Config, context: Context) -> None:
         self._engine = config.engine

@@ -14,6 +14,7 @@ import resource
 import select
 import socket
 import struct
+import subprocess
 import termios
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from kecho.model.errors import KechoError, Unavailable, one_line
 
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, from 5.14
 SO_MEMINFO = 55
+_APT_S = 10
 
 # The names that bpf/sockmap.c gives the fields it reads.
 SOCKMAP_FIELDS = {
@@ -138,7 +140,7 @@ def headers() -> Headers:
     ]
     found = {build.resolve() for build in builds if (build / "include/generated/uapi/linux/version.h").exists()}
     if not found:
-        raise Unavailable("no kernel headers are installed", "apt-get install linux-headers-amd64")
+        raise Unavailable("no kernel headers are installed", apt_remedy("linux-headers-amd64"))
     build = max(found, key=lambda path: _version_key(path.name))
     source = _source_tree(build)
     arch = {"x86_64": "x86", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
@@ -163,7 +165,23 @@ def _source_tree(build: Path) -> Path:
     return Path(match[1]) if match else build
 
 
+def apt_remedy(package: str, *then: str) -> str:
+    """To install a package of headers; where APT has none of that name, to boot a kernel that it has."""
+    try:
+        done = subprocess.run(["apt-cache", "show", package], capture_output=True, timeout=_APT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):  # not a Debian
+        known = True
+    else:
+        known = done.returncode == 0
+    if known:
+        return ", ".join((f"apt-get install {package}", *then))
+    return f"boot a kernel of the distribution's: APT has no {package}"
+
+
 # ---- cgroup v2 ----
+
+
+_CGROUP2_FOLDERS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
 
 
 def cgroup2_mount() -> Path:
@@ -172,7 +190,12 @@ def cgroup2_mount() -> Path:
         _, where, kind, *_ = line.split(" ")
         if kind == "cgroup2":
             return Path(procfs.unescaped(where))
-    raise Unavailable("no cgroup v2 hierarchy is mounted", "mount -t cgroup2 none /sys/fs/cgroup/unified")
+    folder = next((path for path in _CGROUP2_FOLDERS if path.is_dir()), _CGROUP2_FOLDERS[-1])
+    raise Unavailable(
+        "no cgroup v2 hierarchy is mounted",
+        f"mount -t cgroup2 none {folder}; but within `ip netns exec NAME`, which brings a /sys of its own each time, "
+        "use nsenter --net=/run/netns/NAME in its place",
+    )
 
 
 def outside_cgroup2() -> str:

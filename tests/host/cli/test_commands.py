@@ -221,6 +221,22 @@ def test_doctor(kecho: Kecho) -> None:
     assert ("module: can run" if found["modes"]["module"]["usable"] else "module: cannot run") in text
 
 
+def test_doctor_answers_for_who_asks(kecho: Kecho) -> None:
+    """A user who may not bring a service up is told so of every mode, and `up` says no other thing."""
+    nobody: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
+    found = json.loads(kecho("doctor", "--json", **nobody).stdout)
+    assert found["auto"] is None and not any(mode["usable"] for mode in found["modes"].values())
+    (privilege,) = (one for one in found["modes"]["user"]["features"] if one["name"] == "privilege")
+    assert f"{privilege['detail']}: {privilege['remedy']}" in kecho("up", "--mode=user", **nobody).stderr
+
+
+def test_doctor_advises_no_package_that_there_is_not(kecho: Kecho) -> None:
+    found = json.loads(kecho("doctor", "--json").stdout)
+    remedies = [one.get("remedy", "") for mode in found["modes"].values() for one in mode["features"]]
+    for package in re.findall(r"apt-get install ([\w.+-]+)", " ".join(remedies)):
+        assert subprocess.run(["apt-cache", "show", package], capture_output=True, check=False).returncode == 0
+
+
 def test_doctor_without_root(kecho: Kecho) -> None:
     done = kecho("doctor", "--json", user=65534, group=65534, extra_groups=[])
     assert done.returncode == 0 and done.stderr == ""

@@ -115,7 +115,7 @@ def add(commands: Subparsers) -> None:
         "--rate",
         type=values.rate,
         metavar="R",
-        help="open loop: R requests a second are due, and latency counts from when each was",
+        help="open loop: R requests a second are due (10k, 1M), and latency counts from when each was",
     )
     workload.add_argument(
         "--burst",

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from kecho.backends.base import AUTO, MODES
+from kecho.cli import values
 from kecho.cli.options import Subparsers, add_command, integer
 from kecho.model import config
 from kecho.model.errors import UsageError
@@ -56,9 +57,8 @@ examples:
     parser.add_argument(
         "--backlog",
         type=integer,
-        default=config.DEFAULT_BACKLOG,
         metavar="N",
-        help="how many connections may wait to be accepted (default %(default)s)",
+        help="connections that may wait to be accepted (default: what net.core.somaxconn allows)",
     )
     parser.add_argument(
         "--path",
@@ -66,9 +66,10 @@ examples:
     )
     parser.add_argument(
         "--limit",
-        type=integer,
+        type=values.size,
         metavar="BYTES",
-        help=f"sockmap: the bytes that a connection may have in flight (default {config.DEFAULT_LIMIT_BYTES})",
+        help="sockmap: what a connection may have on its way in the kernel, 4K to 1024M "
+        f"(default {config.DEFAULT_LIMIT_BYTES >> 20}M)",
     )
     parser.add_argument(
         "--bench",
@@ -129,12 +130,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _config_of(args: argparse.Namespace, own: Mapping[str, Any]) -> config.Config:
     """The service that the options ask for; `own` are the options of its mode. Raises UsageError."""
-    from kecho.kernel import features
+    from kecho.kernel import features, sysctl
 
     binds = args.bind or [bind for bind in config.DEFAULT_BINDS if features.can_bind(bind)]
-    return config.Config(
-        mode=args.mode, name=args.name, port=args.port, binds=tuple(binds), backlog=args.backlog, **own
-    )
+    # A path that answers before accept() fills the queue quickly.
+    backlog = int(sysctl.read("net.core.somaxconn")) if args.backlog is None else args.backlog
+    return config.Config(mode=args.mode, name=args.name, port=args.port, binds=tuple(binds), backlog=backlog, **own)
 
 
 def _own_options(args: argparse.Namespace) -> dict[str, Any]:

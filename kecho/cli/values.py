@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kecho.bench.plan import STDOUT
+from kecho.cli.options import is_number
 from kecho.model.errors import UsageError, one_line
 
 T = TypeVar("T")
@@ -86,5 +87,13 @@ def number(fits: Callable[[float], bool], what: str) -> Callable[[str], float]:
     return parse
 
 
-rate = number(lambda value: 0 < value <= 1e9, "requests a second")
+_requests = number(lambda value: 0 < value <= 1e8, "requests a second, at most 100M")
+
+
+def rate(text: str) -> float:
+    """Requests a second; k and M may follow, for thousands and millions."""
+    factor = {"K": 1e3, "M": 1e6}.get(text[-1:].upper(), 1.0)
+    return _requests(f"{float(text[:-1]) * factor:.15g}" if factor > 1 and is_number(text[:-1]) else text)
+
+
 seconds = number(lambda value: 0 <= value <= 86400, "seconds from 0 to 86400")

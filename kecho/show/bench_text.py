@@ -258,8 +258,7 @@ def _comparison_lines(result: Result, swept: bool, width: int, room: int | None)
         return
     yield ""
     yield from prose(
-        f"against {result.baseline}, round by round, with {CONFIDENCE:.0%} intervals: how many times shorter; more, in "
-        "requests and MB alike",
+        f"against {result.baseline}, round by round, with {CONFIDENCE:.0%} intervals: how many times shorter; more",
         width,
     )
     rows = [(target, (target.name, *_comparison_cells(comparison))) for target, comparison in found]

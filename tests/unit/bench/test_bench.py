@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
+import functools
 import itertools
 import json
 import math
+import operator
 import os
 import signal
 import socket
@@ -103,8 +106,9 @@ def test_result_json() -> None:
         ("[]", "not a result of kecho-ctl bench"),
         ("{}", "not a result of kecho-ctl bench"),
         ('{"kind": "bench", "schema": 2}', "schema 2, this version reads 1"),
-        ('{"kind": "bench", "schema": 1}', "not a result of kecho-ctl bench"),
-        ('{"kind": "bench", "schema": 1, "host": {"a": 1}}', "not a result of kecho-ctl bench"),
+        ('{"kind": "bench", "schema": 1}', "host is missing"),
+        ('{"kind": "bench", "schema": 1, "host": {"a": 1}}', "host.hostname is missing"),
+        ("[" * 100_000, "not JSON"),
     ],
 )
 def test_load_refuses(tmp_path: Path, text: str, line: str) -> None:
@@ -113,6 +117,39 @@ def test_load_refuses(tmp_path: Path, text: str, line: str) -> None:
         load(tmp_path / "r.json")
     assert "\n" not in str(caught.value)
     assert "r.json" in str(caught.value)
+
+
+def places(obj: Any, where: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The keys that lead to each value of an object; of a list, to the first."""
+    found = obj.items() if isinstance(obj, dict) else enumerate(obj[:1]) if isinstance(obj, list) else ()
+    for key, value in found:
+        yield (*where, key)
+        yield from places(value, (*where, key))
+
+
+_GONE = object()
+
+
+@pytest.mark.parametrize("damage", [_GONE, None, "x", -1, math.inf, [], {}, True, [[1]]], ids=repr)
+def test_whatever_is_damaged_is_one_line_or_no_matter(tmp_path: Path, damage: object) -> None:
+    whole = samples.three_targets().to_json()
+    file = tmp_path / "damaged.json"
+    refused = 0
+    for *way, last in places({key: value for key, value in whole.items() if key != "targets"}):
+        obj = copy.deepcopy(whole)
+        at: Any = functools.reduce(operator.getitem, way, obj)
+        at[last] = damage
+        if damage is _GONE:
+            del at[last]
+        file.write_text(json.dumps(obj))
+        try:
+            result = load(file)
+        except KechoError as e:
+            assert str(e).startswith(f"{file}: ") and "\n" not in str(e)
+            refused += 1
+        else:
+            assert bench_table(result) and result.to_json()
+    assert refused >= 20
 
 
 def test_load_of_no_file(tmp_path: Path) -> None:
@@ -211,9 +248,9 @@ def test_a_result_with_more_fields_is_read() -> None:
 
 
 def test_what_listeners_dropped_is_kept_and_told() -> None:
-    dropped, quiet = (samples.run("theirs", [1], listened=ListenCounts(n - 1, n)) for n in (2, 0))
+    dropped, quiet = (samples.run("theirs", [1], listened=ListenCounts(n // 2, n)) for n in (2, 0))
     result = samples.result(dropped, quiet)
-    assert [run["listen"] for run in result.to_json()["runs"]] == [{"overflows": n - 1, "drops": n} for n in (2, 0)]
+    assert [run["listen"] for run in result.to_json()["runs"]] == [{"overflows": n // 2, "drops": n} for n in (2, 0)]
     assert Result.from_json(result.to_json()).runs == result.runs
     (note,) = notes(result)
     assert note.startswith("theirs: 2 requests for a connection found a full queue")
@@ -477,6 +514,14 @@ def test_defaults() -> None:
 )
 def test_arguments_of_the_load_generator(words: list[str], arguments: str) -> None:
     assert command.sweep_of(parse(*words))[0].arguments() == arguments.split()
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"), [("10k", 1e4), ("2.5K", 2500), ("1M", 1e6), (".5", 0.5), ("100M", 1e8), ("1234567", 1234567)]
+)
+def test_a_rate_takes_suffixes(text: str, rate: float) -> None:
+    (options,) = command.sweep_of(parse("bench", f"--rate={text}"))
+    assert options.rate_per_s == rate
 
 
 def test_a_sweep_is_every_size_with_every_number_of_connections() -> None:

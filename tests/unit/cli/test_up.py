@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,20 @@ from kecho.cli import up
 from kecho.cli.commands import build_parser
 from kecho.model.config import Config
 from kecho.model.errors import UsageError
+
+
+def test_the_backlog_is_what_the_system_allows() -> None:
+    allowed = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    parser = build_parser()
+    for words, backlog in (([], allowed), (["--backlog=7"], 7)):
+        assert up._config_of(parser.parse_args(["up", "--mode=user", *words]), {}).backlog == backlog
+
+
+@pytest.mark.parametrize(
+    ("text", "limit_bytes"), [("4096", 4096), ("4K", 4096), ("4k", 4096), ("1M", 1 << 20), ("1024M", 1 << 30)]
+)
+def test_the_limit_takes_suffixes(text: str, limit_bytes: int) -> None:
+    assert build_parser().parse_args(["up", f"--limit={text}"]).limit == limit_bytes
 
 
 def test_every_option_of_a_mode_is_one_of_up() -> None:

@@ -17,7 +17,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def is_for_its_path(item: pytest.Item) -> bool:
-    """Does the marker `paths` let it run? It counts for whatever fixture or parameter the path comes by."""
+    """Does the marker `paths` allow the test's path? That comes by the parameter `path` or `kept`."""
     marker = item.get_closest_marker("paths")
     if not marker:
         return True
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_stays_up() -> Iterator[None]:
-    """What a test left up, interrupted or failed between `up` and its answer, goes down with the session."""
+    """Takes down what tests have left up, because they were interrupted or failed during `up`."""
     yield
     left = sorted(sock.parent.name for sock in support.RUN.glob(f"pytest-{os.getpid()}-*/control.sock"))
     for name in left:
@@ -68,7 +68,7 @@ def service() -> Iterator[Callable[..., support.Service]]:
     for one in reversed(services):
         try:
             one.down()
-        except Exception as e:  # the others have to go all the same
+        except Exception as e:  # the others have to be taken down too
             errors.append(e)
     if errors:
         raise errors[0]
@@ -76,9 +76,9 @@ def service() -> Iterator[Callable[..., support.Service]]:
 
 @pytest.fixture
 def served(kept: support.Kept) -> support.Server:
-    """The service of a path, one for all tests of a module: what one test leaves behind, the next one meets.
+    """The service of a path. All tests of a module share it, so one test finds what another has left behind.
 
-    The module's fixture `kept` says of which paths, and with what options.
+    The module's fixture `kept` chooses the paths and the options.
     """
     return kept.idle()
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Random interleavings of what a client may do with a connection, and the comparison of every byte that comes back.
+"""Random interleavings of a client's operations on a connection, with every byte of the echo compared.
 
-A script is a list of steps that `make_script` draws from a random.Random: hypothesis' own in test_property.py, one with
-a seed in soak.py. `run_round` runs some at the same time, each on a connection and in a thread of its own.
+A script is a list of steps that `make_script` draws from a random.Random: that of hypothesis in test_property.py, one
+with a seed in soak.py. `run_round` runs several at a time, each on its own connection and in its own thread.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any, Protocol
 import network
 import support
 
-# A connection on which nothing moves for so long hangs. TCP itself may wait some seconds on a busy machine.
+# A connection without progress for this time is stuck. TCP itself may wait for seconds on a busy machine.
 STUCK_S = 40.0
-_PERIOD = 1048573  # of the payload: a prime, so that no loss or repetition of a power of two hides in it
+_PERIOD = 1048573  # of the payload: a prime, so that losing or repeating a power of two is noticed
 _MOST_THREADS = 4
 _SMALL = 200_000
 _MOST_BYTES = {False: 6 << 20, True: 400_000}  # that a script sends; with small buffers
@@ -41,7 +41,7 @@ class Stuck(AssertionError):
 
 @dataclass(frozen=True)
 class Script:
-    """One connection: options of its socket, what happens on it, and how it ends."""
+    """One connection: the options of its socket, its steps, and its end."""
 
     seed: int  # of the payload
     family: int
@@ -54,13 +54,13 @@ class Script:
 
     @property
     def small_buffers(self) -> bool:
-        """Some buffer of the client's is, or becomes, smaller than a segment of the loopback device."""
+        """Is a buffer of the client smaller than a segment of the loopback device, now or later?"""
         sizes = [self.sndbuf, self.rcvbuf, *(step[1] for step in self.steps if step[0] in ("sndbuf", "rcvbuf"))]
         return any(0 < size < _SMALL for size in sizes)
 
 
 def make_script(rng: random.Random, steps: int = 12, stream_bytes: int = 1 << 20) -> Script:
-    """A script of at most so many steps, whose longest streams have so many bytes. Only rng decides."""
+    """Draws a script of at most `steps` steps, with streams of at most `stream_bytes`. Depends only on rng."""
     script = Script(
         seed=rng.randrange(1 << 32),
         family=rng.choice((0, 1)),
@@ -71,7 +71,7 @@ def make_script(rng: random.Random, steps: int = 12, stream_bytes: int = 1 << 20
         steps=tuple(_make_step(rng, stream_bytes) for _ in range(rng.randrange(1, steps + 1))),
         end=rng.choice(("half", "half", "half", "half at once", "close", "reset", "reset at once")),
     )
-    # A window below a segment moves by the ticks of TCP's timers: correct, and hours for nothing.
+    # A window below a segment advances only with TCP's timers: correct, but it would take hours.
     return replace(script, mss=script.mss or 1448) if script.small_buffers else script
 
 
@@ -115,7 +115,7 @@ def _flag(rng: random.Random) -> bool:
     return rng.choice((True, False))
 
 
-# What a step is called, and what is drawn for it: the arguments of Run.do_NAME.
+# The steps by name, with the ranges of the arguments of Run.do_NAME.
 _STEPS: dict[str, tuple[Callable[[random.Random], Any], ...]] = {
     "send": (_size,),
     "offer": (_size,),
@@ -150,7 +150,7 @@ class Run:
         self.step: object = "connect"
 
     def main(self) -> None:
-        """All steps, and then everything is read."""
+        """Runs all steps, and then reads everything."""
         self._sock.setblocking(False)
         self.do_nodelay(self._script.nodelay)
         for step in self._script.steps:
@@ -161,11 +161,11 @@ class Run:
             self.do_drain(1 << 18)
 
     def more(self, size: int) -> None:
-        """Lets it send so much more."""
+        """Allows it to send `size` more bytes."""
         self._most = self.sent + size
 
     def end(self) -> None:
-        """The end of the connection, with whatever has not been read yet."""
+        """Ends the connection, and reads what has not been read yet."""
         self.step = end = self._script.end
         if end.startswith("half"):
             self._sock.shutdown(socket.SHUT_WR)
@@ -189,7 +189,7 @@ class Run:
         return step
 
     def do_send(self, size: int) -> None:
-        """All of it; reads only when nothing more goes out."""
+        """Sends all of it, and reads only when it cannot send."""
         size = min(size, self._most - self.sent)
         while size > 0:
             step = self._try_send(size)
@@ -200,7 +200,7 @@ class Run:
                     self._read_some(5000)
 
     def do_offer(self, size: int) -> None:
-        """What the kernel takes at once."""
+        """Sends what the kernel takes at once."""
         size = min(size, self._most - self.sent)
         while size > 0 and (step := self._try_send(size)):
             size -= step
@@ -210,7 +210,7 @@ class Run:
             self.do_send(size)
 
     def do_scatter(self, count: int, size: int) -> None:
-        """One sendmsg of many buffers."""
+        """Sends many buffers by one sendmsg()."""
         whole = self._next(count * size)
         parts = [whole[at : at + size] for at in range(0, len(whole), size)]
         with contextlib.suppress(BlockingIOError):
@@ -224,7 +224,7 @@ class Run:
             self._try_send(size)
 
     def do_stream(self, size: int, chunk: int) -> None:
-        """Sends and reads at the same time, as fast as both go."""
+        """Sends and reads at the same time, as fast as possible."""
         self._uncork()
         size = min(size, _SMALL) if self._script.small_buffers else size
         chunk = max(chunk, 4096)
@@ -243,7 +243,7 @@ class Run:
             self.do_drain(1 << 16)
 
     def do_race(self, threads: int, count: int, size: int) -> None:
-        """Threads send on this socket at once, each in an alphabet of its own: its bytes come back in its order."""
+        """Threads send on this socket at once, each from its own alphabet; the bytes of each come back in order."""
         self.do_drain(1 << 16)
         rng = random.Random(self._script.seed)
         tables = [bytes(byte & 63 | number << 6 for byte in range(256)) for number in range(threads)]
@@ -294,7 +294,7 @@ class Run:
         support.assert_same(bytes(data), bytes(wanted))
 
     def _read_some(self, most: int) -> int:
-        """0 if there is nothing; what is there is compared, and more than was sent is a failure."""
+        """Reads and compares what is there; 0 if there is nothing. More than was sent is a failure."""
         view = memoryview(self._buffer)[: min(most, len(self._buffer))]
         try:
             size = self._sock.recv_into(view)
@@ -315,7 +315,7 @@ class Run:
     def do_drain(self, chunk: int) -> None:
         self._uncork()
         if self._outstanding() > 100_000:
-            chunk = max(chunk, 4096)  # or a step takes minutes
+            chunk = max(chunk, 4096)  # smaller ones would take minutes
         self.do_read(self._outstanding(), chunk)
 
     def do_peek(self, size: int) -> None:
@@ -365,7 +365,7 @@ class Run:
         return found[0][1] if found else 0
 
     def _wait(self, events: int) -> int:
-        """Until one of the events; raises Stuck."""
+        """Waits for one of the events. Raises Stuck."""
         poll = select.poll()
         poll.register(self._sock, events)
         found = poll.poll(STUCK_S * 1000)
@@ -377,14 +377,14 @@ class Run:
         return found[0][1]
 
 
-# ---- lanes: a service, and clients that take one path of it ----
+# ---- lanes: a service with clients on one of its paths ----
 
 
 class Lane(Protocol):
-    """A service that is up, by the path that its clients take."""
+    """A service whose clients take one path."""
 
     name: str
-    kernel_path: str  # the path in `stats` that carries an idle client's echo; "" where that is not watched
+    kernel_path: str  # the path in `stats` of an idle client's echo; "" if it is not checked
 
     def connect(self, script: Script) -> socket.socket: ...
     def counts(self) -> dict[str, int]: ...
@@ -394,7 +394,7 @@ class Lane(Protocol):
 
 
 class _Clients:
-    """Where clients come from: this namespace, or the one behind a veth pair."""
+    """Makes clients in this namespace, or in the one behind a veth pair."""
 
     def __init__(self, pair: network.Veth | None) -> None:
         self.pair = pair
@@ -420,7 +420,7 @@ class _Clients:
         return ("127.0.0.1", "::1")[family]
 
     def sockets(self, port: int) -> str:
-        """What `ss` says at both ends."""
+        """The output of `ss` at both ends."""
         query = ["ss", "-tinmo", f"( sport = :{port} or dport = :{port} )"]
         found = f"$ {' '.join(query)}\n{_output(query)}"
         if self.pair:
@@ -433,7 +433,7 @@ class _Clients:
 
 
 class ServiceLane:
-    """A service of kecho-ctl's."""
+    """A service of kecho-ctl."""
 
     def __init__(self, name: str, kernel_path: str, pair: network.Veth | None = None, **options: Any) -> None:
         self.name, self.kernel_path = name, kernel_path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Hours of what test_property.py does in a minute: `make soak HOURS=`. Ends with a report, by Ctrl-C too."""
+"""Runs for hours what test_property.py does for a minute: `make soak HOURS=`. Ends with a report, also on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _SETTLE_S = 15.0
 
 
 def scripts_of(seed: int) -> list[object]:
-    """What one seed stands for."""
+    """The scripts of a seed."""
     rng = random.Random(seed)
     return [make_script(rng, stream_bytes=_STREAM_BYTES) for _ in range(rng.randrange(1, 4))]
 
 
 class Worker:
-    """One lane, round after round, each with a seed of its own."""
+    """Runs one lane, round after round, each with its own seed."""
 
     def __init__(self, found: Lane, seeds: Sequence[int] | range, stop: threading.Event, folder: Path) -> None:
         self.lane, self.totals, self.rounds, self.failure = found, Totals(), 0, ""
@@ -67,7 +67,7 @@ class Worker:
             self._stop.set()
 
     def _settle(self) -> None:
-        """Nothing is left of any connection."""
+        """Checks that nothing is left of any connection."""
         support.wait_for(lambda: self.lane.active() == 0, f"the end of {self.lane.name}'s connections", _SETTLE_S)
         if isinstance(self.lane, ServiceLane) and self.lane.service.mode == "sockmap":
             pid = self.lane.service.pid
@@ -87,7 +87,7 @@ class Worker:
 
 
 def main() -> int:
-    """0: every byte came back in order, once; 1: not so, and how to see it again."""
+    """Returns 0 if every byte came back in order and once, else 1 after printing how to reproduce it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=None, help="of the first round (default: the time)")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the tests on the real kernel share: running kecho-ctl, services, what they leave behind, sockets, payloads."""
+"""Shared by the tests on the real kernel: running kecho-ctl, services, left-overs, sockets, payloads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TIMEOUT_S = float(os.environ.get("KECHO_TEST_TIMEOUT_S", "60"))
 PROGRAMS = {
     *("kecho_egress_echo", "kecho_ingress_echo", "kecho_local_sent"),
     *("kecho_skb_echo", "kecho_skb_sent", "kecho_register"),
-    "kretfunc__tcp_bpf_sendmsg",  # in the place of kecho_local_sent where there is no tracepoint for that
+    "kretfunc__tcp_bpf_sendmsg",  # instead of kecho_local_sent on kernels without the tracepoint
 }
 MAPS = ("clients", "locals", "peers", "servers", "remotes", "unconfirmed")
 KERNEL_PATHS = ("egress", "ingress", "skb")
@@ -46,7 +46,7 @@ def _mode(path: str | None) -> str:
 PATHS = tuple(os.environ.get("KECHO_TEST_PATHS", "egress ingress skb mirror user").split())
 MODES = tuple(dict.fromkeys(_mode(path) for path in PATHS))
 MODES_WITHOUT_MODULE = tuple(mode for mode in base.MODES if mode != "module")
-OWN_MACHINE = os.environ.get("KECHO_TEST_OWN_MACHINE") == "1"  # nobody minds what is done to all of it
+OWN_MACHINE = os.environ.get("KECHO_TEST_OWN_MACHINE") == "1"  # tests may change settings of the whole machine
 SHRINK = int(os.environ.get("KECHO_TEST_SHRINK", "1"))
 
 _FREEING_S = TIMEOUT_S / 4  # the kernel frees programs and maps some time after their last descriptor
@@ -60,19 +60,19 @@ def clean_env() -> dict[str, str]:
 
 
 def few(count: int) -> int:
-    """So many, or on a slow machine the part that KECHO_TEST_SHRINK says."""
+    """`count`, divided by KECHO_TEST_SHRINK on a slow machine."""
     return max(1, count // SHRINK)
 
 
 def run_kecho(*args: object, prefix: Sequence[str] = (), **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Run kecho-ctl to its end, by the command `prefix` if there is one; keywords go to subprocess.run."""
+    """Runs kecho-ctl to its end, after the command `prefix` if there is one; keywords go to subprocess.run."""
     options: dict[str, Any] = {"env": clean_env(), "stdin": subprocess.DEVNULL, "timeout": TIMEOUT_S, **kwargs}
     command = [*prefix, str(KECHO_CTL), *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S) -> None:
-    """Poll until condition() holds; fail after a time that only a broken program takes."""
+    """Polls until condition() holds. Fails after a time that only a broken program takes."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
@@ -80,7 +80,7 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = TIMEOUT
 
 
 def free_port() -> int:
-    """A port that nobody uses, outside the range from which clients get theirs."""
+    """A free port outside the range of local ports."""
     for _ in range(1000):
         port = random.randrange(20000, 32000)
         with socket.socket(socket.AF_INET) as v4, socket.socket(socket.AF_INET6) as v6:
@@ -96,7 +96,7 @@ def free_port() -> int:
 
 
 def bpftool(*args: object) -> Any:
-    """What bpftool answers, as JSON; None where it says nothing."""
+    """The JSON output of bpftool; None if it is empty."""
     done = subprocess.run(["bpftool", "-j", *map(str, args)], capture_output=True, text=True, check=True, timeout=60)
     return json.loads(done.stdout) if done.stdout.strip() else None
 
@@ -145,13 +145,13 @@ def session(pid: int) -> set[int]:
 
 
 class Belongings:
-    """What a service has, taken down while it is up, to be looked for once it is gone."""
+    """What a service has in the kernel, recorded while it is up, to check that it is gone later."""
 
     def __init__(self, name: str, pid: int, sockmap: bool) -> None:
         self.name, self.pid = name, pid
         self.programs, self.maps = fdinfo(pid, "prog_id"), fdinfo(pid, "map_id")
         self.links = fdinfo(pid, "link_id")
-        if sockmap:  # or looking for them would mean nothing
+        if sockmap:  # the check would be void if there were none
             names = {found["name"] for found in bpftool("prog", "show") if found["id"] in self.programs}
             assert {"kecho_register", "kecho_skb_echo"} <= names <= PROGRAMS, names
             assert self.links and self.programs & cgroup_programs()
@@ -162,7 +162,7 @@ class Belongings:
         return str(bpftool("map", "show", "id", number).get("name"))
 
     def left(self) -> list[str]:
-        """What is still there."""
+        """What is still there of it."""
         return [
             *(f"program {number}" for number in self.programs & live("prog")),
             *(f"map {number}" for number in self.maps & live("map")),
@@ -184,7 +184,7 @@ class Belongings:
 
 
 class Server:
-    """An echo service, whoever has started it."""
+    """An echo service, started by any means."""
 
     def __init__(self, port: int, addresses: Sequence[str] = tuple(_LOOPBACK.values())) -> None:
         self.port, self.addresses = port, list(addresses)
@@ -199,12 +199,12 @@ class Server:
         return connect(self.address(family), self.port)
 
     def stream(self, connections: int, size: int, prefix: Sequence[str] = ()) -> None:
-        """Sends and compares so many bytes on each connection, by tests/host/stream.c; waits as long as bytes come."""
+        """Sends and compares `size` bytes on each connection by tests/host/stream.c; waits as long as bytes come."""
         command = [*prefix, ROOT / "build/stream", self.address(), self.port, connections, size, 1]
         subprocess.run([str(word) for word in command], check=True)
 
     def connections(self) -> dict[str, int]:
-        """What it has counted of its connections: active, total, rejected, aborted."""
+        """Its counts of connections: active, total, rejected, aborted."""
         raise NotImplementedError
 
     def active(self) -> int:
@@ -229,7 +229,7 @@ class Service(Server):
         return dict(found)
 
     def stats(self) -> dict[str, Any]:
-        """What `stats --json` prints, without kecho-ctl: it is asked often, and may be slow to start."""
+        """The object of `stats --json`. It does not start kecho-ctl, which would be slow."""
         return Client(self.name).snapshot().to_json()
 
     def path(self, name: str) -> dict[str, Any]:
@@ -240,7 +240,7 @@ class Service(Server):
         return dict(self.stats()["connections"])
 
     def down(self) -> None:
-        """Take it down through kecho-ctl, if it is up, and see that nothing is left."""
+        """Takes the service down by kecho-ctl, if it is up, and checks that nothing is left."""
         if (RUN / self.name).exists():
             done = run_kecho("down", self.name)
             assert done.returncode == 0, done.stderr
@@ -248,7 +248,7 @@ class Service(Server):
 
 
 def up(**options: Any) -> Service:
-    """Bring a service up, in the mode that `path` is of if none is given; run={…} are keywords of subprocess.run."""
+    """Brings a service up, by default in the mode that has `path`; run={…} are keywords of subprocess.run."""
     run = options.pop("run", {})
     path = options.pop("path", None)
     mode = options.pop("mode", _mode(path))
@@ -269,7 +269,7 @@ def up(**options: Any) -> Service:
 
 
 class Kept:
-    """The service of a path that one test hands to the next; `options` as for `up`."""
+    """The service of a path that several tests use in turn; `options` are those of `up`."""
 
     def __init__(self, path: str, **options: Any) -> None:
         self.path = path
@@ -277,7 +277,7 @@ class Kept:
         self._service: Service | None = None
 
     def idle(self) -> Server:
-        """A test that left a connection behind has failed; it does not take the next one along."""
+        """The service without connections. If a failed test has left one, this brings a new service up."""
         if self.path in MODULE_PATHS:  # quickly loaded; tests/vm/guest.py unloads it after each test
             import fastecho
 
@@ -318,7 +318,7 @@ def stopped(pid: int) -> Iterator[None]:
 
 
 def connect(address: str, port: int, sock: socket.socket | None = None) -> socket.socket:
-    """A client that sends at once and gives up only on a service that hangs."""
+    """A client without Nagle's algorithm, with a timeout that only a hanging service exceeds."""
     if sock is None:
         sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     try:
@@ -332,7 +332,7 @@ def connect(address: str, port: int, sock: socket.socket | None = None) -> socke
 
 
 def receive(sock: socket.socket, size: int) -> bytes:
-    """Exactly so many bytes; fails at an early end."""
+    """Receives exactly `size` bytes; fails at an early end."""
     data = bytearray(size)
     view, got = memoryview(data), 0
     while got < size:
@@ -343,7 +343,7 @@ def receive(sock: socket.socket, size: int) -> bytes:
 
 
 def receive_all(sock: socket.socket, most: int = 1 << 30) -> bytes:
-    """Everything up to the end of the stream."""
+    """Receives everything up to the end of the stream."""
     data = bytearray()
     while len(data) <= most:
         chunk = sock.recv(1 << 18)
@@ -354,12 +354,12 @@ def receive_all(sock: socket.socket, most: int = 1 << 30) -> bytes:
 
 
 def payload(size: int, seed: int = 0) -> bytes:
-    """Bytes that tell where in the stream they belong, the same for the same seed."""
+    """Bytes that depend on their position in the stream and on the seed."""
     return random.Random(seed).randbytes(size)
 
 
 def assert_same(got: bytes, sent: bytes) -> None:
-    """Like assert got == sent, but says where they part instead of printing megabytes."""
+    """As assert got == sent, but prints the first difference instead of megabytes."""
     if got == sent:
         return
     at = next((i for i, (a, b) in enumerate(zip(got, sent, strict=False)) if a != b), min(len(got), len(sent)))
@@ -370,13 +370,13 @@ def assert_same(got: bytes, sent: bytes) -> None:
 
 
 def echo(sock: socket.socket, data: bytes) -> None:
-    """Send and receive at the same time, and compare."""
+    """Sends and receives at the same time, and compares."""
     with sending(sock, data):
         assert_same(receive(sock, len(data)), data)
 
 
 def fill(sock: socket.socket, seed: int, most: int = 100_000) -> bytes:
-    """Send up to `most` bytes at once, without reading, until nothing more goes for a while; returns what was sent."""
+    """Sends up to `most` bytes without reading, until it blocks for a while. Returns what was sent."""
     rng, sent = random.Random(seed), bytearray()
     sock.setblocking(False)
     poll = select.poll()
@@ -392,7 +392,7 @@ def fill(sock: socket.socket, seed: int, most: int = 100_000) -> bytes:
 
 @contextlib.contextmanager
 def sending(sock: socket.socket, data: bytes, then: Callable[[], object] | None = None) -> Iterator[None]:
-    """A thread sends data, and calls `then`, while the block runs."""
+    """A thread sends data and then calls `then`, while the block runs."""
     errors: list[BaseException] = []
 
     def send() -> None:
@@ -418,7 +418,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def enter_netns(name: str) -> None:
-    """Move this thread into a network namespace; in preexec_fn, the process to be."""
+    """Moves this thread into a network namespace; in preexec_fn, the process to be started."""
     fd = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         if _libc.setns(fd, _CLONE_NEWNET):
@@ -428,7 +428,7 @@ def enter_netns(name: str) -> None:
 
 
 def socket_in(netns: str, family: int, kind: int = socket.SOCK_STREAM, proto: int = 0) -> socket.socket:
-    """A socket that belongs to a network namespace, wherever it is used from."""
+    """A socket in a network namespace, to be used from any namespace."""
     found: list[socket.socket | BaseException] = []
 
     def make() -> None:

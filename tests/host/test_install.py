@@ -17,7 +17,7 @@ KERNELS = subprocess.run(
     [support.ROOT / "scripts/kernels"], stdout=subprocess.PIPE, text=True, check=True
 ).stdout.split()
 WRITTEN = [d for d in ("/usr/src", "/lib/modules", "/var/lib/dkms", "/var/lib/kecho") if Path(d).exists()]
-# What is written to these folders goes to a file system that ends with the shell; it ends with its input.
+# Writes to these folders go to a file system that ends with this shell, which ends with its input.
 _OVERLAYS = f"""
 mount -t tmpfs tmpfs "$1"
 for dir in {" ".join(WRITTEN)}; do
@@ -34,7 +34,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    """Runs a command where what it writes to those folders, and to tmp_path, is seen by others like it alone."""
+    """Runs commands in a mount namespace: only they see what they write to those folders and to tmp_path."""
     command = ["unshare", "--mount", "--propagation=private", "sh", "-ec", _OVERLAYS, "sh", str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdin and holder.stdout

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Hypothesis without a deadline: how long an example takes says how busy the machine is, and nothing about the code."""
+"""Hypothesis without a deadline: the time of an example depends on how busy the machine is, not on the code."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is around the code: the wheel, the Makefile, the scripts."""
+"""The wheel, the Makefile and the scripts."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_sdist_has_what_a_packager_needs(source: Path) -> None:
 
 
 def test_what_pip_installed_works_and_says_what_it_lacks(wheel_file: Path, tmp_path: Path) -> None:
-    """Far from the checkout: what needs no native program works, the rest names the missing one; with exit codes."""
+    """Outside the checkout: commands without native programs work, the others name the missing one; with exit codes."""
     site = tmp_path / "site"
     done = run(
         *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"),
@@ -103,7 +103,7 @@ def test_what_pip_installed_works_and_says_what_it_lacks(wheel_file: Path, tmp_p
 
     assert kecho_ctl("--version").stdout == f"kecho {kecho.__version__}\n"
     assert kecho_ctl("status").returncode in (0, 1)
-    assert "user-echo-server is not installed, which pip does not build" in kecho_ctl("doctor").stdout
+    assert "user-echo-server is not installed, which pip does not build" in " ".join(kecho_ctl("doctor").stdout.split())
     (tmp_path / "result.json").write_text(json.dumps(samples.three_targets().to_json()))
     done = kecho_ctl("plot", "result.json", "-o", "result.svg")
     assert done.returncode == 0, done.stderr
@@ -158,7 +158,7 @@ def test_make_plot_without_a_result_says_so(tmp_path: Path) -> None:
 
 @pytest.fixture
 def bare(tmp_path: Path) -> dict[str, str]:
-    """An environment in which apt and dpkg take this machine for one that has no package."""
+    """An environment in which apt and dpkg see no installed package."""
     if not shutil.which("apt-get") or not any(Path("/var/lib/apt/lists").glob("*_Packages*")):
         pytest.skip("no apt with package lists")
     (tmp_path / "status").touch()
@@ -168,7 +168,7 @@ def bare(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.timeout(600)
 def test_setup_leaves_alone_what_the_machine_boots(bare: dict[str, str]) -> None:
-    """Of all groups, no package that is a kernel or makes an initrd is installed, in whatever way it is needed."""
+    """No group installs a kernel or a package that makes an initrd, not even as a dependency."""
     groups = re.search(r"--simulate\] GROUP\.\.\., of (.*)\"", (ROOT / "scripts/setup").read_text())
     assert groups
     done = run("scripts/setup", "--simulate", *groups[1].split(), env=bare, timeout=550)
@@ -201,7 +201,7 @@ def test_setup_is_quiet_when_nothing_is_missing() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 def test_setup_without_root_names_the_command(tmp_path: Path) -> None:
-    """In a copy without .venv, as somebody else."""
+    """In a copy without .venv, as another user."""
     tmp_path.chmod(0o755)
     copy = Path("/tmp") if not _others_can_reach(tmp_path) else tmp_path
     copy = Path(shutil.copytree(ROOT / "scripts", copy / f"kecho-setup-{os.getpid()}" / "scripts")).parent
@@ -258,7 +258,7 @@ def test_every_link_of_the_documentation_leads_somewhere() -> None:
     ],
 )
 def test_dkms_builds_for_kernels_that_were_tried_alone(kernel: str, served: bool) -> None:
-    """DKMS compares as bash does."""
+    """DKMS matches the expression as bash does."""
     script = ". kmod/dkms.conf && [[ $1 =~ $BUILD_EXCLUSIVE_KERNEL ]]"
     done = subprocess.run(["bash", "-c", script, "bash", kernel], cwd=ROOT, check=False)
     assert (done.returncode == 0) == served

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What programs do with a socket of theirs gives what tcp(7) says, on every path but ingress."""
+"""Socket calls of clients behave as tcp(7) says, on every path but ingress."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def kept(request: pytest.FixtureRequest) -> Iterator[support.Kept]:
 
 
 def blocking(sock: socket.socket) -> socket.socket:
-    """With a time limit of the kernel's: one of Python's makes a socket that does not block."""
+    """Makes a socket blocking, with the kernel's timeout: Python's would make it non-blocking."""
     sock.settimeout(None)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(support.TIMEOUT_S), 0))
     return sock
@@ -50,7 +50,7 @@ def warm(served: support.Server) -> socket.socket:
 
 
 def gather(client: socket.socket, size: int) -> None:
-    """Waits until so much has come back, without taking it."""
+    """Waits until `size` bytes have come back, without reading them."""
 
     def there() -> int:
         try:
@@ -61,14 +61,14 @@ def gather(client: socket.socket, size: int) -> None:
     support.wait_for(lambda: there() == size, "the whole echo")
 
 
-# ---- much written, then the end, and read late: what event loops do ----
+# ---- large writes, shutdown, late reads: as event loops do ----
 
 
 @pytest.mark.parametrize(
     ("writes", "size", "late_s"), [(14, 10_000, 0.0), (14, 10_000, 0.2), (300, 1000, 0.0), (64, 1 << 16, 0.2)]
 )
 def test_writes_then_the_end(served: support.Server, writes: int, size: int, late_s: float) -> None:
-    """By edge-triggered epoll, which reports once what came, and never again."""
+    """With edge-triggered epoll, which reports data only once."""
     for turn in range(support.few(20)):
         data = payload(writes * size, turn)
         with served.client() as client, select.epoll() as epoll:
@@ -102,7 +102,7 @@ def test_writes_then_the_end(served: support.Server, writes: int, size: int, lat
 
 
 def test_one_thread_sends_shuts_down_and_reads(served: support.Server) -> None:
-    """A blocking recv is woken by the change of state that shutdown brings, and must not say EAGAIN."""
+    """shutdown() wakes a blocking recv() of another thread, which must not return EAGAIN."""
     for turn in range(support.few(300)):
         with blocking(served.client()) as client:
             data = payload(1 + turn * 37 % 5000, turn)
@@ -138,7 +138,7 @@ def test_splice(served: support.Server, size: int) -> None:
 
 
 def test_splice_both_ways(served: support.Server) -> None:
-    """As a proxy does."""
+    """Splices as a proxy does."""
     data = payload(50_000)
     out, into = os.pipe()
     with warm(served) as client:
@@ -152,7 +152,7 @@ def test_splice_both_ways(served: support.Server) -> None:
 
 
 def test_half_close_then_splice(served: support.Server) -> None:
-    """Go: write 5 bytes, CloseWrite, io.Copy."""
+    """As in Go: write 5 bytes, CloseWrite, io.Copy."""
     for _ in range(support.few(50)):
         with blocking(served.client()) as client:
             client.sendall(b"kecho")
@@ -175,7 +175,7 @@ def test_waitall_waits_for_all(served: support.Server) -> None:
 
 
 def test_rcvlowat(served: support.Server) -> None:
-    """poll reports nothing before so much is there."""
+    """poll() reports nothing until SO_RCVLOWAT bytes have come."""
     with warm(served) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 100)
         client.sendall(payload(60))
@@ -196,7 +196,7 @@ def test_peek_off(served: support.Server) -> None:
 
 
 def test_inq(served: support.Server) -> None:
-    """What is left after a recv, told beside its data."""
+    """recvmsg() tells how much is left to read."""
     with warm(served) as client:
         client.setsockopt(socket.IPPROTO_TCP, _TCP_INQ, 1)
         client.sendall(payload(100))
@@ -219,14 +219,14 @@ def test_trunc_throws_away(served: support.Server) -> None:
 
 
 def disconnect(sock: socket.socket) -> None:
-    """connect(AF_UNSPEC), of which Python knows nothing."""
+    """connect() with AF_UNSPEC, which Python has no call for."""
     address = struct.pack("=H14x", socket.AF_UNSPEC)
     if _libc.connect(sock.fileno(), address, len(address)):
         raise OSError(ctypes.get_errno(), "connect(AF_UNSPEC)")
 
 
 def test_nothing_old_after_disconnect(served: support.Server) -> None:
-    """Echoes that were not read do not turn up in the next connection, to whomever."""
+    """Unread echoes do not appear in the next connection of the socket."""
     with socket.create_server(("127.0.0.1", 0)) as other, warm(served) as client:
         client.sendall(b"old" * 1000)
         gather(client, 3000)
@@ -244,7 +244,7 @@ def test_nothing_old_after_disconnect(served: support.Server) -> None:
 
 
 def test_zerocopy_completes(served: support.Server) -> None:
-    """Who asks for completions before connect() gets them."""
+    """A client that sets SO_ZEROCOPY before connect() gets completions."""
     zerocopy = 0x4000000  # MSG_ZEROCOPY
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, _SO_ZEROCOPY, 1)

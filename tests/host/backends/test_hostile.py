@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Load and hostility: what clients, floods, refusals and kills may not do to a service, or to its other clients.
+"""Load and hostile clients, floods, refusals and kills: none may harm the service or its other clients.
 
-Sizes are small by default. KECHO_TEST_FULL=1 takes those of docs/reliability.md, and some minutes.
+Sizes are small by default. KECHO_TEST_FULL=1 takes those of docs/reliability.md, which takes minutes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MODES = pytest.mark.parametrize("mode", support.MODES)
 NO_ROOM = {"overflows": 0, "drops": 0, "syncookies": 0}
 GREEDY, GREEDY_S = (200, 10.0) if FULL else (few(50), 2.0)
 MOST_BYTES_A_CONNECTION = 16 << 20
-# On the first three paths the echo is the client's own work. On the others clients take turns: each waits for all.
+# On these paths the client itself does the work of its echo. On the others clients take turns and wait for each other.
 MOST_P99_RATIO = {"egress": 5, "ingress": 5, "mirror": 5}  # where the echo is the client's own work
 PAIRS = 15 if FULL else 7  # of rounds beside hostile clients and without
 CHURN_THREADS, CHURN_ROUNDS = (64, 300) if FULL else (16, few(40))
@@ -47,7 +47,7 @@ KILLS = 50 if FULL else few(3)
 
 
 def measured(text: str) -> None:
-    """A figure for docs/reliability.md; `pytest -s` shows it."""
+    """Prints a figure for docs/reliability.md; `pytest -s` shows it."""
     print(f"\nmeasured: {text}")
 
 
@@ -56,7 +56,7 @@ def entries(served: support.Service) -> dict[str, int]:
 
 
 def assert_nothing_left(served: support.Service) -> None:
-    """No connection, no map entry; and a new client is served."""
+    """No connection and no map entry is left, and a new client is served."""
     support.wait_for(lambda: served.active() == 0, "the end of all connections", 30)
     if served.mode == "sockmap":
         support.wait_for(lambda: not any(entries(served).values()), "empty maps", 30)
@@ -85,13 +85,13 @@ def kworkers() -> int:
 
 
 def tcp_bytes() -> int:
-    """What TCP has charged to its sockets, all of them on this machine."""
+    """The memory charged to all TCP sockets of this machine."""
     (pages,) = re.findall(r"^TCP:.* mem (\d+)$", Path("/proc/net/sockstat").read_text(), re.MULTILINE)
     return int(pages) * resource.getpagesize()
 
 
 class _MachineMemory:
-    """What TCP may use on the whole machine, which has to be ours."""
+    """The limit of TCP memory of the whole machine, which must be the test's own."""
 
     def __init__(self) -> None:
         self._sysctl = Path("/proc/sys/net/ipv4/tcp_mem")
@@ -108,7 +108,7 @@ class _MachineMemory:
         self._sysctl.write_text(self._before)
 
     def enter(self) -> None:
-        """In the process that is to be limited."""
+        """Called in the process to be limited."""
 
     def close(self) -> None:
         self.unlimit()
@@ -122,7 +122,7 @@ def handled(served: support.Service) -> int:
 
 # ---- clients that do not read ----
 
-# Sends on every connection for some seconds, says how much; and when told to, reads all and compares.
+# Sends on every connection for some seconds and prints how much. When told to, reads everything and compares.
 _GREEDY = """
 import select, socket, sys, time
 sys.path.insert(0, sys.argv[1])
@@ -206,7 +206,7 @@ def enough_tcp_memory() -> Iterator[None]:
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("enough_tcp_memory")
 def test_clients_that_send_and_never_read(service: Up, path: str) -> None:
-    """Memory is bounded, others are served meanwhile, and nothing is lost."""
+    """Their memory is bounded, other clients are served, and nothing is lost."""
     served = service(path=path, backlog=4096)
     before, most = tcp_bytes(), 0
     with served.client() as polite, greedy(served, GREEDY, GREEDY_S) as process:
@@ -229,8 +229,8 @@ def test_clients_that_send_and_never_read(service: Up, path: str) -> None:
     assert_nothing_left(served)
 
 
-# Told "go", it sends on every connection and reads nothing. One that is full it resets, and makes another: it never
-# stops. Told "rest", it has none.
+# On "go" it sends on every connection without reading. It resets a full connection and makes another, and never stops.
+# On "rest" it closes all.
 _RELENTLESS = """
 import socket, struct, sys, threading
 address, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -266,9 +266,9 @@ for line in sys.stdin:
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("enough_tcp_memory")
 def test_a_client_beside_relentless_ones(service: Up, path: str) -> None:
-    """Its p99, in rounds with and without them in turn, by the medians of both.
+    """Compares the medians of a client's p99 in alternating rounds with and without relentless clients.
 
-    On the other paths it takes turns with them for a processor, as long as the scheduler wants: it gets its answers.
+    On the other paths it competes with them for the processor as the scheduler decides, but gets its answers.
     """
     served = service(path=path, backlog=4096)
     command = [sys.executable, "-c", _RELENTLESS, served.address(), served.port, GREEDY]
@@ -341,7 +341,7 @@ def test_churn(service: Up, path: str) -> None:
 
 
 def test_slow_and_silent_clients(service: Up, path: str) -> None:
-    """They cost no thread and no buffer without bound, and hold nobody up."""
+    """They cost no thread and no unbounded buffer, and do not delay others."""
     served = service(path=path)
     slow_bytes, seconds = 600_000, 10 if FULL else 2
     with contextlib.ExitStack() as stack:
@@ -412,7 +412,7 @@ def syn(source: str, sport: int, target: str, port: int) -> bytes:
 
 @MODES
 def test_syn_flood(service: Up, pair: network.Veth, mode: str) -> None:
-    """From addresses where nobody is: who is connected goes on, who comes is served, `status` tells."""
+    """SYNs from unused addresses: connected clients go on, new ones are served, and `status` reports the flood."""
     served = up_in(service, pair.namespace, mode=mode, bind=pair.there, backlog=64)
     prefix = pair.here.rpartition(".")[0]
     with (
@@ -440,7 +440,7 @@ def test_syn_flood(service: Up, pair: network.Veth, mode: str) -> None:
 
 @contextlib.contextmanager
 def nobody_accepts(served: support.Service) -> Iterator[None]:
-    """Until the block sleeps."""
+    """Nothing is accepted within the block."""
     with contextlib.ExitStack() as stack:
         if served.mode == "module":
             import fastecho
@@ -454,7 +454,7 @@ def nobody_accepts(served: support.Service) -> Iterator[None]:
 
 @MODES
 def test_listen_overflow(service: Up, pair: network.Veth, mode: str) -> None:
-    """More at once than the backlog has room for, and nobody to accept: those that are in go on."""
+    """More clients at once than the backlog holds, while nothing accepts: those in the queue go on."""
     served = up_in(service, pair.namespace, mode=mode, bind=pair.there, backlog=8)
     with contextlib.ExitStack() as stack:
         old = stack.enter_context(support.connect(pair.there, served.port))
@@ -539,7 +539,7 @@ def tcp_memory() -> Iterator[_MachineMemory | _GroupMemory]:
 
 
 def test_memory_refused(service: Up, path: str, tcp_memory: _MachineMemory | _GroupMemory) -> None:
-    """A service whose sockets may hold next to nothing: it stays, and every byte arrives."""
+    """The sockets of the service may hold almost no memory: it stays up, and every byte arrives."""
     # On path ingress the service's sockets hold nothing before a client is past its limit.
     options = {"limit": 128 << 10} if path == "ingress" else {}
     served = service(path=path, run={"preexec_fn": tcp_memory.enter}, **options)
@@ -570,7 +570,7 @@ def test_memory_refused(service: Up, path: str, tcp_memory: _MachineMemory | _Gr
 
 @KERNEL_PATHS
 def test_full_maps(service: Up, path: str) -> None:
-    """Who finds no room in the maps takes path user; past the descriptors they are refused and counted; it passes."""
+    """Clients without room in the maps take path user; without descriptors they are refused and counted. It passes."""
     room = 1024
 
     def lower() -> None:
@@ -662,7 +662,7 @@ def test_client_killed_in_mid_stream(service: Up, path: str) -> None:
 
 @pytest.fixture
 def impatient(pair: network.Veth) -> network.Veth:
-    """A pair whose namespace gives up soon on who does not answer."""
+    """A pair whose namespace gives up soon on peers that do not answer."""
     settings = {"tcp_keepalive_time": 1, "tcp_keepalive_intvl": 1, "tcp_keepalive_probes": 2, "tcp_retries2": 2}
 
     def tune() -> None:
@@ -679,7 +679,7 @@ def impatient(pair: network.Veth) -> network.Veth:
 @pytest.mark.parametrize("mode", [mode for mode in support.MODES if mode != "mirror"])  # it keeps no time
 @pytest.mark.parametrize("how", ["link down", "link deleted"])
 def test_interface_gone(service: Up, impatient: network.Veth, mode: str, how: str) -> None:
-    """No FIN, no reset: TCP's own patience ends streams and, by keepalive, connections on which nothing moves."""
+    """No FIN and no reset come: TCP's timeouts end streams, and keepalive ends idle connections."""
     pair = impatient
     served = up_in(service, pair.namespace, mode=mode, bind=pair.there)
     with support.connect(pair.there, served.port) as idle, streaming(pair.there, served.port):
@@ -697,7 +697,7 @@ def test_interface_gone(service: Up, impatient: network.Veth, mode: str, how: st
 def test_namespace_deleted(service: Up, path: str, impatient: network.Veth) -> None:
     """A remote client's namespace is removed while it streams, and then the client.
 
-    Its FIN may arrive, and then nobody be there to acknowledge the rest of the echo: here too, patience has an end.
+    Its FIN may arrive, with no peer left to acknowledge the rest of the echo: a timeout ends that too.
     """
     pair = impatient
     served = up_in(service, pair.namespace, bind=pair.there, path=None if path == "skb" else path)
@@ -719,7 +719,7 @@ def test_namespace_deleted(service: Up, path: str, impatient: network.Veth) -> N
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("mode", [mode for mode in support.MODES if mode != "module"])  # that one stays loaded
 def test_killed_under_traffic(service: Up, mode: str) -> None:
-    """kill -9 at any moment leaves nothing that works on, and the next `up` comes at once, on the same port."""
+    """After kill -9 at any moment nothing of the service goes on, and the next `up` on the same port works at once."""
     name, port, rng = f"pytest-{os.getpid()}-killed-{mode}", support.free_port(), random.Random(1)
     for _ in range(KILLS):
         served = service(mode=mode, name=name, port=port)

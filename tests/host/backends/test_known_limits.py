@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What docs/known-limits.md says of clients on paths egress and ingress: a kernel that does better fails here."""
+"""The limits of docs/known-limits.md for clients on paths egress and ingress. A kernel without one fails the test."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def reports_an_error(client: socket.socket) -> bool:
 
 
 def test_a_recv_that_is_woken_without_data(served: support.Server) -> None:
-    """EAGAIN from a socket that blocks, where plain TCP says 0: the end."""
+    """A blocking recv() returns EAGAIN where plain TCP returns 0, the end of the stream."""
     with warm(served) as client:
         timer = threading.Timer(0.2, client.shutdown, [socket.SHUT_RD])
         timer.start()

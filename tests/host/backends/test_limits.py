@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What one client, or very many, can take from the machine: memory, map entries, descriptors."""
+"""What one client or very many can use of the machine: memory, map entries, descriptors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ USED_MAPS = {"egress": {"clients", "locals", "peers"}, "ingress": {"clients", "l
 
 
 def _most_bytes() -> int:
-    """What TCP lets the buffers of both ends grow to."""
+    """The largest size of TCP's buffers at both ends."""
     found = (Path("/proc/sys/net/ipv4", name).read_text().split()[2] for name in ("tcp_rmem", "tcp_wmem"))
     return 2 * sum(map(int, found))
 
@@ -42,9 +42,9 @@ def _socket_memory(port: int) -> int:
 
 @KERNEL_PATHS
 def test_a_client_that_does_not_read(service: Callable[..., support.Service], path: str, family: int) -> None:
-    """It sends until it has been blocked for a while; then every byte comes back in order.
+    """The client sends until it blocks for a while. Then every byte comes back in order.
 
-    On path skb a kworker sends on, and until it runs nobody is charged and nothing holds the client back: it gets time.
+    On path skb a kworker sends; until it runs no memory is charged and nothing holds the client back, so it gets time.
     """
     served = service(path=path)
     source = random.Random(1).randbytes(1 << 20)
@@ -172,7 +172,7 @@ def test_very_many_connections_at_once(service: Callable[..., support.Service], 
 
 @KERNEL_PATHS
 def test_out_of_descriptors(service: Callable[..., support.Service], path: str) -> None:
-    """Those over the limit are refused, counted, and harm nobody; when others have gone, new ones are served."""
+    """Clients over the limit are refused, counted, and harm no others. Once others have gone, new ones are served."""
 
     def lower() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))

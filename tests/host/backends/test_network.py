@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whose connections a service takes: remote clients over veth, other namespaces, neighbours on the same port."""
+"""Which connections a service takes: remote clients over veth, other namespaces, other servers on the same port."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def veth() -> Iterator[str]:
 
 @contextlib.contextmanager
 def shouting(listener: socket.socket) -> Iterator[None]:
-    """A server that is no echo: it gives back upper case, so that whoever else answers is found out."""
+    """A server that answers in upper case, so that an echo by another server is noticed."""
 
     def serve() -> None:
         with contextlib.suppress(OSError):
@@ -53,7 +53,7 @@ def shouting(listener: socket.socket) -> Iterator[None]:
 
 
 def shouts(sock: socket.socket) -> None:
-    """The server at the other end is the one of `shouting`, for as long as one cares to ask."""
+    """The peer is the server of `shouting`, and stays so."""
     for _ in range(20):
         sock.sendall(b"kecho")
         assert support.receive(sock, 5) == b"KECHO"
@@ -78,7 +78,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[support.Service]:
 
 @pytest.mark.parametrize(("here", "family"), [(HERE, socket.AF_INET), (HERE6, socket.AF_INET6)], ids=["v4", "v6"])
 def test_remote_client(service: Up, veth: str, here: str, family: int) -> None:
-    """The remote path: from the wire to the wire, in the kernel, every byte in order."""
+    """The kernel echoes every byte of a remote client in order."""
     one = service(bind=here)
     with support.connect(here, one.port, support.socket_in(veth, family)) as client:
         for i in range(1000):
@@ -92,7 +92,7 @@ def test_remote_client(service: Up, veth: str, here: str, family: int) -> None:
 
 
 def test_remote_clients_beside_local_ones(service: Up, veth: str) -> None:
-    """One service, one address: each by its own path."""
+    """Both use one address of one service, and each takes its own path."""
     one = service(bind=HERE)
     with (
         support.connect(HERE, one.port, support.socket_in(veth, socket.AF_INET)) as remote,
@@ -106,7 +106,7 @@ def test_remote_clients_beside_local_ones(service: Up, veth: str) -> None:
 
 
 def test_remote_client_that_does_not_read(service: Up, veth: str) -> None:
-    """It gets everything, in order, once it reads."""
+    """The client gets everything in order once it reads."""
     one = service(bind=HERE)
     data = support.payload(8 << 20)
     with support.connect(HERE, one.port, support.socket_in(veth, socket.AF_INET)) as client:
@@ -121,7 +121,7 @@ def test_remote_client_that_does_not_read(service: Up, veth: str) -> None:
 
 
 def test_same_address_in_another_namespace(served: support.Service, namespace: str, family: int) -> None:
-    """Same addresses, same ports: not ours."""
+    """A connection with the same addresses and ports in another namespace is not ours."""
     before = seen(served)
     address = served.address(family)
     listener = support.socket_in(namespace, family)
@@ -134,7 +134,7 @@ def test_same_address_in_another_namespace(served: support.Service, namespace: s
 
 
 def test_a_client_from_our_port(served: support.Service) -> None:
-    """The port is the service's only at the listening end."""
+    """A client may use the service's port number as its own."""
     before = seen(served)
     listener = socket.create_server(("127.0.0.2", 0))
     client = socket.socket()
@@ -145,7 +145,7 @@ def test_a_client_from_our_port(served: support.Service) -> None:
 
 
 def test_a_neighbour_on_our_port(served: support.Service) -> None:
-    """Another server, another address of this machine, the same port."""
+    """Another server has the same port on another address of this machine."""
     before = seen(served)
     with shouting(socket.create_server(("127.0.0.3", served.port))), support.connect("127.0.0.3", served.port) as sock:
         shouts(sock)
@@ -173,7 +173,7 @@ def test_wildcard(service: Up, path: str, wildcard: str, addresses: list[str]) -
 
 
 def test_several_addresses(service: Up, path: str) -> None:
-    """And no other."""
+    """It serves these addresses and no others."""
     addresses = ["127.0.0.1", "127.0.0.3", "::1"]
     one = service(path=path, bind=addresses)
     for address in addresses:
@@ -194,7 +194,7 @@ def test_ipv4_mapped_client(served: support.Service) -> None:
 
 
 def test_same_connection_in_another_namespace(served: support.Service, namespace: str, family: int) -> None:
-    """Both ends the same to the last bit, at the same time: only the namespace tells them apart."""
+    """Addresses and ports of both ends are the same at the same time: only the namespace differs."""
     connections, echoes = seen(served)
     address = served.address(family)
     listener = support.socket_in(namespace, family)
@@ -224,7 +224,7 @@ def test_same_connection_in_another_namespace(served: support.Service, namespace
     ids=["egress-egress", "ingress-egress", "skb-skb", "user-egress", "wildcards"],
 )
 def test_a_client_from_another_services_port(service: Up, path: str, others: str, wildcard: bool, veth: str) -> None:
-    """Of two services, the one that the connection leads to serves it, and the other sees nothing."""
+    """The service that a client connects to serves it; the service whose port the client has sees nothing."""
     if wildcard:  # a port that is bound everywhere leaves a local client no address: so it is a remote one
         one, other = service(path=path, bind="0.0.0.0"), service(path=others, bind="0.0.0.0")
         client = support.socket_in(veth, socket.AF_INET)
@@ -244,7 +244,7 @@ def test_a_client_from_another_services_port(service: Up, path: str, others: str
 
 
 def test_a_client_from_the_port_that_it_connects_to(served: support.Service) -> None:
-    """The same port at both ends: a client like any other, counted once."""
+    """A connection with the same port at both ends is served and counted once."""
     connections, echoes = seen(served)
     carried = served.path(served.expected)["echoes"]
     client = socket.socket()
@@ -257,7 +257,7 @@ def test_a_client_from_the_port_that_it_connects_to(served: support.Service) -> 
 
 
 def test_two_services_on_one_port(service: Up, veth: str) -> None:
-    """Each on an address of its own: the address says whose a connection is."""
+    """Two services share a port on different addresses; the address decides which one serves."""
     port = support.free_port()
     near = service(path="egress", bind="127.0.0.1", port=port)
     far = service(path="skb", bind=HERE, port=port)
@@ -275,7 +275,7 @@ def test_two_services_on_one_port(service: Up, veth: str) -> None:
 
 
 def redirect(netns: str, port: int, to: int) -> None:
-    """From now on who connects to `port` in that namespace is led to another."""
+    """Redirects connections to `port` in that namespace to port `to`."""
     rules = f"""table inet kecho-{port} {{
         chain out {{ type nat hook output priority -100; tcp dport {port} redirect to :{to}; }}
     }}"""
@@ -284,7 +284,7 @@ def redirect(netns: str, port: int, to: int) -> None:
 
 @pytest.mark.paths(*support.KERNEL_PATHS, "user")  # a mirror answers nobody who comes by a redirect: known-limits
 def test_nobody_elses_data(service: Up, namespace: str, family: int, path: str) -> None:
-    """Of two clients with one address and port, one is led away from the service and the other one to it.
+    """Two clients have the same address and port; one is redirected away from the service, the other to it.
 
     The first connects to the service's port, the second is what the service sees come from there.
     """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Whatever a client does, in whatever order, every byte comes back in order and once: hypothesis looks for what breaks.
+"""Every byte comes back in order and once, whatever a client does in whatever order. hypothesis draws the scripts.
 
-The same examples every time. `make soak HOURS=` looks on with new ones.
+The examples are the same in every run. `make soak HOURS=` goes on with new ones.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Segments as a lossy network makes them: a client whose TCP is here, behind a TUN device, sends what it likes."""
+"""Segments as a lossy network makes them: a client with a TCP of its own, behind a TUN device, sends any segment."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _checksum(data: bytes) -> int:
 
 
 class RawClient:
-    """A TCP client without a kernel: it sends the segments it is told to, and acknowledges what comes."""
+    """A TCP client in user space: it sends the segments of a test and acknowledges what it receives."""
 
     def __init__(self, tun: int, port: int) -> None:
         self._tun, self._ports = tun, (random.randrange(40000, 60000), port)
@@ -113,7 +113,7 @@ class RawClient:
 
 @pytest.fixture(scope="module")
 def tun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """A network of two addresses: HERE is the kernel's, THERE is whoever has the descriptor."""
+    """A network of two addresses: HERE is the kernel's, THERE is the client's behind the descriptor."""
     with network.tun(tmp_path_factory.mktemp("dev"), (HERE, 24)) as fd:
         yield fd
 
@@ -141,7 +141,7 @@ OVERLAPS = {
 
 @pytest.mark.parametrize("segments", OVERLAPS.values(), ids=list(OVERLAPS))
 def test_every_byte_once(tun: int, served: support.Server, segments: list[tuple[int, int]]) -> None:
-    """TCP may send again what it sent, cut otherwise: what is known already is not echoed twice."""
+    """TCP may retransmit data in other segments; data that was received before is not echoed twice."""
     size = max(at + length for at, length in segments)
     data = support.payload(size + 100)
     client = RawClient(tun, served.port)
@@ -164,7 +164,7 @@ def take_back(remotes: int, in_bytes: int, instead: int) -> None:
 
 
 def test_a_stream_with_a_hole_is_reset(tun: int) -> None:
-    """Never echoed with bytes missing. tests/uml/test_trim.py makes a hole by refusing memory; this one edits a map."""
+    """An echo never has bytes missing. tests/uml/test_trim.py makes a hole by failing allocations, this edits a map."""
     served = support.up(bind=HERE, path="skb")
     try:
         data = support.payload(4000)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Every byte comes back, once, in order, whatever the client does, on every path.
+"""Every byte comes back once and in order, whatever the client does, on every path.
 
-KECHO_TEST_PATHS says which those are: those of sockmap, and mode user on this machine, the module in a virtual one.
+KECHO_TEST_PATHS names the paths. By default they are those that this machine can run without the module.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def path(kept: support.Kept) -> str:
 
 @contextlib.contextmanager
 def all_stopped(service: support.Service) -> Iterator[None]:
-    """The controller, and the server it may have started, do not run inside the block."""
+    """The controller and its server, if it has one, are stopped within the block."""
     with contextlib.ExitStack() as stack:
         for pid in support.session(service.pid):
             stack.enter_context(support.stopped(pid))
@@ -172,7 +172,7 @@ def test_two_streams_do_not_mix(served: support.Server) -> None:
 
 
 def test_many_connections(served: support.Server) -> None:
-    """300 stay while 300 more work: none ever gets a byte of another's, and none takes a worker for itself."""
+    """300 connections stay while 300 more work: none gets a byte of another, and none needs a worker of its own."""
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(served.client((socket.AF_INET, socket.AF_INET6)[i % 2])) for i in range(300)]
         support.wait_for(lambda: served.active() == 300, "300 connections at once")
@@ -272,7 +272,7 @@ def test_sendfile(served: support.Server) -> None:
 
 
 def test_data_and_end_at_once(served: support.Server) -> None:
-    """What a client sends in the moment that it connects, and even its FIN, may be there before accept() is."""
+    """Data that a client sends as it connects, and even its FIN, may come before accept()."""
     with contextlib.ExitStack() as stack:
         clients = []
         for number in range(100):
@@ -305,7 +305,7 @@ def test_data_before_accept(served: support.Service, family: int, segments: list
 @controlled
 @pytest.mark.parametrize("wait", [False, True], ids=["until it would block", "blocking"])
 def test_as_much_as_goes_before_accept(served: support.Service, wait: bool) -> None:
-    """The server's socket has nobody yet whom the kernel could tell that its memory is used up."""
+    """The server's socket has no owner yet that the kernel could notify when its memory is used up."""
     with contextlib.ExitStack() as stack:
         with all_stopped(served):
             client = stack.enter_context(served.client())
@@ -373,7 +373,7 @@ def test_half_close_big(served: support.Server, family: int) -> None:
 
 @in_kernel
 def test_half_close_after_fallback(served: support.Service) -> None:
-    """The end comes while the controller still has data to send."""
+    """The FIN comes while the controller still has data to send."""
     data = payload(3 << 20)
     with served.client() as client, sending(client, data, lambda: client.shutdown(socket.SHUT_WR)):
         time.sleep(0.5)  # all buffers fill
@@ -428,7 +428,7 @@ def test_reset_with_full_buffers(served: support.Server) -> None:
 
 @pytest.mark.parametrize(("receive_buffer", "most"), [(None, 100_000), (4096, 100_000), (None, 100)])
 def test_never_reads_then_reads_all(served: support.Server, family: int, receive_buffer: int | None, most: int) -> None:
-    """A small window and small payloads make small skbs, which take most of the send buffer for their own memory."""
+    """A small window and small payloads make small skbs, whose overhead takes most of the send buffer."""
     with socket.socket(family) as client:
         if receive_buffer:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -451,7 +451,7 @@ def test_others_are_served_beside_one_that_does_not_read(served: support.Server)
 
 @returns
 def test_back_to_the_kernel_after_fallback(served: support.Service, path: str, family: int) -> None:
-    """Above the limit the controller takes over; once all has been read, the kernel's path has the connection again."""
+    """Above the limit the controller takes over; once all is read, the connection returns to the kernel's path."""
     with served.client(family) as client:
         for turn in range(few(6)):
             before = served.stats()["paths"]
@@ -472,7 +472,7 @@ def test_back_to_the_kernel_after_fallback(served: support.Service, path: str, f
 
 @pytest.mark.paths("ingress")
 def test_off_ingress_for_good(served: support.Service, family: int) -> None:
-    """Data in both of its queues is what many a client does not cope with, so it has that once at most."""
+    """Many clients do not cope with data in both queues, so a connection has that at most once."""
     with served.client(family) as client:
         echo(client, b"accepted")
         for i in range(10):
@@ -489,7 +489,7 @@ def test_off_ingress_for_good(served: support.Service, family: int) -> None:
 
 @returns
 def test_back_to_the_kernel_after_sends_cut_short(served: support.Service, path: str, family: int) -> None:
-    """Of what does not block the kernel takes back what finds no room, after the verdict has seen it."""
+    """The kernel cuts a non-blocking send that finds no room, after the verdict has seen all of it."""
     rng = random.Random(1)
     for _ in range(few(5)):
         with served.client(family) as client:
@@ -588,7 +588,7 @@ def test_urgent_byte_is_a_byte(served: support.Server) -> None:
 
 @pytest.mark.paths(*support.KERNEL_PATHS)
 def test_urgent_byte_to_the_controller(served: support.Server) -> None:
-    """It has the connection of a client that has not read all."""
+    """The controller has the connection, as its client has not read everything."""
     with served.client() as client:
         sent = support.fill(client, 1)
         half = len(sent) // 2
@@ -610,7 +610,7 @@ def test_telnet(served: support.Server) -> None:
 
 
 def test_inspection_by_ss(served: support.Server) -> None:
-    """ss -i takes the lock of each socket: echoes that meet it have to wait, not to be lost."""
+    """ss -i takes the lock of each socket: echoes at that moment have to wait, and are not lost."""
     stop = threading.Event()
 
     def inspect() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the io_uring engine of user-echo-server must not rely on the kernel for."""
+"""The io_uring engine of user-echo-server and a wake-up that the kernel loses."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def _comm(pid: int) -> str:
 
 
 def test_no_wake_up_is_lost(served: support.Service) -> None:
-    """Segments while the server does not run, and one more while it receives them.
+    """Sends segments while the server is stopped, and one more while it receives them.
 
-    Linux forgets that one if the server had a multishot receive and is held up at the wrong moment, which a BPF program
-    sees to here: without more to come, it would never be echoed.
+    With a multishot receive Linux would lose the wake-up for that one if the server is delayed at the wrong moment,
+    which a BPF program does here. Without further data the segment would never be echoed.
     """
     server = _server(served)
     module = bpf.Module(str(Path(__file__).with_name("slow-completions.c")), {"PID": server, "HOLD_NS": _HOLD_NS})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`bench --compare` and sweeps, for real: services come up, are measured in turn, and nothing of them is left."""
+"""`bench --compare` and sweeps with real services: they come up, are measured in turn, and nothing of them is left."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LONG = ("--duration=600", "--warmup=0", "--repeat=1")
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(tmp_path: Path) -> Iterator[None]:
-    """No process of a bench or of its services, all of which have `tmp_path` in their command line, and no folder."""
+    """No process of bench or its services is left (all have `tmp_path` in their command line), and no folder."""
     before = set(support.RUN.glob("bench-*"))
     yield
     support.wait_for(lambda: not processes_with(str(tmp_path)), "the end of all processes", 20)
@@ -53,7 +53,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def test_compare(tmp_path: Path) -> None:
-    """Every variant that any kernel runs; rounds interleaved; inside and outside count the same requests."""
+    """Every variant that any kernel runs, in interleaved rounds. Inside and outside count the same requests."""
     names = ["user", "user:io_uring", "sockmap:egress", "sockmap:skb"]
     done = compare(tmp_path, f"--compare={','.join(names)}", *QUICK)
     assert done.returncode == 0 and done.stderr == "", done
@@ -151,14 +151,14 @@ def test_only_root_brings_services_up(kecho: Kecho) -> None:
 
 
 def test_a_folder_that_may_not_be_read(kecho: Kecho, tmp_path: Path) -> None:
-    """Of root's alone, as pytest makes them: said before anything is brought up or measured."""
+    """A folder that only root may read, as pytest makes them, is reported before anything is brought up or measured."""
     done = kecho("bench", "--compare=user", *QUICK, f"--csv={tmp_path}/r.csv", **NOBODY)
     assert done.returncode == 2 and done.stdout == ""
     assert "argument --csv: cannot write to" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_failure_takes_all_down_and_keeps_the_others(tmp_path: Path) -> None:
-    """A target that nobody is at, among services that were measured."""
+    """One target does not exist; the services that were measured are kept."""
     gone = support.free_port()
     done = compare(tmp_path, f"127.0.0.1:{gone}", "--compare=user,sockmap", *QUICK)
     assert done.returncode == 1
@@ -234,7 +234,7 @@ def test_whatever_ends_it_the_services_end_with_it(running: Running, number: int
 
 
 def test_progress_is_for_terminals(tmp_path: Path) -> None:
-    """On a terminal a bar with a rate shows, and goes away; with stdout in a pipe there is nothing of it."""
+    """A terminal shows a bar with a rate, which is removed in the end. With stdout in a pipe there is none."""
     command = [support.KECHO_CTL, "bench", "--compare=user", "--duration=4", "--repeat=1", f"--csv={tmp_path}/r.csv"]
     ours, theirs = pty.openpty()
     env = {**support.clean_env(), "TERM": "xterm", "COLUMNS": "120"}

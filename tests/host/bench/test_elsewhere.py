@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A service in another network namespace is not what listens on its port here: bench and check say so, by its name."""
+"""bench and check refuse a service in another network namespace by name: another server may have its port here."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_stats_text(service: Up, kecho: Kecho, path: str) -> None:
 
 
 def test_stats_of_an_interval(service: Up, path: str) -> None:
-    """Traffic between the first snapshot, which comes before the first line, and the last: the lines add up to it."""
+    """The lines add up to the traffic between the first snapshot, before the first line, and the last."""
     one = service(path=path)
     echoes(one, 50)  # before: not theirs
     command = [support.KECHO_CTL, "stats", "0.4", "4", "--json", "--name", one.name]
@@ -136,7 +136,7 @@ def test_stats_draws_what_it_showed_when_ctrl_c_ends_it(service: Up, tmp_path: P
 
 @pytest.mark.parametrize("path", ["egress", "user"])
 def test_a_reset_within_an_interval(service: Up, path: str) -> None:
-    """It counts from the reset, even where more came after it than before."""
+    """The interval counts from the reset, even if more came after it than before."""
     one = service(path=path)
     echoes(one, 100)
     command = [support.KECHO_CTL, "stats", "0.5", "3", "--json", "--name", one.name]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every way to fail: the exit code, one line on stderr that names the thing, and nothing left half up."""
+"""Every failure: the exit code, one line on stderr that names the cause, and nothing left half up."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
 
 @pytest.fixture
 def name() -> Iterator[str]:
-    """A name for a service that must not come up; takes it down if it did, and fails if anything of it is left."""
+    """The name of a service that must not come up. Takes it down if it does, and fails if anything of it is left."""
     unique = f"pytest-refused-{os.getpid()}-{random.randrange(1 << 32):08x}"
     yield unique
     left = (support.RUN / unique).exists()
@@ -245,7 +245,7 @@ def test_up_without_root(kecho: Kecho, name: str, mode: str) -> None:
 
 
 def test_bpf_refused(kecho: Kecho, name: str) -> None:
-    """Not only by the uid: root without its capabilities is refused as well."""
+    """The capability counts, not the uid: root without it is refused as well."""
     assert_refused(kecho("up", "--mode=sockmap", f"--name={name}", **NOBODY), 3, "BPF", "unprivileged", "sudo")
     command = [support.KECHO_CTL, "up", "--mode=sockmap", f"--name={name}", f"--port={support.free_port()}"]
     done = subprocess.run(
@@ -283,7 +283,7 @@ def test_no_cgroup_v2_leaves_auto_the_user_server(name: str) -> None:
 
 
 def test_bcc_cannot_be_imported(kecho: Kecho, name: str, tmp_path: Path) -> None:
-    """A Python that does not see Debian's packages, as any but Debian's own does not."""
+    """A Python that cannot import Debian's packages, as any other than Debian's own."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nsys.path[:] = [entry for entry in sys.path if 'dist-packages' not in entry]\n"
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Machines as they come: names that are not UTF-8, loopback down, no IPv6, few descriptors, nohup."""
+"""Unusual machines: names that are not UTF-8, loopback down, no IPv6, few descriptors, nohup."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_doctor_with_loopback_down() -> None:
 
 @pytest.mark.parametrize("options", ["", "--mode sockmap", "--mode user"])
 def test_up_with_loopback_down(name: str, options: str) -> None:
-    """It serves whoever can reach it, and so it does once loopback is up."""
+    """The service comes up, and serves local clients once loopback is up."""
     script = f"""
         "$0" up {options} --name "$1" --port 7117 || exit
         ip link set lo up && "$0" check "$1"
@@ -97,7 +97,7 @@ def test_up_with_loopback_down(name: str, options: str) -> None:
 
 
 def test_a_probe_that_fails_otherwise_is_a_verdict(name: str) -> None:
-    """Too few descriptors for a probe: doctor tells of all features, and says what mends it."""
+    """A probe runs out of descriptors: doctor still reports all features, and says what mends it."""
     done = within("--mount", 'prlimit --nofile=12:12 "$0" doctor', name)
     assert done.returncode in (0, 1), done
     assert "Traceback" not in done.stderr and done.stderr.count("\n") <= 1
@@ -105,7 +105,7 @@ def test_a_probe_that_fails_otherwise_is_a_verdict(name: str) -> None:
 
 @pytest.mark.parametrize("mode", ["user", "sockmap --path skb"])
 def test_up_that_answers_has_room_for_a_client(name: str, mode: str) -> None:
-    """However few descriptors there may be: who is up serves, who cannot serve says so and is not up."""
+    """With any number of descriptors a service either serves, or says why not and does not come up."""
     seen = set()
     for limit in (20, 31, 36, 80):
         script = f"""
@@ -125,7 +125,7 @@ def test_up_that_answers_has_room_for_a_client(name: str, mode: str) -> None:
 
 
 def test_nohup(name: str) -> None:
-    """What was ignored when it was started stays ignored."""
+    """A signal that is ignored at the start stays ignored."""
     port = support.free_port()
     up = subprocess.Popen(
         ["nohup", support.KECHO_CTL, "up", "--mode=user", f"--name={name}", f"--port={port}", "--foreground"],
@@ -154,7 +154,7 @@ def test_veth_where_new_devices_have_no_ipv6() -> None:
 
 
 def test_no_address_to_send_from() -> None:
-    """EADDRNOTAVAIL is no want of ports where there is no address of the target's family."""
+    """EADDRNOTAVAIL without an address of the target's family is not reported as a lack of ports."""
     script = 'ip link set lo up; sysctl -qw net.ipv6.conf.all.disable_ipv6=1; cd /tmp; "$0" bench [::1]:7117 --count 1'
     done = within("--net", script)
     assert done.returncode == 1
@@ -174,7 +174,7 @@ def test_no_free_port_to_send_from() -> None:
 
 
 def test_a_link_local_address(service: Up) -> None:
-    """The zone is a part of it."""
+    """The zone is part of the address."""
     script = """
         ip link set lo up; ip addr add fe80::17/64 dev lo; cd /tmp
         "$0" up --mode user --name "$1" --port 7117 --bind ::
@@ -187,7 +187,7 @@ def test_a_link_local_address(service: Up) -> None:
 
 
 def test_nothing_in_a_run(service: Up, tmp_path: Path) -> None:
-    """A request that is due after the end is no Ctrl-C."""
+    """A run whose only request is due after its end is not reported as interrupted."""
     one = service(path="user")
     done = support.run_kecho("bench", one.name, "--rate=0.1", "--duration=1", "--repeat=1", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "kecho-ctl: no request was answered\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where the commands write to: full disks, closed descriptors, terminals of every encoding, several services."""
+"""Output to full disks, closed descriptors and terminals of every encoding, and for several services."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(script: str, *args: object, **environment: str) -> subprocess.CompletedP
 
 @pytest.mark.parametrize("command", ["--help", "--version", "doctor", "stats", "stats --json", "status", "up --help"])
 def test_a_full_disk(service: Up, command: str) -> None:
-    """What could not be written is a failure, told once and by name."""
+    """A write error is a failure, reported once and with the name of the stream."""
     name = service(path="user").name if command.startswith("stat") else ""
     done = run(f'"$0" {command} {name} >/dev/full')
     assert (done.returncode, done.stderr) == (1, "kecho-ctl: standard output: No space left on device\n")

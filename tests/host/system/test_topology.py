@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A client's place behind a veth pair: what is made, what is reached from there, and that nothing of it stays."""
+"""The client's namespace behind a veth pair: what it has, what it reaches, and that nothing of it is left."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kecho.kernel import sysctl
 from kecho.model.errors import KechoError, Unavailable, UsageError
 from kecho.system import limits, topology
 
-# Makes a place, has something run there, and ends when that does.
+# Makes a namespace, runs a command in it, and ends with the command.
 HOLD = """
 import os, subprocess
 from kecho.system import topology
@@ -65,7 +65,7 @@ def run_there(remote: topology.ClientNetns, *command: str) -> str:
 
 @contextlib.contextmanager
 def serving(family: socket.AddressFamily, address: str) -> Iterator[int]:
-    """A listener that nobody accepts from; its port."""
+    """The port of a listener that accepts nothing."""
     with socket.socket(family) as listener:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -90,7 +90,7 @@ def test_a_remote_client_reaches_a_server_here(family: socket.AddressFamily, wil
 
 
 def test_every_other_address_of_this_machine() -> None:
-    """Not only that of the pair: as across a network."""
+    """Not only the address of the pair is reached, as across a network."""
     with topology.veth() as remote, topology.veth() as other, serving(socket.AF_INET, other.addresses[0]) as port:
         assert remote.reach(other.addresses[0], port) == other.addresses[0]
         run_there(remote, sys.executable, "-c", CONNECT, other.addresses[0], str(port))
@@ -129,7 +129,7 @@ def test_two_at_once() -> None:
 
 
 def test_its_ports_are_its_own() -> None:
-    """All of them; and this machine's settings stay."""
+    """All ports are the client's, and this machine's settings do not change."""
     before = sysctl.read(limits.PORT_RANGE), sysctl.read(limits.TW_REUSE)
     with topology.veth() as remote:
         there = run_there(remote, "sysctl", "-n", limits.PORT_RANGE, limits.TW_REUSE).split()
@@ -145,7 +145,7 @@ def test_it_has_no_name() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=str)
 def test_killed(number: int) -> None:
-    """While something runs there, which ends because its input does: then namespace and pair are gone too."""
+    """A command in the namespace ends at the end of its input; then namespace and pair are gone too."""
     before = links()
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD],
@@ -166,7 +166,7 @@ def test_killed(number: int) -> None:
 
 
 def test_no_address_is_free(namespace: str) -> None:
-    """In a namespace that routes all of them elsewhere; nothing of the pair stays there."""
+    """In a namespace that routes all addresses elsewhere, nothing of the pair is left."""
     script = "from kecho.system import topology\nwith topology.veth(): pass"
     inside = ("nsenter", f"--net=/run/netns/{namespace}")
     subprocess.run([*inside, "ip", "route", "add", "blackhole", str(topology.NETWORK_4)], check=True)
@@ -179,7 +179,7 @@ def test_no_address_is_free(namespace: str) -> None:
 
 
 def test_delay() -> None:
-    """On each way, where the kernel has netem; else one line says what is missing."""
+    """Each direction is delayed if the kernel has netem; otherwise one line says what is missing."""
     try:
         with topology.veth(delay_ms=20) as remote, serving(socket.AF_INET, "0.0.0.0") as port:
             timed = "import time; t = time.monotonic(); " + CONNECT + "; print(time.monotonic() - t)"
@@ -285,7 +285,7 @@ def test_bench_refuses(args: list[str], says: str) -> None:
 
 
 def test_bench_with_delay() -> None:
-    """Where the kernel has netem no reply comes before twice the delay."""
+    """If the kernel has netem, no reply comes before twice the delay."""
     done = support.run_kecho(*BENCH, "--compare=user", "--delay=10", "--count=5", "--warmup=0", "--json")
     if done.returncode == 3:
         assert re.fullmatch(r"kecho-ctl: this machine cannot delay packets \(netem\): [^\n]*\n", done.stderr)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Limits are raised and put back, whatever ends the run: in a network namespace of the test's, whose sysctls these are.
+"""Limits are raised and restored, however the run ends. Each test has a network namespace with its own sysctls.
 
-Every sysctl below /proc/sys/net is compared, not only those that are raised.
+All sysctls below /proc/sys/net are compared, not only those that are raised.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kecho.system.limits import PORT_RANGE, SOMAXCONN, SYN_BACKLOG
 NETNS = Path("/run/netns")
 NOBODY = ("setpriv", "--reuid=65534", "--clear-groups")
 
-# A run of so many connections: raises, says "ready", and ends when its stdin does.
+# Raises the limits for a number of connections, prints "ready", and ends at the end of stdin.
 RUN = """
 import os, sys
 from kecho.system import tune
@@ -69,7 +69,7 @@ def path_of(name: str) -> str:
 
 
 def snapshot(namespace: str) -> dict[str, str]:
-    """Every sysctl of the network that can be read there."""
+    """All sysctls of the network that can be read there."""
     found: dict[str, str] = {}
 
     def walk() -> None:
@@ -87,13 +87,13 @@ def snapshot(namespace: str) -> dict[str, str]:
 
 
 def records(namespace: str) -> list[Path]:
-    """What is noted about that namespace."""
+    """The records of that namespace."""
     inode = (NETNS / namespace).stat().st_ino
     return list(support.RUN.glob(f"tune-{inode}.*"))
 
 
 class Run:
-    """A process in a namespace that has raised limits for so many connections."""
+    """A process in a namespace that has raised the limits for a number of connections."""
 
     def __init__(self, namespace: str, connections: int, *how: str) -> None:
         self.process = subprocess.Popen(
@@ -106,7 +106,7 @@ class Run:
         )
 
     def ready(self) -> list[str]:
-        """What it said until it was ready."""
+        """Its output until it was ready."""
         assert self.process.stdout is not None
         said = []
         while (line := self.process.stdout.readline()) not in ("", "ready\n"):
@@ -115,7 +115,7 @@ class Run:
         return said
 
     def end(self, number: int | None = None) -> str:
-        """Ends it, by itself or by a signal; what else it said."""
+        """Ends it, by a signal if one is given. Returns the rest of its output."""
         if number is not None:
             self.process.send_signal(number)
         out, _ = self.process.communicate(timeout=support.TIMEOUT_S)
@@ -182,7 +182,7 @@ def test_nothing_is_raised_that_suffices(run: Start, namespace: str) -> None:
 
 
 def test_descriptors(namespace: str) -> None:
-    """Of the process, as far as it may; and as before afterwards."""
+    """Raises the limit of the process as far as allowed, and restores it."""
     script = """
 import resource
 from kecho.system import tune
@@ -228,7 +228,7 @@ def test_restore_after_kill(run: Start, namespace: str, there: bool) -> None:
 
 
 def test_the_next_run_restores(run: Start, namespace: str) -> None:
-    """And begins from what was, not from what the killed one left."""
+    """The next run starts from the original values, not from those of the killed run."""
     before = snapshot(namespace)
     first = run(30_000)
     first.ready()
@@ -242,7 +242,7 @@ def test_the_next_run_restores(run: Start, namespace: str) -> None:
 
 
 def test_killed_at_any_moment(run: Start, namespace: str) -> None:
-    """Whenever that is: before, between and after the changes, and while they are put back."""
+    """Killed before, between and after the changes, and while they are restored."""
     before = snapshot(namespace)
     for i in range(12):
         one = run()
@@ -264,7 +264,7 @@ def test_killed_at_any_moment(run: Start, namespace: str) -> None:
 
 @pytest.mark.parametrize("how", [("fork",), ("fork", "exec")], ids="-".join)
 def test_children_that_outlive_a_killed_run(run: Start, namespace: str, how: tuple[str, ...]) -> None:
-    """A service that it brought up is no user of its limits."""
+    """A service that the run has brought up is no user of its limits."""
     before = snapshot(namespace)
     one = run(20_000, *how)
     one.ready()
@@ -295,7 +295,7 @@ def test_a_namespace_that_is_gone(run: Start, namespace: str) -> None:
 @pytest.mark.parametrize("ends", [None, signal.SIGKILL], ids=["ends", "is killed"])
 @pytest.mark.parametrize("first", [0, 1])
 def test_two_runs(run: Start, namespace: str, first: int, ends: int | None) -> None:
-    """The limits stay for the one that is left, which puts back what was before both."""
+    """The limits stay raised for the remaining run, which restores the values before both."""
     before = snapshot(namespace)
     runs = run(20_000), run(30_000)
     for one in runs:
@@ -317,7 +317,7 @@ def test_two_runs(run: Start, namespace: str, first: int, ends: int | None) -> N
 
 
 def test_many_runs_at_once(run: Start, namespace: str) -> None:
-    """Whatever the order in which they come and go."""
+    """In any order of beginnings and ends."""
     before = snapshot(namespace)
     runs = [run(10_000 + 1000 * i) for i in range(8)]
     for one in random.sample(runs, len(runs)):
@@ -351,7 +351,7 @@ def test_what_somebody_else_set_meanwhile_stays(run: Start, namespace: str, kill
 
 
 def test_all_or_nothing(namespace: str) -> None:
-    """One that cannot be written: those before it go back."""
+    """If one limit cannot be written, those written before it are restored."""
     before = snapshot(namespace)
     path = "/proc/sys/net/ipv4/tcp_max_syn_backlog"
     script = f'mount --bind {path} {path}; mount -o remount,bind,ro {path}; exec "$@"'
@@ -461,7 +461,7 @@ def test_bench_interrupted(bench: Bench, namespace: str, number: int) -> None:
 
 
 def test_bench_interrupted_at_any_moment(bench: Bench, namespace: str) -> None:
-    """While services come up, too: Ctrl-C is neither lost nor answered twice."""
+    """Ctrl-C is neither lost nor handled twice, even while services come up."""
     before = snapshot(namespace)
     for _ in range(8):
         process = bench("--duration=100")
@@ -475,7 +475,7 @@ def test_bench_interrupted_at_any_moment(bench: Bench, namespace: str) -> None:
 
 
 def test_bench_killed(bench: Bench, namespace: str) -> None:
-    """The next one puts back, though it raises nothing itself."""
+    """The next benchmark restores the limits, even if it raises none."""
     before = snapshot(namespace)
     process = bench("--duration=100")
     support.wait_for(lambda: read(namespace, SOMAXCONN) == "5000", "the raise")
@@ -489,7 +489,7 @@ def test_bench_killed(bench: Bench, namespace: str) -> None:
 
 
 def test_bench_warns_of_what_it_does_not_raise(namespace: str) -> None:
-    """Before it starts; here of ports that are too few, and so it fails, too."""
+    """It warns before it starts; here of too few ports, for lack of which it then fails."""
     subprocess.run(within(namespace, "sysctl", "-qw", f"{PORT_RANGE}=40000 40099"), check=True)
     command = within(namespace, support.KECHO_CTL, "bench", "--compare=user", "--connections=200", "--count=200")
     done = capture(*command, "--repeat=1")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Path user of the controller where the kernel refuses: nobody is lost, and everybody is counted."""
+"""Path user of the controller where the kernel refuses: no client is lost, and all are counted."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ asyncio.run(serve())
 class Served:
     process: subprocess.Popen[str]
     port: int
-    no_watch: Path  # while it is there, epoll watches nothing more
-    no_accept: Path  # and nothing is accepted
+    no_watch: Path  # while it exists, epoll refuses further descriptors
+    no_accept: Path  # while it exists, accept() fails
 
     def counts(self) -> dict[str, int]:
         assert self.process.stdin and self.process.stdout
@@ -108,7 +108,7 @@ def test_a_client_that_cannot_be_watched(served: Served) -> None:
 
 
 def test_a_client_that_cannot_be_watched_any_more(served: Served) -> None:
-    """It reads nothing, so that there is something to wait for; but nobody can wait."""
+    """The client reads nothing, so the server would have to watch it for room, which epoll refuses."""
     with socket.socket() as sock, served.client() as other:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.settimeout(TIMEOUT_S)
@@ -130,7 +130,7 @@ def test_a_client_that_cannot_be_watched_any_more(served: Served) -> None:
 
 
 def test_a_listener_that_cannot_be_watched_for_a_while(served: Served) -> None:
-    """It rests, for want of memory, and is watched again once that is possible: not at the first time it is tried."""
+    """The listener pauses without memory, and is watched again once that succeeds, here not at the first attempt."""
     served.no_accept.touch()
     served.no_watch.touch()
     with served.client() as sock:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The mirror's hash against another implementation of SipHash, and what its shifts promise."""
+"""The mirror's hash against another implementation of SipHash, and the properties of its shifts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kecho.model.errors import KechoError
 
 MOST_UNDER_WAY = 1 << 28  # bpf/mirror.h
 
-# A line: the key's halves, how many whole words, those, the rest, the size. The answer: the hash, and its shift.
+# A line of input: the key's halves, the number of whole words, the words, the rest, the size. Output: hash, shift.
 PROGRAM = r"""
 #include <stdio.h>
 #include "mirror.h"
@@ -73,12 +73,12 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
 
 
 def other(key: bytes, message: bytes) -> int:
-    """The same by the package siphash24."""
+    """The hash by the package siphash24."""
     return int.from_bytes(siphash24.siphash24(message, key=key).digest(), "little")
 
 
 def test_siphash_published_vector(ask: Ask) -> None:
-    """Of the paper's appendix: key 00 01 … 0f, message 00 01 … 0e."""
+    """The vector in the paper's appendix: key 00 01 … 0f, message 00 01 … 0e."""
     case = (bytes(range(16)), bytes(range(15)))
     assert ask([case])[0][0] == other(*case) == 0xA129CA6149BE45E5
 
@@ -90,7 +90,7 @@ def test_siphash_all_lengths(ask: Ask) -> None:
 
 
 def test_no_shift_undoes_another(ask: Ask) -> None:
-    """A segment that one mirror has turned round is further off for any other than what that takes for its own."""
+    """A segment from one mirror is out of the range that another mirror accepts as its own."""
     rng = random.Random(2)
     shifts = [shift for _, shift in ask([(rng.randbytes(16), rng.randbytes(12)) for _ in range(3000)])]
     distinct = {shift >> 28 for shift in shifts}

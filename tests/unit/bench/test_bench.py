@@ -67,7 +67,7 @@ def test_of_nothing_there_is_no_percentile() -> None:
 
 @pytest.mark.parametrize(("q", "known"), [(0.5, True), (0.9, True), (0.99, False)])
 def test_what_was_never_sent_is_slower_than_all(q: float, known: bool) -> None:
-    """90 of 100 that were due were answered: the ninetieth is the slowest of those, p99 was never sent."""
+    """90 of 100 due requests were answered: p90 is the slowest of them, p99 was never sent."""
     overloaded = replace(samples.latency(range(1, 91)), unsent=10)
     assert (overloaded.percentile(q) is not None) is known
     assert overloaded.percentile(0.9) == 90
@@ -168,7 +168,7 @@ def test_ratios_are_those_of_the_rounds() -> None:
 
 
 def rounds(name: str, p50s_us: list[int], counts: list[int] | None = None) -> list[Run]:
-    """A run a round of this median, by so many requests."""
+    """A run for each round, with this median and this number of requests."""
     return [samples.run(name, [us * 1000] * (counts[i] if counts else 10), repeat=i) for i, us in enumerate(p50s_us)]
 
 
@@ -202,7 +202,7 @@ def test_a_result_that_scatters_says_so_first() -> None:
 
 
 def test_latency_and_throughput_that_disagree_are_noted() -> None:
-    """As in a closed loop of 100 connections, one of which has a request under way at a time."""
+    """As in a closed loop of 100 connections of which only one at a time has a request in flight."""
     options = {**samples.OPTIONS, "connections": 100}
     slow = samples.run("slow", [20_000_000] * 100, options=options, elapsed_ns=20_000_000)
     for elapsed_ns, disagree in ((6_000_000, True), (14_000, False)):
@@ -228,7 +228,7 @@ def test_a_burst_of_before_latency_counted_from_the_release_says_so() -> None:
 
 
 def with_more_fields(value: Any) -> Any:
-    """As a later version may have written it: a field more at every level."""
+    """A result as a later version may write it: with one more field at every level."""
     if isinstance(value, dict):
         return {**{key: with_more_fields(one) for key, one in value.items()}, "from_the_future": {"a": [1]}}
     return [with_more_fields(one) for one in value] if isinstance(value, list) else value
@@ -642,7 +642,7 @@ def test_rounds_are_interleaved_load_by_load() -> None:
 
 
 def test_the_order_in_a_round_is_drawn_by_the_seed() -> None:
-    """Each target has its turn in each round, and none always comes after the same other one."""
+    """Each round measures each target once, and no target always comes after the same other one."""
 
     def orders(seed: int) -> list[tuple[int, ...]]:
         chosen = targets.choose([f"127.0.0.1:{port}" for port in (1, 2, 3)])
@@ -823,7 +823,7 @@ def test_a_mismatch_names_the_target(echo_server: int, capsys: pytest.CaptureFix
 
 
 def test_every_address_of_a_name_is_tried(echo_server: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name with two addresses, and nobody listens at the first."""
+    """A name with two addresses, of which nothing listens on the first."""
     found = [
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, echo_server)) for address in ("127.0.0.2", "127.0.0.1")
     ]
@@ -838,7 +838,7 @@ def test_every_address_of_a_name_is_tried(echo_server: int, monkeypatch: pytest.
 def test_a_target_that_fails_does_not_take_the_others_along(
     echo_server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It answers twice and then no more: its first rounds are kept, the other's all, and it is said."""
+    """A target answers only twice: its first rounds and all of the other's are kept, and this is reported."""
     monkeypatch.chdir(tmp_path)
     left = 2
 
@@ -864,7 +864,7 @@ def test_a_target_that_fails_does_not_take_the_others_along(
 def test_rounds_without_a_request_are_kept_and_told(
     native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The request of the warm-up is answered when the round is over, in all but one of three."""
+    """In two of three rounds, the request of the warm-up is answered only after the round."""
     monkeypatch.chdir(tmp_path)
     rounds = 0
 
@@ -893,7 +893,7 @@ def test_rounds_without_a_request_are_kept_and_told(
 
 
 def test_each_round_is_saved_when_it_is_over(echo_server: int, tmp_path: Path) -> None:
-    """What a kill leaves is a whole result with the rounds until then."""
+    """After a kill there is a complete result of the rounds so far."""
     plan = Plan((runner.RunOptions(count=10),), repeats=3, json=str(tmp_path / "r.json"), csv=str(tmp_path / "r.csv"))
     seen = []
 
@@ -932,7 +932,7 @@ def test_an_output_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stderr", ["", "2>&-"], ids=["measures", "winds-up"])
 def test_a_second_ctrl_c_ends_the_load_generator(tmp_path: Path, stderr: str) -> None:
-    """One that does not stop when it is asked to, while it measures, or when it has said all and is about to end."""
+    """A load generator that does not stop when asked: while it measures, or when it has printed all and is ending."""
     (tmp_path / "bench").write_text(
         f"#!/bin/sh\ntrap '' INT\necho $$ >{tmp_path}/pid.new\nmv {tmp_path}/pid.new {tmp_path}/pid\n"
         f"exec sleep 60 {stderr}\n"
@@ -986,7 +986,7 @@ def test_nothing_is_left_where_nobody_keeps_results(
 
 
 def test_what_the_service_counted_in_exactly_this_run(echo_server: int) -> None:
-    """A service that has served before, and whose counts move by what the client sends."""
+    """A service with earlier traffic, whose counts grow by what the client sends."""
     counts = iter([5000, 5000 + 100])
 
     def snapshot() -> Snapshot:

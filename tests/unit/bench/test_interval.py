@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Intervals of ratios: they cover what is true as often as they say, and tell nothing apart that is the same."""
+"""Intervals of ratios: their coverage is as promised, and equal targets are not told apart."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def two_modes(rng: random.Random, n: int) -> list[float]:
 
 
 def worsening(rng: random.Random, n: int) -> list[float]:
-    """Not of one distribution: each round scatters more than the last."""
+    """Rounds of different distributions: each scatters more than the last."""
     return [TRUE * rng.lognormvariate(0, 0.05 * (i + 1)) for i in range(n)]
 
 
@@ -53,7 +53,7 @@ SHAPES = [one_mode, skewed, two_modes, worsening]
 
 
 def plain_percentile(values: Sequence[float], rng: random.Random) -> Interval:
-    """Efron's, of the median: what one would do without a thought for how few rounds there are."""
+    """Efron's percentile bootstrap of the median, which is wrong for so few rounds."""
     draws = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(200))
     return Interval(draws[5], draws[194])
 
@@ -74,7 +74,7 @@ def is_right(
     n: int,
     experiments: int,
 ) -> bool:
-    """Whether it covers as often as theory says for so many rounds, which is 95 % or a little more, to 4 sigma."""
+    """Is the coverage that of the theory for so many rounds (at least 95 %), to 4 sigma?"""
     rng = random.Random(n)
     held = 0
     for _ in range(experiments):
@@ -103,7 +103,7 @@ def test_nor_would_one_that_is_far_too_wide(shape: Shape, n: int) -> None:
 
 
 def test_coverage_is_exact() -> None:
-    """Against tables of the sign test, and never below what is promised from MIN_ROUNDS on."""
+    """Compares with tables of the sign test. From MIN_ROUNDS on the coverage is never below CONFIDENCE."""
     assert coverage(6, 1) == 1 - 2 / 64
     assert coverage(20, 6) == pytest.approx(0.9586, abs=1e-4)
     assert [order(n) for n in range(1, 21)] == [0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 5, 5, 6]
@@ -139,7 +139,7 @@ def compared(base_ns: Sequence[int], other_ns: Sequence[int]) -> Comparison:
 
 
 def test_a_small_difference_shows_in_spite_of_drift() -> None:
-    """The machine gets three times slower meanwhile; both targets do, and one of them is a tenth slower."""
+    """The machine becomes three times slower during the rounds; one of two targets is a tenth slower than the other."""
     drifts = [1 + i / 5 for i in range(10)]
     found = compared([round(11_000 * drift) for drift in drifts], [round(10_000 * drift) for drift in drifts])
     assert found.verdict == "faster"

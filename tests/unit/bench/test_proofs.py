@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Proof that it measures: `kecho-ctl bench` against servers whose faults are known, as a user would run it.
+"""Proof that `kecho-ctl bench` measures: it runs against servers with known faults, as a user would run it.
 
-The load generator by itself, in every mode, is held to the same in test_native_bench.py and test_native_modes.py.
+test_native_bench.py and test_native_modes.py do the same with the load generator alone, in every mode.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def measured(port: int, *options: object) -> dict[str, Any]:
 
 
 def whole(sock: socket.socket) -> bytes:
-    """A message, or nothing at the end of the stream."""
+    """A whole message; empty at the end of the stream."""
     return sock.recv(SIZE, socket.MSG_WAITALL)
 
 
@@ -50,7 +50,7 @@ def whole(sock: socket.socket) -> bytes:
 
 
 class Stalling:
-    """An echo that stands still for `stall_s` of every `period_s`, all connections at once."""
+    """An echo server that stalls on all connections for `stall_s` of every `period_s`."""
 
     def __init__(self, stall_s: float, period_s: float) -> None:
         self.stall_s, self.period_s = stall_s, period_s
@@ -89,10 +89,10 @@ def test_a_stall_of_a_tenth_of_the_time() -> None:
 
 
 def test_a_known_delay(tmp_path: Path) -> None:
-    """Between bounds that hold on the busiest machine, by the server's own readings of the same clock.
+    """Bounds that hold on the busiest machine, from the server's readings of the same clock.
 
-    No sample is shorter than its reply took in the server. And from the second request to the last but one they fit
-    together between the first reply and the last request, as the server saw those.
+    No sample is shorter than its reply took in the server. The samples of the second request to the last but one fit
+    together between the first reply and the last request, as the server saw them.
     """
     took_ns: list[int] = []
     received_ns: list[int] = []
@@ -139,7 +139,7 @@ def test_10007_requests_are_10007_samples(load: tuple[str, ...]) -> None:
 
 
 def test_a_burst_is_exact() -> None:
-    """Connections, messages and rounds, as the server counts them."""
+    """The server counts the expected connections, messages and rounds."""
     lock = threading.Lock()
     seen = {"connections": 0, "messages": 0}
 
@@ -181,7 +181,7 @@ FAULTS: dict[str, tuple[Callable[[socket.socket, bytes], object], str]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_told(fault: str) -> None:
-    """In the third reply: its own line, exit code 1, and no figures."""
+    """A fault in the third reply gives its own line, exit code 1, and no figures."""
     does, says = FAULTS[fault]
 
     def serve(sock: socket.socket) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a benchmark needs of the system's limits, and what it says of them before it starts."""
+"""What a benchmark needs of the system's limits, and its warnings before it starts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_needs(sweep: list[RunOptions], repeats: int, connections: int, made: in
 
 
 def test_the_queue_of_the_server_that_is_measured() -> None:
-    """Of anybody's server on this machine, from the kernel: this one lets 128 wait."""
+    """The kernel tells the backlog of any server on this machine; here it is 128."""
     with ScriptedServer(echo) as server:
         target = Target("theirs", "127.0.0.1", server.port)
         assert surroundings.warnings([target], Needs.of_run(129, 129, paced=False), None) == []

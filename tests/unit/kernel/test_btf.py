@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Field offsets out of BTF: hand-made blobs, broken ones, and the running kernel's against what bpftool reads in it."""
+"""Field offsets from BTF: of hand-made and malformed blobs, and of the running kernel, compared with bpftool."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Maker:
         return self.add(name, kind, size, len(members), trailer, flag)
 
     def blob(self, layout: bytes = b"") -> bytes:
-        """With a layout section, where one is given, behind the strings."""
+        """The blob, with a layout section after the strings if one is given."""
         lengths = (0, len(self.types), len(self.types), len(self.strings))
         header = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 32 if layout else 24, *lengths)
         if layout:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The sockets of a port, as inet_diag tells them: of that port alone, whoever else has some."""
+"""The sockets of a port by inet_diag: those of that port and no others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kecho.system.topology import ClientNetns
 
 @contextlib.contextmanager
 def _server(family: int, clients: int) -> Iterator[tuple[int, list[socket.socket]]]:
-    """A port of that family's loopback with so many connections, and its clients."""
+    """A port on the loopback address of that family with `clients` connections, and the clients."""
     with contextlib.ExitStack() as stack:
         host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
         listener = stack.enter_context(socket.create_server((host, 0), family=family, backlog=7))
@@ -62,13 +62,13 @@ def test_a_port_of_nobody() -> None:
         assert sockets.connections(port) == [] and sockets.listeners(port) == [] and sockets.listener_on(port) == ""
 
 
-# What the kernel is asked for: sockets of a protocol that it has no diag module of, where a dump ends with an errno,
-# as without tcp_diag; and something that it does not know, which it answers with an error, as without inet_diag.
+# Requests that fail as without tcp_diag and inet_diag: for sockets of a protocol without a diag module, where the dump
+# ends with an errno; and of an unknown type, which the kernel answers with an error.
 @pytest.mark.parametrize(
     ("name", "value"), [("_PROTOCOL", 200), ("_SOCK_DIAG_BY_FAMILY", 0x7000)], ids=["dump", "error"]
 )
 def test_a_kernel_that_lists_no_sockets(monkeypatch: pytest.MonkeyPatch, name: str, value: int) -> None:
-    """It says so: none is never what it has not looked for. What can do without, does."""
+    """`status` says so, and does not claim that there are none. Callers that can do without the list go on."""
     with _server(socket.AF_INET, 1) as (port, _):
         monkeypatch.setattr(sockets, name, value)
         with pytest.raises(Unavailable, match=r"the kernel does not list TCP sockets \(.+\): modprobe tcp_diag"):

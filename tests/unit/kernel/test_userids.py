@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which user ids are given to somebody, and which a service takes."""
+"""Which user ids belong to accounts, and which one a service takes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Snapshots: the JSON schema both ways, differences, and what is said of a figure that nothing observes."""
+"""Snapshots: the JSON schema both ways, differences, and the reason for a missing figure."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def test_difference_with_a_later_one_is_refused() -> None:
 
 
 def test_difference_over_a_reset_is_refused() -> None:
-    """Also where more was counted after it than before."""
+    """Even if more was counted after the reset than before."""
     with pytest.raises(ValueError, match="began to count anew"):
         replace(snapshot(echoes=20, uptime_s=2.0), since_ns=1) - snapshot(echoes=10, uptime_s=1.0)
 
 
 def test_an_interval_across_a_reset_begins_with_the_reset() -> None:
-    """Not with the service: its rate would be that of its whole life."""
+    """If it began with the service, the rate would be that of the service's whole life."""
     before = replace(snapshot(echoes=100, uptime_s=3600.0), since_ns=10**9)
     after = replace(snapshot(echoes=30, uptime_s=3601.0), since_ns=3_600_600_000_000)
     interval = after.since(before, now_ns=3_601_000_000_000)

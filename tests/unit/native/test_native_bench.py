@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""bench: what it counts is exact, and whatever a server does wrong is caught and told in its own words."""
+"""bench: its counts are exact, and every fault of a server is noticed and has a message of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from native_support import TIMEOUT_S, ScriptedServer, Server, bench_json, build, echo, free_port, program, run, server
 
-# One connection a thread takes the bare loop, more of them the epoll driver: both must catch everything.
+# One connection a thread uses the loop of alone.c, several the epoll driver: both must notice everything.
 SHAPES = [("--connections", 1), ("--connections", 3), ("--connections", 2, "--threads", 2)]
 
 
@@ -120,9 +120,9 @@ ssize_t send(int fd, const void *data, size_t n, int flags)
 
 
 def test_a_burst_waits_from_its_release(target: Server, tmp_path: Path) -> None:
-    """A client whose every send takes 2 ms: the last of 20 requests has waited for all the others.
+    """Every send of this client takes 2 ms, so the last of 20 requests waits for all the others, and so does the round.
 
-    So is the time of the round. Counted from its own send, each would have taken little more than 2 ms.
+    Counted from its own send, each request would take little more than 2 ms.
     """
     (tmp_path / "slow.c").write_text(SLOW_SEND)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "slow.so", tmp_path / "slow.c", "-ldl"], check=True)
@@ -164,7 +164,7 @@ def test_payloads_differ_between_connections_and_messages() -> None:
         for seed in (1, 2):
             bench_json(recorder.port, "--connections", 4, "--count", 400, "--seed", seed)
         assert len(seen) == len(set(seen)) == 800
-        # Not in the first eight bytes alone: a piece of another message is found wherever it turns up.
+        # Not only in the first eight bytes: a piece of another message is noticed anywhere.
         assert len({data[8:] for data in seen}) > 600
         seen.clear()
         bench_json(recorder.port, "--count", 50, "--size", 1)
@@ -442,7 +442,7 @@ def test_the_result_cannot_be_written(target: Server) -> None:
 
 
 def test_no_file_of_bench_needs_one_that_needs_it() -> None:
-    """By what their objects define and want: main, options and supervise above, then modes, drive, connections, run."""
+    """Compares the symbols that objects define and use: main, options, supervise; below modes, drive, conn, run."""
     defined: dict[str, str] = {}
     wanted: dict[str, set[str]] = {}
     for path in sorted((build("plain") / "native/bench").glob("*.o")):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Arguments and streams that nobody has thought of, for the native programs with sanitizers: one line, never a crash.
+"""Random arguments and streams for the native programs, built with sanitizers: one line on errors, never a crash.
 
-KECHO_TEST_EXAMPLES says how many of each.
+KECHO_TEST_EXAMPLES is the number of examples of each.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WORDS = {
     "user-echo-server": "bind port backlog threads engine ready-fd stats-fd die-with-parent uid",
 }
 OPTIONS = {program: words.split() for program, words in WORDS.items()}
-# No file outside the test's folder is to be written, whatever --hdr or --raw is.
+# --hdr and --raw must not write outside the test's folder.
 TEXT = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), max_size=40)
 NUMBERS = st.one_of(
     st.integers(-(2**70), 2**70).map(str),
@@ -60,7 +60,7 @@ def arguments(program: str) -> st.SearchStrategy[list[str]]:
     option = st.tuples(st.sampled_from(OPTIONS[program]), VALUES, st.booleans()).map(
         lambda found: [f"--{found[0]}={found[1]}"] if found[2] else [f"--{found[0]}", found[1]]
     )
-    # Options that there are not, too: without line breaks, which getopt_long() would print as they are.
+    # Unknown options too, without line breaks, which getopt_long() prints as they are.
     name = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters="/"), max_size=12)
     other = st.one_of(st.sampled_from(FLAGS[program]), name, name.map("--{}".format)).map(lambda word: [word])
     return st.lists(st.one_of(option, option, other), max_size=6).map(
@@ -80,7 +80,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], program: str) -> Non
 
 @pytest.mark.timeout(300)
 def test_arguments_of_bench(tmp_path: Path) -> None:
-    """What is right in them leads to a port where nobody listens."""
+    """Valid arguments lead to a port on which nothing listens."""
 
     @FUZZ
     @example(["--cpus", "0,\n0"])
@@ -100,7 +100,7 @@ def test_arguments_of_bench(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_arguments_of_user_echo_server(tmp_path: Path) -> None:
-    """What is right in them ends at an address that is not this machine's."""
+    """Valid arguments name an address that is not this machine's."""
 
     @FUZZ
     @example(["--engine", "\x1b[2J\n"])
@@ -138,7 +138,7 @@ STEPS = st.lists(
 
 @pytest.mark.timeout(300)
 def test_streams_of_user_echo_server(target: Server) -> None:
-    """Sends and reads in any order; then the end, or a reset in the middle of it. What comes back is right."""
+    """Sends and reads in any order, then ends or resets in mid-stream. What comes back is always right."""
 
     @FUZZ
     @given(STEPS, st.sampled_from(["end", "reset", "close"]), st.integers(0, 2**32))
@@ -175,7 +175,7 @@ def test_streams_of_user_echo_server(target: Server) -> None:
 
 @pytest.mark.timeout(300)
 def test_streams_of_bench() -> None:
-    """Whatever a server sends, bench says what is wrong with it."""
+    """bench says what is wrong with whatever a server sends."""
     answer = b""
 
     def serve(sock: socket.socket) -> None:
@@ -203,6 +203,6 @@ def test_streams_of_bench() -> None:
 
 
 def test_the_fuzzed_server_is_no_fiction() -> None:
-    """A server that does echo makes the same bench succeed: it is the answers that fail above."""
+    """With a server that echoes the same bench succeeds, so the failures above come from the answers."""
     with ScriptedServer(echo) as well_behaved:
         assert run("bench", "--port", well_behaved.port, "--count=9").returncode == 0

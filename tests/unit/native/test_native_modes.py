@@ -56,7 +56,7 @@ def test_sizes(target: Server, mode: str, size: str) -> None:
 
 
 def settled(target: Server) -> dict[str, int]:
-    """The server's counts, once it has counted all that it has answered: it sends first."""
+    """The server's counts, once it has counted all that it has sent."""
     before, now = None, target.stats()
     while before != now:
         time.sleep(0.02)
@@ -66,7 +66,7 @@ def settled(target: Server) -> dict[str, int]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_warmup_and_duration(target: Server, mode: str) -> None:
-    """What the server echoed and was not measured was warm-up, to the request."""
+    """What the server echoed beyond the measured requests is exactly the warm-up."""
     before = settled(target)
     result = bench_json(target.port, *MODES[mode], "--warmup", 0.5, "--duration", 0.5)
     assert result["requests"] > 0
@@ -80,7 +80,7 @@ def test_warmup_and_duration(target: Server, mode: str) -> None:
 
 
 def held(target: Server, *args: object) -> subprocess.Popen[str]:
-    """A bench that has come to the end of its warm-up and waits."""
+    """A bench that waits at the end of its warm-up."""
     process = subprocess.Popen(
         [program("bench", "asan"), *map(str, ("--port", target.port, "--json", "--hold", *args))],
         stdin=subprocess.PIPE,
@@ -96,7 +96,7 @@ def held(target: Server, *args: object) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "closed"])
 def test_hold_parts_the_warmup_from_what_is_measured(target: Server, mode: str, threads: int) -> None:
-    """What a server counts from then on is what was measured, but for warm-up that was under way."""
+    """What a server counts after the hold is what was measured, but for warm-up in flight."""
     process = held(target, *MODES[mode], "--threads", threads, "--warmup", 0.1, "--count", 1009)
     before = settled(target)
     out, err = process.communicate("\n", timeout=TIMEOUT_S)
@@ -145,7 +145,7 @@ def test_open_loop_sends_what_is_due_and_no_more(target: Server) -> None:
 
 
 def test_requests_of_several_threads_are_due_in_turn(target: Server) -> None:
-    """At 0, 1 and 2 ms before 2.5: three. If all threads had theirs at the same times, it would be four."""
+    """Three requests are due within 2.5 ms: at 0, 1 and 2 ms. If the threads were in phase, there would be four."""
     threads = ("--threads", 2, "--connections", 2)
     result = bench_json(target.port, "--rate", 1000, "--duration", 0.0025, *threads)
     assert result["requests"] + result["unsent"] == 3
@@ -157,7 +157,7 @@ def test_the_rate_is_told_as_it_was_given(target: Server, rate: str) -> None:
 
 
 def stalling(stall_s: float, after: int) -> ScriptedServer:
-    """An echo that stands still for stall_s, all connections at once, when it has answered so many requests."""
+    """An echo server that stalls on all connections for stall_s after `after` answers."""
     lock = threading.Lock()
     left = after
 
@@ -174,7 +174,7 @@ def stalling(stall_s: float, after: int) -> ScriptedServer:
 
 
 def test_a_stall_shows_in_the_open_loop_and_not_in_the_closed_one() -> None:
-    """A tenth of the time the server stands still: a tenth of the requests are due then, one is under way."""
+    """The server stalls for a tenth of the time: a tenth of the requests are due then, and one is in flight."""
     stall_ns = 200e6
     with stalling(stall_ns / 1e9, 500) as stalls:
         result = bench_json(stalls.port, "--rate", 500, "--duration", 2)
@@ -206,7 +206,7 @@ def test_what_cannot_be_sent_is_told() -> None:
 
 
 def test_an_overloaded_run_makes_up_for_little() -> None:
-    """Neither for what was due in the warm-up, before what is measured, nor after the end until all has been sent."""
+    """Late requests of the warm-up are not made up for in the measured phase, nor all late ones after the end."""
 
     def slow(sock: socket.socket) -> None:
         while data := sock.recv(4096):
@@ -221,7 +221,7 @@ def test_an_overloaded_run_makes_up_for_little() -> None:
 
 
 def test_percentiles_of_an_overloaded_run_are_of_all_that_was_due() -> None:
-    """The server becomes slow after half of the requests: p50 of all is known, and the slowest tenth was never sent."""
+    """The server becomes slow after half of the requests: p50 of all is known, the slowest tenth was never sent."""
     lock = threading.Lock()
     answered = 0
 
@@ -268,7 +268,7 @@ SPOILS: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("says", SPOILS)
 @pytest.mark.parametrize("mode", MODES)
 def test_misbehaviour_is_told(mode: str, says: str) -> None:
-    """The fifth message of the server is spoilt."""
+    """The fifth reply of the server is wrong."""
     lock = threading.Lock()
     count = 0
 
@@ -399,7 +399,7 @@ def count_instructions(tmp_path: Path, *command: object) -> int:
 
 @pytest.mark.skipif(not shutil.which("valgrind"), reason="needs valgrind")
 def test_the_client_costs_at_most_five_percent(target: Server, tmp_path: Path) -> None:
-    """The slope over the number of round trips; start-up falls out, and the report's walk to the percentiles nearly."""
+    """Takes the slope over the number of round trips, so that start-up and nearly all of the report cancel out."""
     source = Path(__file__).parent / "bare-loop.c"
     subprocess.run(["cc", "-O2", "-o", tmp_path / "bare", source], check=True, timeout=TIMEOUT_S)
 

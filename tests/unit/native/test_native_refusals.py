@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""user-echo-server where the kernel refuses, or does less than it is asked to. Built with tiny queues."""
+"""user-echo-server where system calls fail or do less than asked. It is built with tiny queues."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def slow_reader(running: Server, stack: contextlib.ExitStack) -> socket.socket:
 
 
 def fill(running: Server, socks: list[socket.socket]) -> dict[socket.socket, int]:
-    """What each has sent when nothing more is taken of any, and nothing moves any more. Nobody reads."""
+    """Sends on all sockets without reading, until nothing moves any more. Returns what each has sent."""
     sent = dict.fromkeys(socks, 0)
     for sock in socks:
         sock.setblocking(False)
@@ -93,10 +93,10 @@ def echoes(sock: socket.socket, seed: int, rounds: int) -> None:
 
 @pytest.mark.parametrize("most", ["9", "1", "3"], ids=["all", "1", "3"])
 def test_submissions_beyond_the_queue(most: str) -> None:
-    """The queue fills in mid-round, and the kernel takes at most so many submissions at once.
+    """The queue fills up within a round, and the kernel takes at most `most` submissions at once.
 
-    A send that fails in mid-round leaves its connection without a buffer; one that was not taken must keep its own, or
-    it sends what another client has put there.
+    A send that fails within a round leaves its connection without a buffer. A send that was not taken must keep its
+    buffer, or it sends data of another client.
     """
     with (
         server("--engine=io_uring", variant="unwilling", env={"SUBMITTED_AT_MOST": most}) as running,
@@ -124,7 +124,7 @@ def test_submissions_beyond_the_queue(most: str) -> None:
 
 @pytest.mark.parametrize("most", ["1", "21", "221"])
 def test_a_send_that_was_not_taken_is_not_waited_for(most: str) -> None:
-    """It says nothing when it is done: what its client has sent behind it would be echoed when another one sends."""
+    """A successful send has no completion: waiting for one would delay its client until another client sends."""
     with server("--engine=io_uring", variant="unwilling", env={"SUBMITTED_AT_MOST": most}) as running:
         for seed in range(10):
             with running.connect() as sock:
@@ -135,7 +135,7 @@ def test_a_send_that_was_not_taken_is_not_waited_for(most: str) -> None:
 
 
 def test_slow_readers_keep_no_buffer(tmp_path: Path) -> None:
-    """What cannot be sent is copied, and what comes behind it too: the ring's 32 buffers stay for the others.
+    """What cannot be sent is copied, and so is what follows: the ring's 32 buffers stay free for other clients.
 
     With all of them, the messages of 24 clients that are there at once take three rounds; with two, twelve.
     """
@@ -161,7 +161,7 @@ def test_slow_readers_keep_no_buffer(tmp_path: Path) -> None:
 
 
 def test_a_turn_for_others(tmp_path: Path) -> None:
-    """One client has sent 40 buffers before the other sends a byte; it is read for one turn, then the other is."""
+    """One client has sent 40 buffers before another sends a byte. The first is read for one turn, then the other."""
     log = tmp_path / "log"
     with (
         server("--engine=epoll", variant="unwilling", env={"RECV_LOG": str(log)}) as running,
@@ -197,7 +197,7 @@ def answered(running: Server, sent: int) -> bool:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_no_memory_for_what_is_left_over(engine: str) -> None:
-    """The stream cannot go on, so it is reset: an end would say that all has come back."""
+    """The connection is reset: an orderly end would mean that everything has been echoed."""
     with (
         server("--engine", engine, variant="unwilling", env={"NO_MEMORY_FOR": "1"}) as running,
         contextlib.ExitStack() as stack,
@@ -215,7 +215,7 @@ def test_no_memory_for_what_is_left_over(engine: str) -> None:
 
 
 def test_a_client_that_cannot_be_watched() -> None:
-    """It is counted, and learns at once that it is not served."""
+    """The client is counted and reset at once."""
     with server("--engine=epoll", variant="unwilling", env={"EPOLL_CTL_REFUSED": "12"}) as running:
         with contextlib.ExitStack() as stack:
             served = 0

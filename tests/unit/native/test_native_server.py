@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""user-echo-server: every byte comes back, every connection is accounted for, every bad argument has its line."""
+"""user-echo-server: every byte comes back, every connection is counted, every bad argument has its message."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def echo(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 @pytest.fixture(params=ENGINES)
 def plain(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """For what is about memory: the sanitizer keeps what is freed for a while."""
+    """A server without sanitizers, which keep freed memory for a while."""
     with server("--engine", request.param, variant="plain") as running:
         yield running
 
@@ -59,7 +59,7 @@ def exchange(sock: socket.socket, data: bytes, close: bool = False) -> bytes:
 
 
 def ring_bytes(echo: Server) -> int:
-    """io_uring has its buffers for all connections together, touched bit by bit."""
+    """The size of the buffers that all io_uring connections share; they become resident one by one."""
     assert isinstance(echo.process.args, list)
     return 2 << 20 if "io_uring" in echo.process.args else 0
 
@@ -88,7 +88,7 @@ def test_half_close_gets_the_whole_stream(echo: Server, host: str) -> None:
 
 
 def test_half_close_then_a_slow_reader_with_a_tiny_window(echo: Server) -> None:
-    """The end of the echo must survive though the client reads it long after it said that it has sent all."""
+    """The client reads the end of the echo long after it has shut down its side."""
     data = random.Random(2).randbytes(300_000)
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -187,7 +187,7 @@ def test_idle_connections_are_cheap_and_many(plain: Server) -> None:
 
 @pytest.mark.parametrize("size", ["1M", "1000"])
 def test_many_clients_killed_in_mid_stream(echo: Server, size: str) -> None:
-    """More data under way than io_uring has buffers, and then hundreds of resets at once."""
+    """More data in flight than io_uring has buffers, and then hundreds of resets at once."""
     command = [program("bench", "plain"), "--port", str(echo.port), "--connections", "300", "--size", size]
     bench = subprocess.Popen([*command, "--depth", "2", "--duration", "60"], stdout=subprocess.DEVNULL)
     wait_for(lambda: echo.stats()["bytes"] > 50_000_000, "much data")
@@ -244,7 +244,7 @@ def test_out_of_descriptors_refuses_and_recovers(engine: str, threads: int) -> N
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_threads_out_of_descriptors_never_lose_the_spare_one(engine: str) -> None:
-    """Clients that come at once: while one thread refuses, another accepts. Each must get an answer all the same."""
+    """Clients connect at the same time: while one thread refuses, another accepts. Each client must get an answer."""
     with server("--engine", engine, "--threads", 4, prefix=("prlimit", "--nofile=60:60")) as echo:
         answers: list[bool | None] = []
         kept: list[socket.socket] = []
@@ -462,7 +462,7 @@ def rights(process: int) -> list[dict[str, str]]:
 
 
 def test_no_privilege_is_left() -> None:
-    """Whoever started it, and in every thread."""
+    """In every thread, for root and for other users."""
     with server("--threads", 3) as echo, echo.connect() as sock:
         for status in rights(echo.process.pid):
             assert [int(status[f"Cap{which}"], 16) for which in ("Eff", "Prm", "Inh", "Amb")] == [0] * 4
@@ -473,7 +473,7 @@ def test_no_privilege_is_left() -> None:
 
 
 def test_another_user() -> None:
-    """Without sanitizers: the one for leaks cannot look into a process that has changed its user."""
+    """Built without sanitizers: the leak sanitizer cannot inspect a process that has changed its user."""
     if os.geteuid() != 0:
         done = run("user-echo-server", "--port", free_port(), "--uid", 4711)
         line = "user-echo-server: --uid: cannot become user 4711: Operation not permitted\n"

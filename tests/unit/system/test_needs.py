@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a run needs of the system's limits, which of them are too low, and what that would do to the figures."""
+"""What a run needs of the system's limits, which limits are too low, and how that distorts the figures."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_small_run_needs_nothing() -> None:
 def test_what_is_raised_suffices(
     connections: int, rounds: int, paced: bool, queue: int, one_port: int, other_port: int
 ) -> None:
-    """And nothing else is raised, and nothing lowered."""
+    """Raises enough, raises nothing else, and lowers nothing."""
     needs = Needs.of_run(connections, connections * rounds, paced)
     first, last = sorted((one_port, other_port))
     before = replace(USUAL, somaxconn=queue, syn_backlog=queue, first_port=first, last_port=last)
@@ -97,13 +97,13 @@ def test_distortions_are_told(needs: Needs, limits: Limits, more: dict[str, obje
 
 
 def test_resting_ports_are_reused_on_loopback() -> None:
-    """tcp_tw_reuse 2, the default: after a second, so that a minute's worth of them is no worry."""
+    """By default (tcp_tw_reuse 2) a port on loopback is free after a second, so TIME-WAIT does not matter."""
     assert distortions(Needs.of_run(1000, 30_000), USUAL) == []
     assert distortions(Needs.of_run(1000, 30_000), replace(USUAL, tw_reuse=1), remote=True) == []
 
 
 def test_an_overflow_is_counted() -> None:
-    """A listener that accepts nothing: what does not fit in its queue is dropped and counted."""
+    """A listener that accepts nothing: connections beyond its queue are dropped and counted."""
     before = ListenCounts.now()
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         clients = []

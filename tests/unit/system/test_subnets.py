@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The addresses of a veth pair: its own, and nobody else's."""
+"""The addresses of a veth pair: they overlap with no others."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def test_a_sweep_is_one_table_one_json_one_picture(kecho: Kecho, tmp_path: Path)
         # What was under way when the warm-up ended may have been counted after it.
         assert 200 * size <= run["kernel"][run["path"]]["bytes"] <= (200 + connections) * size
     lines = done.stdout.splitlines()
-    head = next(i for i, line in enumerate(lines) if line.split()[:3] == ["conns", "bytes", "target"])
+    head = next(i for i, line in enumerate(lines) if line.split()[:3] == ["conns", "size", "target"])
     assert len({len(line) for line in lines[head : head + 13]}) == 1
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 1 + len(found["runs"]) == 25

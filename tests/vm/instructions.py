@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Instructions a round trip takes, for each backend and path. `make bench-instructions` runs it in the guest.
 
+Arguments choose rows, by their first words.
+
 Under --icount the guest's clock advances one nanosecond an instruction, so a median time is a count. The client is
 tests/vm/pingpong.c on the machine's only CPU, IPv4, one connection; the count contains its two system calls and one
 reading of the clock. docs/performance.md has the last accepted table, which `accepted` reads.
@@ -80,6 +82,7 @@ SERVERS: Mapping[str, Server] = {
     "sockmap, ingress": _controlled("--mode=sockmap", "--path=ingress"),
     "sockmap, ingress, --no-latency": _controlled("--mode=sockmap", "--path=ingress", "--no-latency"),
     "sockmap, skb": _controlled("--mode=sockmap", "--path=skb"),
+    "mirror": _controlled("--mode=mirror"),
     "module, inline": _controlled("--mode=module"),
     "module, inline, bare": _bare_module(),
     "module, workqueue, bench=1, bare": _bare_module("inline=0", "bench=1"),
@@ -120,7 +123,7 @@ def row(name: str, counts: Mapping[int, int]) -> str:
     return f"| {name:34} |" + "|".join(f" {counts[size]:>8,} " for size in SIZES_BYTES) + "|"
 
 
-def main() -> int:
+def main(chosen: tuple[str, ...]) -> int:
     print(f"## Linux {kernel()}\n\n`{os.uname().release}`\n")
     print(heading := f"| {'':34} |" + "|".join(f" {label:>8} " for label in ("64 B", "1 KB", "16 KB")) + "|")
     print(re.sub(r"[^|]", "-", heading))
@@ -129,6 +132,8 @@ def main() -> int:
         print(row(name, {size: by_size[size][name] for size in SIZES_BYTES}), flush=True)
     failed = False
     for name, serve in SERVERS.items():
+        if not name.startswith(chosen):
+            continue
         try:
             with serve():
                 print(row(name, {size: round_trip(size) for size in SIZES_BYTES}), flush=True)
@@ -140,5 +145,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main())
+        sys.exit(main(tuple(sys.argv[1:]) or ("",)))
     sys.exit(130)

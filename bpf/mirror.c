@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /*
- * The mirror: a TCP echo without a socket. Turns segments round at tc ingress. ../docs/mirror.md explains each rule.
+ * The mirror: a TCP echo without a socket. It turns segments round at tc ingress. ../docs/mirror.md explains the rules.
  *
- *   kecho_KIND                 attached: is this packet for us? It only reads, so that other packets pay no more
- *   kecho_KIND_v4, KIND_v6     tail-called by it: makes a segment its own echo
+ *   kecho_KIND                 attached: decides whether a packet is ours. It only reads, to cost other packets little
+ *   kecho_KIND_v4, KIND_v6     tail-called by kecho_KIND: turns a segment into its own echo
  *
  * KIND is that of the device: lo, ether (Ethernet), ip (no link header).
  *
- * Settings arrive as -D from kecho/kernel/bpf.py: KECHO_PORT, KECHO_KEY0 and KECHO_KEY1 (the secret), KECHO_LATENCY
+ * Settings arrive as -D from kecho/backends/mirror.py: KECHO_PORT, KECHO_KEY0 and KECHO_KEY1 (the secret), KECHO_LATENCY
  * (0, 1), KECHO_ANY_V4 and KECHO_ANY_V6 (0, 1: bound to the wildcard).
  */
 #include <uapi/linux/bpf.h>
@@ -29,13 +29,13 @@
 
 /* Slots of `recent`; a power of two. */
 #define RECENT 65536
-/* Acknowledgements that say the same, one after the other, that are answered. Three make a client send again. */
+/* How many equal acknowledgements in a row are answered. Three make a client retransmit. */
 #define MOST_REPEATS 8
-/* What a client delays an acknowledgement by: more than this, less than that (TCP_DELACK_MIN and _MAX are 40, 200 ms). */
+/* Bounds for the delay of a delayed acknowledgement (TCP_DELACK_MIN is 40 ms, TCP_DELACK_MAX 200 ms). */
 #define LATE_MS	 20
 #define STALE_MS 1000
 
-#define IP_FRAGMENT 0x3fff /* IP_MF, and the offset */
+#define IP_FRAGMENT 0x3fff /* IP_MF and the offset */
 #define VLAN_VID    0x0fff
 #define DEFAULT_TTL 64
 #define SWALLOW	    TC_ACT_SHOT
@@ -57,8 +57,8 @@
 #define MAX_OPTIONS	  40 /* bytes */
 #define MOST_SACK_EDGES	  8
 
-/* What an address is, in own4 and own6. Filled by the controller. */
-#define OWN	  1 /* this host's, or one nobody may send from */
+/* Kinds of addresses in own4 and own6, from the controller. */
+#define OWN	  1 /* this host's, or one that is no valid source */
 #define SERVED_LO 2 /* served to clients on this host */
 #define SERVED	  4 /* served to clients behind other devices */
 
@@ -72,21 +72,21 @@ struct conn_key {
 	__u16 client_port, server_port;
 };
 
-/* What is known of a connection that was seen lately. Its loss does no harm. */
+/* State of a recent connection. Losing it does no harm. */
 struct recent {
-	__u32 shift;   /* whose it is: by mirror_shift() */
+	__u32 shift;   /* of the connection that owns the slot: mirror_shift() */
 	__u32 isn;     /* the client's initial sequence number, until it is open */
-	__u32 said;    /* what its last acknowledgement said, in short */
-	__u16 repeats; /* and how often it said that */
+	__u32 said;    /* a digest of its last acknowledgement */
+	__u16 repeats; /* of that acknowledgement */
 	__u8 opening;  /* its SYN was answered */
-	__u8 nagle;    /* has the client Nagle's algorithm on? */
-	__u32 when_ms; /* it sent data last; with nagle LATE, until when data is what it held back */
+	__u8 nagle;    /* whether the client has Nagle's algorithm on: the values below */
+	__u32 when_ms; /* of its last data; in state LATE, the time until which data counts as held back */
 };
 
 /* Values of nagle. */
 #define UNKNOWN 0
-#define LATE	1 /* an acknowledgement of all came late, and nothing since */
-#define HOLDS	2 /* and data as soon as that was answered: it waits for our acknowledgements */
+#define LATE	1 /* a late acknowledgement of everything came, and nothing since */
+#define HOLDS	2 /* data followed at once on its answer: the client waits for our acknowledgements */
 
 struct totals {
 	__u64 opened, aborted;
@@ -103,7 +103,7 @@ BPF_PROG_ARRAY(turns, 6);
 
 /* ---- what a connection is ---- */
 
-/* What the echo's sequence numbers are ahead of the client's: secret, and the same for a connection's whole life. */
+/* How far the echo's sequence numbers are ahead of the client's: secret, and constant for a connection. */
 static __always_inline __u32 conn_shift4(const struct iphdr *ip, __u32 ports)
 {
 	struct siphash sip = siphash_begin(KECHO_KEY0, KECHO_KEY1);
@@ -209,7 +209,7 @@ static __always_inline bool ip_checksum_holds(const struct iphdr *ip)
 	return sum == 0xffff; /* no second carry: that would take 0xffff0000 */
 }
 
-/* The length of the TCP segment, header and all; 0 if the packet is not as long as it says. */
+/* The length of the TCP segment with its header; 0 if the packet is shorter than its header says. */
 static __always_inline __u32 segment_size(struct __sk_buff *skb, const void *ip, int kind, bool v6)
 {
 	const struct iphdr *ip4 = ip;
@@ -224,16 +224,16 @@ static __always_inline __u32 segment_size(struct __sk_buff *skb, const void *ip,
 
 /* ---- what becomes of a segment ---- */
 
-/* A segment that came, and its echo. Host order, but for the word of flags, which is as in the packet. */
+/* A received segment or its echo. In host order, but for the word of flags. */
 struct segment {
 	__u32 seq, ack;
 	__u32 flags;   /* data offset, flags, window */
 	__u32 payload; /* bytes */
 	__u32 options; /* bytes */
-	bool bare;     /* no payload, whatever came */
+	bool bare;     /* the echo has no payload */
 };
 
-/* True once for each way a connection may open. */
+/* True once for each way in which a connection opens. */
 static __always_inline bool opens(struct recent *recent, __u32 seen)
 {
 	if (!recent->opening || seen != recent->isn + 1)
@@ -242,7 +242,7 @@ static __always_inline bool opens(struct recent *recent, __u32 seen)
 	return true;
 }
 
-/* Has the connection said this too often already? What the client answers again and again ends so. */
+/* Has this acknowledgement been repeated too often? That ends exchanges in which the client answers every answer. */
 static __always_inline bool repeats(struct recent *recent, __u32 said)
 {
 	if (recent->said != said) {
@@ -254,9 +254,9 @@ static __always_inline bool repeats(struct recent *recent, __u32 said)
 }
 
 /*
- * A client with Nagle's algorithm holds a small segment back until the one before is acknowledged. Here that waits for
- * its own delayed acknowledgement of the echo. It is known by such an acknowledgement, on which, once answered, data
- * follows at once: sooner than the acknowledgement did, by what that was delayed.
+ * A client with Nagle's algorithm holds a small segment back until the one before is acknowledged. Here that takes until
+ * its own delayed acknowledgement of the echo is answered. Such a client is recognised by a late acknowledgement on whose
+ * answer data follows at once, that is, sooner than the delay of the acknowledgement.
  */
 static __always_inline void note_ack_of_all(struct recent *recent, __u32 now_ms)
 {
@@ -304,7 +304,7 @@ static __always_inline void conn_close(struct conn_key *key, bool aborted)
 
 /* ---- rewriting ---- */
 
-/* Adds to a checksum what the change of a word does to it. */
+/* Adds the change of a word to a checksum. */
 static __always_inline __u64 sum_change(__u64 sum, __u32 from, __u32 to)
 {
 	return sum + (__u32)~from + to;
@@ -322,7 +322,7 @@ static __always_inline __u16 sum_fold16(__u32 sum)
 	return (sum & 0xffff) + (sum >> 16);
 }
 
-/* Puts a number in the place of another, wherever it stands; what that does to the checksum goes to @sum. */
+/* Replaces a number at any offset, and adds the change of the checksum to @sum. */
 static __always_inline bool replace32(struct __sk_buff *skb, __u32 at, __be32 from, __be32 to,
 				      __u64 *sum)
 {
@@ -362,14 +362,14 @@ static __always_inline bool turn_sack(struct __sk_buff *skb, __u32 at, __u32 siz
 	return true;
 }
 
-/* Which options of a client's SYN the echo repeats. The others are declined, fast open and MPTCP among them. */
+/* The options of a client's SYN that the echo repeats. Others are declined, such as fast open and MPTCP. */
 static __always_inline bool is_agreed(__u8 kind)
 {
 	return kind == TCPOPT_MSS || kind == TCPOPT_WINDOW || kind == TCPOPT_SACK_PERM ||
 	       kind == TCPOPT_TIMESTAMP;
 }
 
-/* The echo's options in the place of the segment's, from @at to @end. False if they make no sense. */
+/* Replaces the options of the segment, from @at to @end, by those of the echo. False if they are malformed. */
 static __always_inline bool turn_options(struct __sk_buff *skb, __u32 at, __u32 end, bool syn,
 					 __u32 shift, __u32 *said, __u64 *sum)
 {
@@ -404,8 +404,8 @@ static __always_inline bool turn_options(struct __sk_buff *skb, __u32 at, __u32 
 }
 
 /*
- * Leaves the headers alone, and begins the checksum anew: it is either of the whole segment, or of the pseudo-header
- * where a device is to do the rest. The kernel, which knows which, adds to the one or to the other in two steps.
+ * Sends the headers without payload, with a new checksum. That is of the whole segment, or of the pseudo-header if a
+ * device does the rest. The kernel knows which, and adds to the one or the other in two steps.
  */
 static __always_inline bool strip(struct __sk_buff *skb, __u32 size, int kind, bool v6)
 {
@@ -499,7 +499,7 @@ static __always_inline void count_echo(__u32 bytes, __u64 start_ns)
 	if (!KECHO_LATENCY)
 		return;
 	slot = hist_slot(bpf_ktime_get_ns() - start_ns);
-	if (slot < HIST_SLOTS) /* always; the verifier cannot know */
+	if (slot < HIST_SLOTS) /* always true, for the verifier */
 		stats->latency[slot]++;
 }
 
@@ -518,7 +518,7 @@ static __always_inline int gate(struct __sk_buff *skb, int kind)
 	    (skb->pkt_type != PACKET_HOST || (skb->vlan_present && skb->vlan_tci & VLAN_VID)))
 		return TC_ACT_UNSPEC;
 	if (data + l2 + ip_size(v6) + sizeof(struct tcphdr) > end) {
-		/* The stack does so next; too short a packet stays as it is. */
+		/* The stack would do this next. A packet that is too short stays as it is. */
 		if (bpf_skb_pull_data(skb, l2 + ip_size(v6) + sizeof(struct tcphdr)))
 			return TC_ACT_UNSPEC;
 		data = (void *)(long)skb->data;
@@ -579,11 +579,11 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 	shift = v6 ? conn_shift6(data + l2, ports) : conn_shift4(data + l2, ports);
 	slot = shift % RECENT;
 	recent = recents.lookup(&slot);
-	if (!recent) /* never */
+	if (!recent) /* never true, for the verifier */
 		return TC_ACT_UNSPEC;
 
 	fin = seg.flags & TCP_FLAG_FIN;
-	seen = seg.ack - shift; /* what the client has back, up to that number of its own */
+	seen = seg.ack - shift; /* the client's own number up to which it has the echo */
 	under_way = seg.seq + seg.payload + fin - seen;
 	echo = seg;
 	echo.seq = seg.seq + shift;
@@ -593,7 +593,7 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 	case TCP_FLAG_SYN:
 		*recent = (struct recent){.shift = shift, .isn = seg.seq, .opening = 1};
 		echo.ack = seg.seq + 1;
-		/* No ECN: the marks of the way here would come back as those of the way there. */
+		/* No ECN: the echo would carry the marks of the way here as those of the way back. */
 		echo.flags =
 			(seg.flags & (TCP_DATA_OFFSET | TCP_WINDOW)) | TCP_FLAG_SYN | TCP_FLAG_ACK;
 		echo.bare = true;
@@ -601,7 +601,7 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 	case TCP_FLAG_ACK | TCP_FLAG_FIN:
 	case TCP_FLAG_ACK:
 		if (under_way >= MOST_UNDER_WAY || under_way <= -MOST_UNDER_WAY)
-			return TC_ACT_UNSPEC; /* the stack says what a closed port says */
+			return TC_ACT_UNSPEC; /* the stack answers for a closed port */
 		echo.flags = seg.flags & (TCP_DATA_OFFSET | TCP_WINDOW | TCP_FLAG_ACK |
 					  TCP_FLAG_PSH | TCP_FLAG_FIN);
 		if (recent->shift != shift)
@@ -610,7 +610,7 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 			key = conn_key(data + l2, tcp, v6);
 			conn_open(&key);
 			if (!seg.payload && !fin && !under_way)
-				return SWALLOW; /* the end of the handshake: we have no news */
+				return SWALLOW; /* the end of the handshake needs no answer */
 		}
 		if (fin) {
 			key = conn_key(data + l2, tcp, v6);
@@ -618,22 +618,22 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 		}
 		if (under_way <= 0 && (__s32)(seg.seq - seen) < 0) {
 			/*
-			 * The client has it back already (sent again, a probe, keepalive): only our
-			 * acknowledgement is missing. As it is, it would be old to its TCP, which then
-			 * does not look at what it acknowledges.
+			 * The client has the echo already (a retransmission, a probe, keepalive); only our
+			 * acknowledgement is missing. An unchanged echo would be old to its TCP, which
+			 * then ignores the acknowledgement in it.
 			 */
 			echo.seq = seg.ack;
 			echo.flags &= ~(TCP_FLAG_FIN | TCP_FLAG_PSH);
 			echo.bare = seg.payload;
 		} else if (seg.payload) {
-			/* What is cut up is larger than what Nagle's algorithm holds back. */
+			/* A segment that needs GSO is larger than what Nagle's algorithm holds back. */
 			nudge = holds_back(recent, now_ms) && !skb->gso_size && !fin;
 		} else if (!under_way) {
 			note_ack_of_all(recent, now_ms);
 		} else if (!fin && under_way > 0) {
 			__u32 window = bpf_ntohl(seg.flags) & 0xffff;
 
-			/* A window that is closed, where we would still send: no news but there. */
+			/* If the window is closed, what we could still send is new only there. */
 			if (!window)
 				echo.seq = seg.ack;
 			said = seg.seq + seg.ack * 31 + window;
@@ -689,7 +689,7 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 		if (seg.payload && !(seg.flags & TCP_FLAG_SYN))
 			count_echo(seg.payload, start_ns);
 	}
-	/* Once more, behind itself: what is all old, TCP acknowledges at once. */
+	/* Sends the segment once more: TCP acknowledges data that is all old at once. */
 	if (nudge)
 		bpf_clone_redirect(skb, skb->ifindex, 0);
 	return kind == LO ? TC_ACT_OK : bpf_redirect(skb->ifindex, 0);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The mirror backend: attaches ``bpf/mirror.c`` to the devices that lead to the service's addresses, and follows them.
+"""The mirror backend: attaches ``bpf/mirror.c`` to the devices with the service's addresses, and follows their changes.
 
 docs/mirror.md explains how a segment becomes its own echo.
 """
@@ -26,7 +26,7 @@ from kecho.model.snapshot import Connections, PathStats
 PATHS = ("mirror",)
 _KINDS = ("lo", "ether", "ip")  # the kinds of devices of bpf/mirror.c, in its order
 _VERSIONS = ("v4", "v6")
-# What an address is, in the maps own4 and own6 of bpf/mirror.c.
+# The kinds of addresses in the maps own4 and own6 of bpf/mirror.c.
 _OWN, _SERVED_LO, _SERVED = 1, 2, 4
 _CONN_KEY_BYTES, _MOST_CONNS = 36, 131072  # the map conns
 _TOTALS = struct.Struct("=QQ")  # opened, aborted
@@ -34,7 +34,7 @@ _SECRET_BYTES = 16
 
 
 def filter_name(service: str) -> str:
-    """What the service's filters are called, where they are filters."""
+    """The name of the service's filters, on kernels without tcx links."""
     return f"kecho-mirror:{service}"
 
 
@@ -64,7 +64,7 @@ class MirrorBackend(AllOrNothing):
         )
 
     async def _start(self, config: Config, _: Context) -> None:
-        """The port first, the devices last: nothing is answered before all of it is there."""
+        """Takes the port first and the devices last, so that nothing is answered before all is ready."""
         self._binds = tuple(map(parse_address, config.binds))
         secret = read_secret(config.keep_secret) if config.keep_secret else os.urandom(_SECRET_BYTES)
         for address in config.binds:
@@ -88,15 +88,15 @@ class MirrorBackend(AllOrNothing):
             self._attach(device)
 
     def _hold(self, address: str, port: int) -> None:
-        """Nobody else gets the port. It does not listen: what the mirror leaves alone finds the port closed."""
+        """Takes the port, without listening: packets that the mirror leaves alone find it closed."""
         sock = socket.socket(family_of(address), socket.SOCK_STREAM)
         self._undo.callback(sock.close)
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        # What a server that was here before left in TIME-WAIT is in nobody's way.
+        # Sockets in TIME-WAIT of an earlier server do not matter.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, port))
-        # Whoever sets the option too could bind as well; now he cannot listen.
+        # Another server that sets the option could bind to the port as well; now it cannot listen.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
 
     def _defines(self, config: Config, secret: bytes, kinds: int) -> Mapping[str, int | str]:
@@ -114,7 +114,7 @@ class MirrorBackend(AllOrNothing):
 
     @staticmethod
     def _load(module: Module, kind: str) -> int:
-        """The gate of a kind of devices, with what it calls."""
+        """Loads the program of a kind of devices, with those that it tail-calls."""
         for version, suffix in enumerate(_VERSIONS):
             turn = module.load(f"kecho_{kind}_{suffix}", syscall.PROG_TYPE_SCHED_CLS)
             index = _KINDS.index(kind) * len(_VERSIONS) + version
@@ -124,10 +124,10 @@ class MirrorBackend(AllOrNothing):
     # ---- devices and addresses ----
 
     async def _follow(self) -> None:
-        """After a change. A device that cannot be attached to is no reason to end what others use."""
+        """Called after a change. A device that cannot be attached to is skipped; the others go on."""
         try:
             wanted = {device.index: device for device in await self._update()}
-        except OSError as e:  # the next change tries again
+        except OSError as e:  # tried again at the next change
             log.warning("cannot list the devices: %s", one_line(e))
             return
         for index in self._attached.keys() - wanted.keys():
@@ -139,7 +139,7 @@ class MirrorBackend(AllOrNothing):
                 log.warning("cannot attach to %s: %s", wanted[index].name, one_line(e))
 
     async def _update(self) -> list[Device]:
-        """Brings the maps of addresses up to date; returns the devices to be at."""
+        """Brings the maps of addresses up to date. Returns the devices to attach to."""
         assert self._module is not None
         found = await devices.devices()
         known: dict[Address, int] = {}
@@ -149,7 +149,7 @@ class MirrorBackend(AllOrNothing):
         for device in found:
             for address in device.addresses:
                 known[address] = _OWN | (self._serves(address) and _SERVED_LO | (not address.is_loopback) * _SERVED)
-        for address in self._binds:  # one of 127.0.0.0/8 is there without being set
+        for address in self._binds:  # all of 127.0.0.0/8 exist without being set
             if address.is_loopback:
                 known[address] = _OWN | _SERVED_LO
         for address in self._known.keys() - known.keys():
@@ -163,7 +163,7 @@ class MirrorBackend(AllOrNothing):
         return any(bind == address or (bind.is_unspecified and bind.version == address.version) for bind in self._binds)
 
     def _leads_here(self, device: Device) -> bool:
-        """Do clients of the service come in there? On lo those on this host do, whatever the address."""
+        """Do clients of the service come in by that device? On lo local clients do, for any address."""
         if device.kind == "lo":
             return True
         return bool(device.kind) and any(map(self._serves, device.addresses))
@@ -182,10 +182,10 @@ class MirrorBackend(AllOrNothing):
         del self._attached[index]
         try:
             self._ingress.detach(index)
-        except (OSError, KechoError) as e:  # gone with the device
+        except (OSError, KechoError) as e:  # the device has gone
             log.warning("cannot detach: %s", one_line(e))
 
-    # ---- what it tells ----
+    # ---- counters and status ----
 
     def keeps(self) -> Collection[int]:
         if not self._array:
@@ -201,7 +201,7 @@ class MirrorBackend(AllOrNothing):
         return stats
 
     def connections(self) -> Connections:
-        """`active`: those seen to open lately and not to close; the oldest are forgotten above a number."""
+        """The counts. `active` are connections that were seen to open and not to close, at most `_MOST_CONNS`."""
         if not self._module:
             return Connections()
         cpus = len(possible_cpus())
@@ -219,7 +219,7 @@ class MirrorBackend(AllOrNothing):
 
     @staticmethod
     def clear_away(name: str, alive: Collection[str]) -> None:
-        """The filters, if the process that sees to them was killed as well."""
+        """Removes the filters, if the process that set them was killed as well."""
         ingress.clear_away(filter_name(name))
 
     def stop(self) -> None:
@@ -229,7 +229,7 @@ class MirrorBackend(AllOrNothing):
 
 
 def read_secret(path: str) -> bytes:
-    """The secret in a file of root's alone, which is made if it is not there. Raises KechoError."""
+    """The secret in a file that only root may read. Makes the file if there is none. Raises KechoError."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     except OSError as e:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Programs at the tc ingress of devices: by tcx links, which end with the process, or by filters before Linux 6.6."""
+"""Attaches programs to the tc ingress of devices: by tcx links, or by filters on kernels before Linux 6.6."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _MESSAGE_BYTES = 4096
 
 
 class Ingress(Protocol):
-    """Where programs are attached, one a device. `close` takes all of them away."""
+    """Programs at devices, one for each. `close` detaches all of them."""
 
     def attach(self, ifindex: int, kind: str) -> None:
-        """The program of that kind of device. Raises OSError or KechoError."""
+        """Attaches the program for that kind of device. Raises OSError or KechoError."""
 
     def detach(self, ifindex: int) -> None:
-        """The device may have gone."""
+        """Detaches the program. The device may have gone already."""
 
     def close(self) -> None: ...
 
 
 class Links:
-    """By BPF links: they end with this process, whatever ends it. Needs no privilege once the programs are loaded."""
+    """Attaches by BPF links, which end with this process. Needs no privilege once the programs are loaded."""
 
     def __init__(self, programs: Mapping[str, int]) -> None:
         self._programs = programs
@@ -55,11 +55,11 @@ class Links:
 
 
 class Filters:
-    """By filters of a clsact qdisc, which would outlive this process: so another one sets them, and takes them away
-    when this one ends, whatever ends it. It alone keeps CAP_NET_ADMIN."""
+    """Attaches by filters of a clsact qdisc. They would outlive this process, so another process sets them, and removes
+    them when this one ends, even if it is killed. Only that process keeps CAP_NET_ADMIN."""
 
     def __init__(self, programs: Mapping[str, int], name: str) -> None:
-        """`name`: what the filters are called, to be found again."""
+        """`name` is that of the filters, by which they are found again."""
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid = os.fork()
         if self._pid == 0:
@@ -85,7 +85,7 @@ class Filters:
 
 
 def _set_filters(controller: socket.socket, programs: Mapping[str, int], name: str) -> NoReturn:
-    """The life of the process that sets filters."""
+    """Runs the process that sets the filters."""
     try:
         process.set_name("kecho-filters")
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -110,7 +110,7 @@ def _set_filters(controller: socket.socket, programs: Mapping[str, int], name: s
 
 
 class _Clsact:
-    """Filters of one name, and the qdiscs that were made for them: what others set stays."""
+    """Filters of one name, and the qdiscs made for them. Those of others are left alone."""
 
     def __init__(self, name: str) -> None:
         from pyroute2.iproute.linux import IPRoute
@@ -125,7 +125,7 @@ class _Clsact:
 
     def __exit__(self, *_: object) -> None:
         for ifindex in list(self._set):
-            with contextlib.suppress(Exception):  # the device may have gone; the others have to be seen to
+            with contextlib.suppress(Exception):  # the device may have gone; go on with the others
                 self.remove(ifindex)
 
     def add(self, ifindex: int, program: int) -> None:
@@ -146,7 +146,7 @@ class _Clsact:
         self._set.add(ifindex)
 
     def remove(self, ifindex: int) -> None:
-        """And the qdisc, if it was made for this and nobody else uses it."""
+        """Removes the filter, and the qdisc if it was made for it and has no other filter."""
         self._set.discard(ifindex)
         for filter_ in _filters(self._route, ifindex, self._name):
             self._route.tc("del-filter", "bpf", ifindex, **filter_)
@@ -155,7 +155,7 @@ class _Clsact:
 
 
 def _filters(route: Any, ifindex: int, name: str) -> Iterator[dict[str, int]]:
-    """What identifies each filter of that name at the ingress of a device."""
+    """The attributes that identify each filter of that name at the ingress of a device."""
     for found in list(route.get_filters(ifindex, parent=_PARENT_INGRESS)):
         options = found.get_attr("TCA_OPTIONS")
         if found.get_attr("TCA_KIND") == "bpf" and options and options.get_attr("TCA_BPF_NAME") == name:
@@ -163,7 +163,7 @@ def _filters(route: Any, ifindex: int, name: str) -> Iterator[dict[str, int]]:
 
 
 def clear_away(name: str) -> None:
-    """Takes away the filters of that name that a process which was killed, and its keeper with it, left."""
+    """Removes the filters of that name which were left when the process that set them was killed."""
 
     def clear() -> None:
         from pyroute2.iproute.linux import IPRoute
@@ -173,13 +173,13 @@ def clear_away(name: str) -> None:
                 for filter_ in _filters(route, link["index"], name):
                     route.tc("del-filter", "bpf", link["index"], **filter_)
 
-    # In a thread of its own: pyroute2 runs an event loop, of which a thread can have only one.
+    # Runs in another thread: pyroute2 runs an event loop, and a thread can have only one.
     with ThreadPoolExecutor(1) as thread:
         thread.submit(clear).result()
 
 
 def has_links() -> bool:
-    """Has this kernel tcx links? Tried out on lo, with a program that does nothing. Raises OSError."""
+    """Does this kernel have tcx links? Tries one on lo with a program that does nothing. Raises OSError."""
     program = syscall.prog_load(syscall.PROG_TYPE_SCHED_CLS, syscall.RETURN_UNSPEC)
     try:
         os.close(syscall.link_create(program, _LO_IFINDEX, syscall.ATTACH_TCX_INGRESS))

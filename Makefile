@@ -12,7 +12,7 @@ SOAK_ARGS     ?=
 VENV := .venv/bin
 AT_ROOT := $(filter 0,$(shell id -u))
 
-# All of the native programs, with every optional library.
+# Builds all of the native programs, with every optional library.
 NATIVE_DEFINES := -D_GNU_SOURCE -DHAVE_LIBURING -DHAVE_ZLIB
 
 # clang-tidy brings one along, under one of these names.
@@ -36,7 +36,7 @@ NO_KMOD := $(if $(filter-out 1,$(words $(CURDIR))),make kmod: '$(CURDIR)' has a 
 kmod: ## build the module [KVER=]
 	@$(if $(NO_KMOD),echo "$(NO_KMOD)" >&2; exit 1,$(MAKE) --no-print-directory -C kmod)
 
-# $(call need,GROUPS): what a target installs, and no more.
+# $(call need,GROUPS): installs only what a target needs.
 need = @scripts/keep-owner scripts/setup $(1)
 
 setup: ## install what is missing to build, test and lint; needs root only if something is
@@ -55,7 +55,7 @@ demo-module: ## the same in a virtual machine where this one does not load the m
 	@.venv/bin/kecho-ctl doctor | grep -qx 'module: can run' || scripts/keep-owner scripts/setup build vm
 	@scripts/keep-owner scripts/demo --module
 
-# The programs are built by a make of their own, because it looks for libraries that `setup` may just have installed.
+# A make of its own builds the programs: it looks for libraries that `setup` may just have installed.
 # As root, unless PYTEST_ARGS chooses among the tests or VM=no, virtual machines run beside those on this kernel, one after the
 # other: neither keeps two CPUs busy.
 CHECK_VM := $(if $(AT_ROOT),$(if $(PYTEST_ARGS)$(filter no,$(VM)),,yes))

@@ -119,15 +119,16 @@ def test_hold_is_exact_on_one_connection(target: Server, warmup: float) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_time_held_is_no_latency(target: Server, mode: str) -> None:
-    """No request took longer than the whole run without the second in which it was held."""
+    """No request took longer than the whole run without the two seconds in which it was held, and most much less."""
     begun_ns = time.monotonic_ns()
     process = held(target, *MODES[mode], "--warmup", 0.05, "--count", 100)
-    time.sleep(1)
+    time.sleep(2)
     out, _ = process.communicate("\n", timeout=TIMEOUT_S)
     result = json.loads(out)
     assert result["requests"] == 100
     # In the open loop a request may have been due before the hold; it waited then, too.
-    assert result["latency_ns"]["max"] <= time.monotonic_ns() - begun_ns - 1e9
+    assert result["latency_ns"]["max"] <= time.monotonic_ns() - begun_ns - 2e9
+    assert result["latency_ns"]["p50"] < 1e9
 
 
 def test_interrupted_while_held(target: Server) -> None:

@@ -8,7 +8,7 @@ import argparse
 from kecho import __version__
 from kecho.cli import bench, check, doctor, down, logs, plot, reset, stats, status, tune, up
 from kecho.cli.completion import SHELLS
-from kecho.cli.options import Parser, Subparsers
+from kecho.cli.options import HelpFormatter, Parser, Subparsers
 
 _DESCRIPTION = "Run a TCP echo service that never leaves the kernel, and measure it."
 _EPILOG = """\
@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="kecho-ctl",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"kecho {__version__}")
     parser.add_argument(

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import NoReturn, TypeAlias, TypeVar
 
@@ -14,6 +16,20 @@ from kecho.model import config
 from kecho.model.errors import UsageError
 
 T = TypeVar("T", int, float)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Sentences fill the terminal's width; lines that begin with spaces, examples, keep to themselves."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines: list[str] = []
+        for shaped, group in itertools.groupby(text.splitlines(), lambda line: line[:1] in ("", " ")):
+            if shaped:
+                for line in group:
+                    lines += textwrap.wrap(line, width, subsequent_indent=" " * 6) or [""]
+            else:
+                lines += textwrap.wrap(" ".join(group), width)
+        return "".join(f"{indent}{line}\n" for line in lines)
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,7 +51,7 @@ def add_command(
         help=text,
         description=f"{text[0].upper()}{text[1:]}.",
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.set_defaults(run=run)
     return parser

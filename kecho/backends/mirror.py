@@ -56,10 +56,7 @@ class MirrorBackend(AllOrNothing):
     @staticmethod
     def features() -> tuple[Feature, ...]:
         return (
-            Feature("privilege", features.probe_privilege),
-            Feature("bcc", features.probe_bcc),
-            Feature("kernel symbols", features.probe_symbols),
-            Feature("headers", features.probe_headers),
+            *features.for_bpf(),
             Feature("tc ingress", ingress.probe),
         )
 

@@ -65,10 +65,7 @@ class SockmapBackend(AllOrNothing):
     @staticmethod
     def features() -> tuple[Feature, ...]:
         return (
-            Feature("privilege", features.probe_privilege),
-            Feature("bcc", features.probe_bcc),
-            Feature("kernel symbols", features.probe_symbols),
-            Feature("headers", features.probe_headers),
+            *features.for_bpf(),
             Feature("BTF", features.probe_btf),
             Feature("cgroup v2", features.probe_cgroup2),
             Feature("netns cookie", features.probe_netns_cookie),

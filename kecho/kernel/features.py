@@ -378,3 +378,13 @@ def probe_modules() -> str:
     if Path("/proc/sys/kernel/modules_disabled").read_text().strip() != "0":
         raise Unavailable("loading modules is switched off until the next boot (kernel.modules_disabled)", "reboot")
     return "yes"
+
+
+def for_bpf() -> tuple[Feature, ...]:
+    """What a backend of BPF programs needs."""
+    return (
+        Feature("privilege", probe_privilege),
+        Feature("bcc", probe_bcc),
+        Feature("kernel symbols", probe_symbols),
+        Feature("headers", probe_headers),
+    )

@@ -16,6 +16,12 @@ NETEM = {
     "reorder": ["delay", "2ms", "reorder", "70%", "50%"],
     "duplicate": ["duplicate", "5%"],
 }
+HARSHER = {
+    "loss 0.1 %": ["loss", "0.1%"],
+    "loss 1 %": ["loss", "1%"],
+    "loss 5 %": ["loss", "5%"],
+    "far": ["delay", "20ms"],
+}
 
 
 @pytest.fixture
@@ -30,18 +36,35 @@ def there(pair: network.Veth) -> tuple[str, ...]:
     return ("ip", "netns", "exec", pair.namespace)
 
 
+def impair(pair: network.Veth, netem: list[str]) -> None:
+    """Each way, in the place of what was there before."""
+    for prefix, device in (((), pair.device), (there(pair), "peer")):
+        subprocess.run([*prefix, "tc", "qdisc", "replace", "dev", device, "root", "netem", *netem], check=True)
+
+
 @pytest.mark.parametrize("netem", NETEM)
 @pytest.mark.parametrize("parameters", [(), ("inline=0",)])
 def test_remote_client(pair: network.Veth, parameters: tuple[str, ...], netem: str) -> None:
     if NETEM[netem]:
-        qdisc = ("root", "netem", *NETEM[netem])
-        subprocess.run(["tc", "qdisc", "add", "dev", pair.device, *qdisc], check=True)
-        subprocess.run([*there(pair), "tc", "qdisc", "add", "dev", "peer", *qdisc], check=True)
+        impair(pair, NETEM[netem])
     fastecho.load(f"bind={pair.here}", *parameters)
     server = support.Server(fastecho.PORT, [pair.here])
     server.stream(3, 300_000 if NETEM[netem] else 3_000_000, prefix=there(pair))
     fastecho.wait_idle()
     assert fastecho.counter("aborted") == 0
+
+
+def test_remote_client_of_the_mirror(pair: network.Veth) -> None:
+    """One service for all: what one network does to it, the next one meets."""
+    service = support.up(mode="mirror", bind=pair.here)
+    try:
+        for netem in (NETEM | HARSHER).values():
+            impair(pair, netem)
+            service.stream(3, 300_000, prefix=there(pair))
+        support.wait_for(lambda: service.active() == 0, "the end of all connections")
+        assert service.path("mirror")["bytes"] >= len(NETEM | HARSHER) * 3 * 300_000
+    finally:
+        service.down()
 
 
 @pytest.mark.unload

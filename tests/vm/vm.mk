@@ -41,9 +41,9 @@ report = out=$$($(1) 2>&1); status=$$?; printf '\nmake %s:\n%s\n' $@ "$$out"; ex
 
 vm-short-own vm-short-newest: vm-short-%:
 	@$(call report,scripts/vm --kver $* --append slab_nomerge --timeout $(VM_TIMEOUT) \
-		'KECHO_TEST_PATHS="$(VM_PATHS_$*)" $(VM_SHORT_ENV) $(VM_SHORT) "not test_module_mode and not test_hostile and not test_sweep and not test_program"')
+		'KECHO_TEST_PATHS="$(VM_PATHS_$*)" $(VM_SHORT_ENV) $(VM_SHORT) "not test_module_mode and not test_hostile and not test_sweep and not test_program and not of_the_mirror"')
 
-vm-short-mode: VM_CHOSEN = test_module_mode
+vm-short-mode: VM_CHOSEN = test_module_mode or of_the_mirror
 vm-short-hostile: VM_CHOSEN = test_segments and skb \
 	or test_hostile and (softirq or module) and (never_read or slow or overflow or refused)
 vm-short-mode vm-short-hostile:

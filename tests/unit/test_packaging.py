@@ -234,6 +234,20 @@ def test_every_test_that_security_md_names_exists() -> None:
     assert named >= 40 and named >= len(re.findall(r"\btest_\w+(?!\w*\.py)\b", text)) - text.count(".py")
 
 
+def test_a_path_with_a_space_costs_only_the_module(tmp_path: Path) -> None:
+    spaced = tmp_path / "a path"
+    spaced.mkdir()
+    shutil.copy(ROOT / "Makefile", spaced)
+    for name in ("kecho", "kmod", "scripts", "tests"):
+        (spaced / name).symlink_to(ROOT / name)
+    done = run("make", "-C", spaced, "kmod")
+    assert done.returncode == 2
+    said = [line for line in done.stderr.splitlines() if "***" not in line]
+    assert said == [f"make kmod: '{spaced}' has a space in it: the module is built elsewhere only"]
+    done = run("make", "-C", spaced, "--dry-run", "build/bench")
+    assert done.returncode == 0 and "bench/main.c" in done.stdout
+
+
 def test_every_link_of_the_documentation_leads_somewhere() -> None:
     links = 0
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:

@@ -441,6 +441,16 @@ def test_a_result_of_before_there_was_left_out_is_read() -> None:
     assert again.left_out == again.host.sysctls == {}
 
 
+@pytest.mark.parametrize(("mean_ns", "noted"), [(10, False), (240, False), (260, True), (10**9, True)])
+def test_requests_that_are_sent_late_are_noted(mean_ns: int, noted: bool) -> None:
+    """And what was offered stands beside what was achieved."""
+    late = {"mode": "open", "rate_per_s": 2e6, "unsent": 0, "late_ns": {"mean": mean_ns, "max": mean_ns}}
+    result = samples.result(samples.run("s", [1000] * 9, options={**samples.OPTIONS, **late}), baseline="s")
+    assert any("after they were due" in note for note in notes(result)) is noted
+    text = bench_table(result, utf8=True)
+    assert "offered/s  requests/s" in text and " 2,000,000  " in text
+
+
 def test_host_is_this_machine() -> None:
     host = Host.this()
     assert host.kernel == Path("/proc/sys/kernel/osrelease").read_text().strip()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Loads and unloads fastecho.ko, reads what it shows, and measures what listens where it would."""
+"""Loads and unloads fastecho.ko, reads its counters, and measures the round trip to whatever serves its port."""
 
 import ctypes
 import os
@@ -18,27 +18,27 @@ KO = Path(os.environ.get("KECHO_KO", TOP / "build" / f"kmod-{os.uname().release}
 SYSFS = Path("/sys/module/fastecho")
 PORT = 12345
 
-# How long unloading may take. In the machine whose clock counts instructions (scripts/vm --icount) that is a bound,
-# whatever the host is busy with. In the other one the clock goes on while the guest waits for its processor: there
-# unloading only has to end.
+# How long unloading may take. Under scripts/vm --icount the clock counts instructions, so this is a bound however
+# busy the host is. Without it the clock goes on while the guest waits for a CPU of the host: there unloading only has
+# to end.
 UNLOAD_LIMIT_S = 2 if os.environ.get("KECHO_VM_ICOUNT") else 60
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LoadError(Exception):
-    """insmod failed; the message is what it said."""
+    """insmod failed. The message is that of insmod."""
 
 
 def load(*parameters: str) -> None:
-    """Loads the module with parameters like 'inline=0'."""
+    """Loads the module with parameters such as 'inline=0'."""
     done = subprocess.run(["insmod", str(KO), *parameters], capture_output=True, text=True)
     if done.returncode:
         raise LoadError(done.stderr.strip())
 
 
 def unload() -> None:
-    """Unloads the module, within the limit; by the system call, because starting a program takes long in there."""
+    """Unloads the module within the limit. It uses the system call: starting a program is slow in the guest."""
     start = time.monotonic()
     if _libc.delete_module(b"fastecho", os.O_NONBLOCK):
         raise OSError(ctypes.get_errno(), "rmmod fastecho")
@@ -55,12 +55,12 @@ def parameter(name: str) -> str:
 
 
 def counter(name: str) -> int:
-    """One of active, total, rejected, aborted."""
+    """The value of a counter: active, total, rejected or aborted."""
     return int((SYSFS / "connections" / name).read_text())
 
 
 class Server(support.Server):
-    """The module, loaded with these parameters."""
+    """The module as a server, loaded with these parameters."""
 
     def __init__(self, *parameters: str) -> None:
         load(*parameters)
@@ -71,13 +71,13 @@ class Server(support.Server):
 
 
 def pingpong(size: int, count: int, address: str = "127.0.0.1", port: int = PORT) -> int:
-    """The median round trip of so many messages, in nanoseconds, by tests/vm/pingpong.c."""
+    """The median round trip of `count` messages, in nanoseconds, measured by tests/vm/pingpong.c."""
     command = [TOP / "build/pingpong", address, port, size, count]
     return int(subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout)
 
 
 def stuck_clients(count: int) -> list[socket.socket]:
-    """Clients that have filled both buffers and do not read: nobody acknowledges the FIN that follows all that."""
+    """Clients that have filled both buffers and do not read, so that the FIN behind that data is not acknowledged."""
     socks = [socket.create_connection(("127.0.0.1", PORT)) for _ in range(count)]
     for sock in socks:
         sock.setblocking(False)
@@ -96,7 +96,7 @@ def wait_idle() -> None:
 
 @contextmanager
 def workers_starve() -> Iterator[None]:
-    """While the block runs and does not sleep, no kworker can: theirs is the CPU that it has for itself."""
+    """Keeps kworkers from running while the block runs and does not sleep: it has their CPU to itself."""
     allowed = Path("/sys/devices/virtual/workqueue/cpumask")
     mask, cpus = allowed.read_text(), os.sched_getaffinity(0)
     allowed.write_text("1")
@@ -111,7 +111,7 @@ def workers_starve() -> Iterator[None]:
 
 
 def slab(name: str) -> tuple[int, int]:
-    """How many objects of a slab cache are in use, and the size of one in bytes. Caches must not be merged."""
+    """The objects in use of a slab cache, and the size of one in bytes. Caches must not be merged (slab_nomerge)."""
     for line in Path("/proc/slabinfo").read_text().splitlines():
         fields = line.split()
         if fields[0] == name:

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 /*
- * floors SIZE COUNT: what the kernel alone takes for things that an echo cannot do without, as the
- * median time of COUNT in nanoseconds: a null system call, a message of SIZE bytes through a pipe,
- * and one there and back over a TCP connection whose two ends are in this thread. As in pingpong,
- * one reading of the clock is in each.
+* floors SIZE COUNT: measures what the kernel alone takes, as the median time of COUNT in
+ * nanoseconds: a null system call, a message of SIZE bytes through a pipe, and a message there
+ * and back over a TCP connection with both ends in this thread. As in pingpong, each includes one
+ * reading of the clock.
  */
 #include <errno.h>
 #include <netinet/in.h>

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Around every test in the virtual machine: no skip, no bug report in the kernel's log, no module left loaded."""
+"""Checks around each test in the virtual machine: no skip, no bug report in the kernel's log, no module left loaded."""
 
 import resource
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from kernel_log import KernelLog, bug_reports
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """After some tests no other can run."""
+    """Puts the tests marked `last` at the end: no other test can run after them."""
     items.sort(key=lambda item: item.get_closest_marker("last") is not None)
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
-    """A test that cannot run here tests nothing: a skip is a failure."""
+    """Turns a skip into a failure: the guest has everything that the tests need."""
     report = (yield).get_result()
     if report.skipped:
         report.outcome = "failed"
@@ -26,7 +26,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
 
 @pytest.fixture(scope="session", autouse=True)
 def machine() -> None:
-    """Room for thousands of connections."""
+    """Makes room for thousands of connections."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (65536, 65536))
     Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("10000 65000")
     Path("/proc/sys/net/ipv4/ip_local_reserved_ports").write_text(f"{fastecho.PORT}-{fastecho.PORT + 10}")
@@ -41,7 +41,7 @@ def session_log() -> KernelLog:
 
 @pytest.fixture(autouse=True)
 def kernel_log(session_log: KernelLog) -> Iterator[KernelLog]:
-    """The kernel's log; after the test, no line of it may report a bug."""
+    """The kernel's log. The test fails if a line of it reports a bug."""
     seen: list[str] = []
     read = session_log.new_lines
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Instructions a round trip takes, for each backend and path. `make bench-instructions` runs it in the guest.
+"""Counts the instructions of a round trip, for each backend and path. `make bench-instructions` runs it in the guest.
 
-Arguments choose rows, by their first words.
+Arguments choose rows by the beginning of their names.
 
 Under --icount the guest's clock advances one nanosecond an instruction, so a median time is a count. The client is
-tests/vm/pingpong.c on the machine's only CPU, IPv4, one connection; the count contains its two system calls and one
-reading of the clock. docs/performance.md has the last accepted table, which `accepted` reads.
+tests/vm/pingpong.c on the machine's only CPU, with one IPv4 connection. The count includes its two system calls and
+one reading of the clock. `accepted` reads the last accepted table, which is in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Server = Callable[[], AbstractContextManager[None]]
 
 
 def _controlled(*options: str) -> Server:
-    """A service of kecho-ctl."""
+    """A server that `kecho-ctl up` starts with these options."""
 
     @contextmanager
     def serve() -> Iterator[None]:
-        # Without a limit of time: while the guest waits for its host, the clock of --icount runs on by minutes.
+        # No timeout: the clock of --icount runs on by minutes while the guest waits for its host.
         run_kecho("up", f"--port={fastecho.PORT}", *options, timeout=None).check_returncode()
         try:
             yield
@@ -60,7 +60,7 @@ def _user(engine: str) -> Server:
 
 
 def _bare_module(*parameters: str) -> Server:
-    """The module with nothing attached to its tracepoint."""
+    """The module, with nothing attached to its tracepoint."""
 
     @contextmanager
     def serve() -> Iterator[None]:
@@ -73,7 +73,7 @@ def _bare_module(*parameters: str) -> Server:
     return serve
 
 
-# With histogram and backpressure on, unless the name says otherwise.
+# Histogram and backpressure are on unless the name says otherwise.
 SERVERS: Mapping[str, Server] = {
     "user, epoll": _user("epoll"),
     "user, io_uring": _user("io_uring"),
@@ -91,24 +91,24 @@ SERVERS: Mapping[str, Server] = {
 
 
 def round_trip(size_bytes: int) -> int:
-    """The median over ROUND_TRIPS to whatever serves fastecho.PORT."""
+    """The median of ROUND_TRIPS round trips to whatever serves fastecho.PORT."""
     return fastecho.pingpong(size_bytes, ROUND_TRIPS)
 
 
 def floors(size_bytes: int) -> dict[str, int]:
-    """What the kernel alone takes, by tests/vm/floors.c."""
+    """What the kernel alone takes, measured by tests/vm/floors.c."""
     command = [str(TOP / "build/floors"), str(size_bytes), str(ROUND_TRIPS)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return {name: int(count) for name, count in (line.split("\t") for line in done.stdout.splitlines())}
 
 
 def kernel() -> str:
-    """Major and minor version of the running kernel, which instruction counts depend on: ``6.1``."""
+    """The major and minor version of the running kernel, such as ``6.1``. Instruction counts depend on it."""
     return ".".join(os.uname().release.split(".")[:2])
 
 
 def accepted(version: str) -> dict[str, dict[int, int]]:
-    """docs/performance.md's table for a kernel: by row and size in bytes. Empty if it has none."""
+    """The table of docs/performance.md for a kernel, by row and size in bytes. Empty if it has none."""
     _, _, section = PERFORMANCE.read_text().partition(f"\n## Linux {version}\n")
     line = re.compile(r"^\| ([^|]+?) +\|" + r" +([\d,]+) \|" * len(SIZES_BYTES), re.MULTILINE)
     rows = line.findall(section.partition("\n## ")[0])
@@ -119,7 +119,7 @@ def accepted(version: str) -> dict[str, dict[int, int]]:
 
 
 def row(name: str, counts: Mapping[int, int]) -> str:
-    """A line of the table; counts are by size in bytes."""
+    """A line of the table. `counts` are by size in bytes."""
     return f"| {name:34} |" + "|".join(f" {counts[size]:>8,} " for size in SIZES_BYTES) + "|"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The kernel's log: what is new in it, and which lines of it are reports of a bug."""
+"""Reads the kernel's log, and finds the lines that report a bug."""
 
 import os
 import re
@@ -17,7 +17,7 @@ class KernelLog:
         self._fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
 
     def new_lines(self) -> list[str]:
-        """The messages since the last call, without their time."""
+        """The messages since the last call, without time stamps."""
         lines = []
         while True:
             try:
@@ -31,5 +31,5 @@ class KernelLog:
 
 
 def bug_reports(lines: list[str]) -> list[str]:
-    """Those of the lines that say that something is wrong in the kernel."""
+    """The lines that report a bug of the kernel."""
     return [line for line in lines if BUG_REPORT.search(line)]

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
- * pingpong ADDRESS PORT SIZE COUNT: sends COUNT messages of SIZE bytes, each after the echo of the
- * one before, and prints the median of the round trips' times in nanoseconds. A reply that is not
- * what was sent is an error.
+* pingpong ADDRESS PORT SIZE COUNT: sends COUNT messages of SIZE bytes, each after the echo of the
+ * one before, and prints the median round trip in nanoseconds. A reply that differs from what was
+ * sent is an error.
  */
 #include <errno.h>
 #include <netdb.h>

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Bounds on what a round trip costs, in instructions: only under scripts/vm --icount, where 1 ns is one instruction."""
+"""Bounds on the instructions of a round trip. Only under scripts/vm --icount, where 1 ns is one instruction."""
 
 import instructions
 import pytest
 
 pytestmark = pytest.mark.instructions
 
-# The project's goals, by kernel, server and message size in bytes.
+# Goals by kernel, server and message size in bytes.
 GOALS = {
     ("6.1", "sockmap, egress", 64): 20_900,
     ("6.1", "sockmap, ingress", 64): 6_200,
@@ -18,7 +18,7 @@ GOALS = {
     ("6.1", "module, inline, bare", 16384): 87_500,
     ("6.1", "module, workqueue, bench=1, bare", 64): 34_000,
 }
-GROWTH = 1.02  # over docs/performance.md; a change that is worth more has to say so there
+GROWTH = 1.02  # over docs/performance.md; a change worth more updates the table there
 
 
 @pytest.mark.parametrize("server", instructions.SERVERS)

@@ -91,7 +91,7 @@ def test_insmod_twice() -> None:
 
 @pytest.mark.parametrize("family, address", [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
 def test_port_taken(kernel_log: KernelLog, family: int, address: str) -> None:
-    """Whichever address it is: the one that had been had is given back."""
+    """Loading fails whichever address is taken, and the address that it did get is released."""
     with socket.socket(family) as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind((address, fastecho.PORT))
@@ -137,7 +137,7 @@ def without_ipv6() -> Iterator[None]:
 
 
 def test_without_ipv6(kernel_log: KernelLog) -> None:
-    """The default goes on without ::1, and says so; an address asked for by name must be there."""
+    """The default goes on without ::1, and logs it. An address given by `bind` must exist."""
     with without_ipv6():
         fastecho.load()
         assert echo() == b"ping"
@@ -162,7 +162,7 @@ def test_counters() -> None:
 
 
 def test_max_conns() -> None:
-    """One too many is reset; there is room again once one has left."""
+    """A connection beyond max_conns is reset; after one has closed, a new one is served."""
     fastecho.load("max_conns=3")
     socks = [socket.create_connection(("127.0.0.1", fastecho.PORT), timeout=60) for _ in range(3)]
     for sock in socks:
@@ -223,7 +223,7 @@ def test_unload_under_traffic(parameters: tuple[str, ...]) -> None:
 
 @pytest.mark.unload
 def test_unload_while_clients_connect() -> None:
-    """Connections in every stage of their making must not survive the module, nor keep it."""
+    """Connections in every stage of the handshake neither outlive the module nor hold it."""
     stop = threading.Event()
 
     def knock() -> None:
@@ -246,7 +246,7 @@ def test_unload_while_clients_connect() -> None:
 
 
 def test_connections_killed_by_the_administrator() -> None:
-    """ss -K ends a connection from a third context: neither softirq nor the work item."""
+    """`ss -K` ends a connection in a third context, neither softirq nor the work item."""
     fastecho.load()
     socks = [socket.create_connection(("127.0.0.1", fastecho.PORT), timeout=60) for _ in range(20)]
     for sock in socks:
@@ -261,7 +261,7 @@ def test_connections_killed_by_the_administrator() -> None:
 
 
 def test_unload_leaves_no_orphans() -> None:
-    """However long TCP would wait for the FIN of a peer that keeps its end open: our socket would have no timer."""
+    """Unloading does not wait for the FIN of peers that keep their end open, and leaves no orphans without a timer."""
     limit = Path("/proc/sys/net/ipv4/tcp_fin_timeout")
     usual = limit.read_text()
     limit.write_text("120")
@@ -280,7 +280,7 @@ def test_unload_leaves_no_orphans() -> None:
 
 @pytest.mark.unload
 def test_unload_with_stuck_clients() -> None:
-    """Clients that never read must not hold up the unloading."""
+    """Clients that never read do not delay unloading."""
     fastecho.load()
     clients = fastecho.stuck_clients(4)
     fastecho.unload()
@@ -289,13 +289,13 @@ def test_unload_with_stuck_clients() -> None:
 
 
 def orphans() -> int:
-    """How many TCP sockets there are that no file holds."""
+    """The number of TCP sockets that no file holds."""
     fields = Path("/proc/net/sockstat").read_text().split()
     return int(fields[fields.index("orphan") + 1])
 
 
 def give_back() -> None:
-    """Nothing that is not in use stays in a cache; "4" keeps that out of the kernel's log."""
+    """Frees unused memory of all caches. Writing 4 first keeps the kernel from logging that."""
     for what in ("4", "3"):
         Path("/proc/sys/vm/drop_caches").write_text(what)
     for cache in Path("/sys/kernel/slab").glob("*/shrink"):
@@ -303,7 +303,7 @@ def give_back() -> None:
 
 
 def mem_available_kb() -> int:
-    """MemAvailable, and what the CPUs keep in free lists of their own: on 6.1 up to 47 MB, which come and go."""
+    """MemAvailable plus the per-CPU free lists, which on 6.1 vary by up to 47 MB."""
     give_back()
     meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     lines = [line.split() for line in Path("/proc/zoneinfo").read_text().splitlines()]
@@ -312,13 +312,13 @@ def mem_available_kb() -> int:
 
 
 def in_use() -> int:
-    """TCP's sockets, and all packets, that the kernel has."""
+    """The number of TCP sockets and of packets (skbs) in the kernel."""
     give_back()
     return sum(fastecho.slab(name)[0] for name in ("TCP", "skbuff_head_cache", "skbuff_fclone_cache"))
 
 
 def test_load_and_unload_under_traffic_leaks_nothing() -> None:
-    """Unloaded at any moment, by one CPU while connections are made and send on the others."""
+    """One CPU unloads the module at any moment while connections are made and send on the others."""
 
     def one_round() -> None:
         fastecho.load(*random.choice(ALL_MODES))
@@ -340,20 +340,20 @@ def test_load_and_unload_under_traffic_leaks_nothing() -> None:
     # Each CPU keeps up to 64 freed packets for itself (NAPI_SKB_CACHE_SIZE), which count as used.
     most = before + 64 * (os.cpu_count() or 1) + 64
     fastecho.wait_for(lambda: in_use() <= most, "sockets and packets to be freed")
-    # What is neither. A page leaked in each connection would be 2.6 MB after 10 rounds. Without a leak it was 0.8 MB
+    # All other memory. A page leaked by each connection would be 2.6 MB after 10 rounds. Without a leak it was 0.8 MB
     # after 100, most of it connections in TIME_WAIT.
     fastecho.wait_for(lambda: before_kb - mem_available_kb() < 2_000, "memory to come back", 120)
 
 
 def kworkers() -> int:
-    """How many kworkers there are."""
+    """The number of kworkers."""
     names = (stat.read_text() for stat in Path("/proc").glob("[0-9]*/comm"))
     return sum(name.startswith("kworker") for name in names)
 
 
 @pytest.mark.unload
 def test_10000_idle_connections() -> None:
-    """Idle ones cost memory beside their socket of at most 512 bytes each, and no worker, though all have echoed."""
+    """An idle connection that has echoed costs at most 512 bytes beside its socket, and no worker."""
     fastecho.load("backlog=1024")
     workers_before, available_before_kb = kworkers(), mem_available_kb()
     addresses = [f"127.0.{n}.1" for n in range(4)]
@@ -371,7 +371,7 @@ def test_10000_idle_connections() -> None:
     time.sleep(0.5)
     assert kworkers() - workers_before < 10
     assert fastecho.slab("fastecho_conn")[1] <= 512
-    # Both ends' sockets and files take 10 KiB; a page fragment in each of ours would be another 32 KiB.
+    # The sockets and files of both ends take 10 KiB. A page fragment held by each of our sockets would add 32 KiB.
     assert available_before_kb - mem_available_kb() < 14 * IDLE_CONNECTIONS
     chosen = random.sample(socks, 100)
     for sock in chosen:
@@ -394,7 +394,7 @@ def test_lives_in_the_namespace_of_insmod() -> None:
 
 
 def test_ends_with_the_namespace_of_insmod() -> None:
-    """It does not keep the namespace; its remote clients see the end; and rmmod works afterwards."""
+    """The module does not hold the namespace, its remote clients see the end, and rmmod works afterwards."""
     with network.veth() as pair:
         insmod = ["ip", "netns", "exec", pair.namespace, "insmod", str(fastecho.KO), f"bind={pair.there}"]
         subprocess.run(insmod, check=True)
@@ -408,7 +408,7 @@ def test_ends_with_the_namespace_of_insmod() -> None:
 
 
 def test_loads_in_no_namespace_for_long() -> None:
-    """insmod in a namespace that ends with insmod."""
+    """insmod runs in a namespace that ends with it."""
     subprocess.run(["unshare", "-n", "sh", "-c", f"ip link set lo up; insmod {fastecho.KO}"], check=True)
     time.sleep(0.5)
     assert fastecho.is_loaded()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""kecho-ctl's mode module, from `up` to `down`, and each thing that can keep it from working."""
+"""Mode module of kecho-ctl from `up` to `down`, and everything that can keep it from working."""
 
 import json
 import os
@@ -18,20 +18,20 @@ from support import live, run_kecho
 from kecho.service import rundir
 from kecho.service.client import Client
 
-RUN = Path("/run/kecho/kecho")  # of the service with the default name
+RUN = Path("/run/kecho/kecho")  # of a service with the default name
 MODULES = Path("/lib/modules") / os.uname().release
 MESSAGES = 1009
 
 
 def up(*options: object) -> str:
-    """Brings mode module up; returns the line that says so."""
+    """Brings mode module up and returns the line that `up` prints."""
     done = run_kecho("up", "--mode", "module", *options)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 
 def up_fails(status: int, *options: object) -> str:
-    """Mode module cannot be brought up; returns the one line that says why."""
+    """Asserts that mode module cannot be brought up, and returns the line that says why."""
     done = run_kecho("up", "--mode", "module", *options)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (status, "", 1)
     assert not RUN.exists()
@@ -39,21 +39,21 @@ def up_fails(status: int, *options: object) -> str:
 
 
 def down() -> None:
-    """Takes it down, as `kecho-ctl down` does; nothing may be left."""
+    """Takes the service down with `kecho-ctl down`. Nothing may be left."""
     Client("kecho").down()
     assert not fastecho.is_loaded()
     assert not RUN.exists()
 
 
 def ctl_json(*arguments: str) -> dict:
-    """What a command prints with --json."""
+    """The object that a command prints with --json."""
     done = run_kecho(*arguments, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)
 
 
 def kill_controller() -> None:
-    """With -9; returns once it is gone."""
+    """Kills the controller with SIGKILL and waits until it is gone."""
     pid = json.loads((RUN / "state.json").read_text())["pid"]
     os.kill(pid, signal.SIGKILL)
     fastecho.wait_for(lambda: not rundir.is_held(RUN.name), "the controller to end")
@@ -61,7 +61,7 @@ def kill_controller() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_up() -> Iterator[None]:
-    """A test that failed does not take the next one along."""
+    """Clears up after a test that failed, so that the next one can pass."""
     yield
     if RUN.exists():
         run_kecho("down")
@@ -69,7 +69,7 @@ def nothing_up() -> Iterator[None]:
 
 @contextmanager
 def leaving_no_bpf() -> Iterator[None]:
-    """Nothing that BPF got in the block may be there soon after it."""
+    """Asserts that the BPF objects made in the block are gone soon after it."""
 
     def objects() -> set[tuple[str, int]]:
         return {(kind, number) for kind in ("prog", "map", "link") for number in live(kind)}
@@ -81,7 +81,7 @@ def leaving_no_bpf() -> Iterator[None]:
 
 @contextmanager
 def mounted(source: Path, target: Path) -> Iterator[None]:
-    """Source in the place of target, whose file system is read-only."""
+    """Mounts `source` over `target`, whose file system is read-only."""
     subprocess.run(["mount", "--bind", str(source), str(target)], check=True)
     try:
         yield
@@ -103,7 +103,7 @@ def test_up_counts_exactly_and_down(tmp_path: Path) -> None:
         assert found["connections"] == {"active": 1, "total": 3, "rejected": 0, "aborted": 0}
         assert (status["mode"], status["state"], status["paths"]) == ("module", "up", ["softirq", "workqueue"])
         assert len(status["sockets"]) == 1
-        # The first message of a connection may have been there before accept(), which is the workqueue's.
+        # The first message of a connection may arrive before accept(); the workqueue echoes that one.
         paths = found["paths"]
         assert paths["softirq"]["echoes"] >= 2 * MESSAGES - 2
         assert sum(path["echoes"] for path in paths.values()) == 2 * MESSAGES + 1
@@ -129,7 +129,7 @@ def test_options_reach_the_module() -> None:
 
 
 def test_killed() -> None:
-    """The module stays; the next `up` replaces it and says so; and `down` clears away after the next kill."""
+    """A killed controller leaves the module loaded. The next `up` replaces it and says so; `down` removes it too."""
     with leaving_no_bpf():
         up()
         kill_controller()
@@ -151,7 +151,7 @@ def test_loaded_by_hand() -> None:
 
 
 def test_one_at_a_time() -> None:
-    """A second service does not take the first one's module; nor does what a dead one left in the way."""
+    """A second service does not take the module of the first. What a dead service left is not in the way."""
     up()
     done = run_kecho("up", "--mode", "module", "--name", "second", "--port", 12346)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
@@ -182,7 +182,7 @@ def test_built_for_another_kernel() -> None:
 
 
 def doctors_module() -> dict:
-    """What `doctor` says of mode module, and that `auto` goes by it."""
+    """What `doctor` says about mode module. Asserts that `auto` agrees."""
     found = ctl_json("doctor")
     mode = found["modes"]["module"]
     mode["features"] = {feature.pop("name"): feature for feature in mode["features"]}
@@ -208,7 +208,7 @@ def test_not_built(tmp_path: Path) -> None:
 
 
 def test_installed_is_loaded_by_name(tmp_path: Path) -> None:
-    """Where DKMS puts it modprobe finds it, and the checkout's is left alone."""
+    """modprobe loads the module from where DKMS installs it; that of the checkout is not used."""
     for headers in ("build", "source"):
         (tmp_path / headers).symlink_to((MODULES / headers).readlink())
     (tmp_path / "updates/dkms").mkdir(parents=True)
@@ -222,7 +222,7 @@ def test_installed_is_loaded_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.last
 def test_no_unsigned_module() -> None:
-    """Neither under lockdown nor where a signature is required; both hold until the next boot."""
+    """Not under lockdown, and not where a signature is required. Both last until the next boot."""
     lockdown = Path("/sys/kernel/security/lockdown")
     if not lockdown.exists():
         subprocess.run(["mount", "-t", "securityfs", "none", "/sys/kernel/security"], check=True)
@@ -233,7 +233,7 @@ def test_no_unsigned_module() -> None:
 
 
 def test_listening_socket_ended_by_the_administrator() -> None:
-    """`status` says so, and `down` works all the same."""
+    """`status` reports it, and `down` still works."""
     up("--bind", "127.0.0.1", "--bind", "::1")
     assert ctl_json("status")["services"][0]["trouble"] == ""
     subprocess.run(["ss", "-K", "-tln", "src", f"[::1]:{fastecho.PORT}"], check=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Clients on another machine, as far as TCP can tell: a veth pair with an MTU of 1500, packets lost and reordered."""
+"""Clients that look remote to TCP: a veth pair with an MTU of 1500, with packets lost and reordered."""
 
 import subprocess
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def there(pair: network.Veth) -> tuple[str, ...]:
 
 
 def impair(pair: network.Veth, netem: list[str]) -> None:
-    """Each way, in the place of what was there before."""
+    """Sets netem in both directions, in place of what was set before."""
     for prefix, device in (((), pair.device), (there(pair), "peer")):
         subprocess.run([*prefix, "tc", "qdisc", "replace", "dev", device, "root", "netem", *netem], check=True)
 
@@ -55,7 +55,7 @@ def test_remote_client(pair: network.Veth, parameters: tuple[str, ...], netem: s
 
 
 def test_remote_client_of_the_mirror(pair: network.Veth) -> None:
-    """One service for all: what one network does to it, the next one meets."""
+    """One service for all networks: each meets what the one before has left."""
     service = support.up(mode="mirror", bind=pair.here)
     try:
         for netem in (NETEM | HARSHER).values():
@@ -69,7 +69,7 @@ def test_remote_client_of_the_mirror(pair: network.Veth) -> None:
 
 @pytest.mark.unload
 def test_unload_with_a_peer_that_is_gone(pair: network.Veth) -> None:
-    """Nobody acknowledges the FIN: the wait for it is bounded."""
+    """The FIN is never acknowledged: the wait for that is bounded."""
     fastecho.load(f"bind={pair.here}")
     talk = f"import socket; s = socket.create_connection(('{pair.here}', 12345)); s.send(b'x'); s.recv(1); s.recv(1)"
     client = subprocess.Popen([*there(pair), "python3", "-c", talk])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The tracepoint fastecho:fastecho_echo: as many events and bytes as there were, on the right path, in sane times."""
+"""The tracepoint fastecho:fastecho_echo reports every echo and byte, on the right path, with a plausible time."""
 
 import re
 import socket
@@ -35,7 +35,7 @@ class Echo:
 
 @contextmanager
 def recorded() -> Iterator[list[Echo]]:
-    """Records the events of the block into the list that it yields."""
+    """Records the events of the block in the list that it yields."""
     echoes: list[Echo] = []
     (TRACING / "trace").write_text("")
     (TRACING / "buffer_size_kb").write_text("16384")
@@ -56,7 +56,7 @@ def test_one_event_a_message(service: Server, path: str) -> None:
         fastecho.wait_idle()
     assert len(echoes) == count
     assert {echo.bytes for echo in echoes} == {size}
-    # The first may have been there before accept(), which is the workqueue's.
+    # The first message may arrive before accept(); the workqueue echoes that one.
     assert {echo.path for echo in echoes[1:]} == {path.removesuffix("-percpu")}
     assert all(0 < echo.ns < 1_000_000_000 for echo in echoes)
     assert sorted(echo.ns for echo in echoes)[count // 2] < 10_000_000
@@ -91,7 +91,7 @@ def test_bytes_add_up_through_stalls(service: Server) -> None:
 
 
 def test_switched_on_and_off_under_traffic(service: Server) -> None:
-    """What was there before it was switched on gets no time from before it."""
+    """Data that arrived before the tracepoint was switched on gets no time from before that."""
     with service.client() as sock:
         for _ in range(5):
             sock.sendall(b"untraced")

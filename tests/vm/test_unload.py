@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How the service ends before its time, and what the rest of the machine can do while it does."""
+"""The service ends early, and the rest of the machine goes on meanwhile."""
 
 import ctypes
 import os
@@ -22,7 +22,7 @@ def is_refused(address: str = "127.0.0.1") -> bool:
 
 
 def make_namespaces(report: int) -> None:
-    """Makes one after the other, for ever; reports when each was begun, in seconds, and the peers then left."""
+    """Makes namespaces without end. Reports the start of each, in seconds, and the number of peers left then."""
     while True:
         begun_s = time.monotonic()
         if _libc.unshare(CLONE_NEWNET):
@@ -35,7 +35,7 @@ def make_namespaces(report: int) -> None:
 
 
 def test_namespaces_can_be_made_while_it_unloads() -> None:
-    """rmmod waits for peers that do not answer; `unshare -n` beside it does not wait for rmmod."""
+    """While rmmod waits for peers that do not answer, `unshare -n` does not wait for rmmod."""
     fastecho.load()
     clients = fastecho.stuck_clients(4)
     receiving, sending = os.pipe()
@@ -45,7 +45,7 @@ def test_namespaces_can_be_made_while_it_unloads() -> None:
     os.close(sending)
     with os.fdopen(receiving) as reports:
         try:
-            reports.readline()  # it is at work
+            reports.readline()  # it has begun
             unloader = threading.Thread(target=fastecho.unload)
             unloader.start()
             fastecho.wait_for(is_refused, "the unloading to begin")
@@ -61,7 +61,7 @@ def test_namespaces_can_be_made_while_it_unloads() -> None:
 
 
 def test_listening_socket_ended_by_the_administrator(kernel_log: KernelLog) -> None:
-    """One of two addresses: a line in the log, a counter, and the other goes on; then the last one."""
+    """First one of two addresses: a line in the log, a counter, and the other goes on. Then the last one."""
     fastecho.load()
     assert fastecho.counter("listening") == 2
     with socket.create_connection(("127.0.0.1", fastecho.PORT), timeout=60) as client:
@@ -78,7 +78,7 @@ def test_listening_socket_ended_by_the_administrator(kernel_log: KernelLog) -> N
 
 
 def test_listening_ends_with_the_namespace() -> None:
-    """Nobody ended a socket, so nothing is reported; the counter says what is."""
+    """No administrator ended a socket, so nothing is logged; the counter follows."""
     subprocess.run(["unshare", "-n", "sh", "-c", f"ip link set lo up; insmod {fastecho.KO}"], check=True)
     fastecho.wait_for(lambda: fastecho.counter("listening") == 0, "the namespace to go")
     fastecho.unload()

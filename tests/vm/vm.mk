@@ -1,4 +1,4 @@
-# The tests in virtual machines; the top-level Makefile includes this. KVER= chooses the kernel, as --kver of scripts/vm.
+# The tests in virtual machines. The top-level Makefile includes this. KVER= chooses the kernel, like scripts/vm --kver.
 
 KVER       ?= own
 VM_KVER     = $(shell scripts/kernels --version $(KVER))
@@ -7,10 +7,10 @@ VM_TOOLS   := build/pingpong build/floors build/stream
 vpath %.c tests/vm tests/host
 VM_ARGS    ?=
 
-# With slab_nomerge each cache has its own objects: a leak shows at the cache's end.
+# slab_nomerge gives each cache its own objects, so that destroying a cache reports a leak.
 VM_BOOT = scripts/vm --kver $(VM_KVER) --append slab_nomerge --timeout $(VM_TIMEOUT)
 
-# The longest first: two run at a time, and the tests on this kernel may be one of them.
+# The longest first, because two jobs run at a time; the tests on this kernel may be one of them.
 VM_SHORT_JOBS = vm-short-own vm-short-newest vm-short-mode vm-short-hostile vm-short-clock
 
 .PHONY: check-vm check-vm-behaviour check-vm-instructions bench-instructions vm-build $(VM_SHORT_JOBS)
@@ -27,16 +27,16 @@ bench-instructions: vm-build ## print instructions a round trip, every backend a
 	@scripts/vm --kver $(VM_KVER) --icount --timeout 3600 \
 		'PYTHONPATH=tests/host .venv/bin/python tests/vm/instructions.py'
 
-# What make check runs: the tests of behaviour on the distribution's own kernel and on the newest that it has, with fewer
-# rounds of load, and the five paths between them; on its own also those of kecho-ctl's mode module, some of hostility and of odd segments, and the quick ones of those that
-# count instructions.
+# What make check runs, with fewer rounds of load: the tests of behaviour on the distribution's own kernel and its newest
+# one, the paths divided between the two; on its own kernel also the tests of mode module, some of those of hostility and
+# odd segments, and the quick ones that count instructions.
 VM_PATHS_own    = softirq workqueue egress
 VM_PATHS_newest = softirq workqueue-percpu ingress skb
 VM_SHORT_ENV = KECHO_VM_LOAD_ROUNDS=10 KECHO_TEST_SHRINK=16 KECHO_TEST_STREAM_MB=16
 VM_CLOCK = (round_trip and bare) or unload_under_traffic or unload_with_idle
 VM_SHORT = tests/vm/run -m "not instructions" -k
 
-# $(call report,COMMAND): its output in one piece when it is done, for others run beside it.
+# $(call report,COMMAND): prints the output in one piece at the end, because other jobs run at the same time.
 report = out=$$($(1) 2>&1); status=$$?; printf '\nmake %s:\n%s\n' $@ "$$out"; exit $$status
 
 vm-short-own vm-short-newest: vm-short-%:
@@ -54,7 +54,7 @@ vm-short-clock:
 	@$(call report,scripts/vm --append slab_nomerge --timeout $(VM_TIMEOUT) --icount \
 		'KECHO_VM_ICOUNT=1 tests/vm/run -s -m "instructions or unload" -k "$(VM_CLOCK)"')
 
-# For every kernel: one test wants a module that is built for another.
+# Builds the module for every kernel: one test needs a module that is built for another one.
 vm-build: $(VM_TOOLS) build/sweep clients native
 	@for kver in $$(scripts/kernels); do $(MAKE) --no-print-directory -C kmod KVER=$$kver || exit; done
 

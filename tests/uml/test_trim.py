@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What path skb does where the kernel has no memory to shorten a segment of which it has echoed the first part."""
+"""Path skb when the kernel has no memory to trim a segment whose first part is echoed already."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_FAILURES = 1000
 
 @contextmanager
 def failing() -> Iterator[None]:
-    """Every allocation of memory that may not wait fails: those in softirq."""
+    """Makes every allocation fail that may not wait: those in softirq."""
     settings = {"verbose": 0, "times": MOST_FAILURES, "ignore-gfp-wait": "Y", "probability": 100}
     for name, value in settings.items():
         (FAILSLAB / name).write_text(str(value))
@@ -29,7 +29,7 @@ def failing() -> Iterator[None]:
 
 
 def test_memory_refused_to_a_trim(tun: int) -> None:  # noqa: F811
-    """The stream is reset: to leave out what came with that segment would be worse, to echo it twice too."""
+    """The stream is reset. Dropping the segment, or echoing its first part twice, would be worse."""
     served = support.up(bind=HERE, path="skb")
     try:
         data = support.payload(9100)

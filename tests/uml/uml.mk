@@ -1,6 +1,6 @@
-# The debug kernel, User-mode Linux; the top-level Makefile includes this.
+# The tests on the debug kernel, User-mode Linux. The top-level Makefile includes this.
 
-# Evaluated where it is used, after uml-kernel.
+# Evaluated at use, after uml-kernel.
 UML_KVER     = $(shell cat $(UML_KDIR)/include/config/kernel.release)
 UML_KDIR     = $(shell scripts/uml --print-kdir)
 UML_TIMEOUT ?= 1800
@@ -8,7 +8,7 @@ UML_TESTS   := run fail-init fail-conn fail-echo
 
 .PHONY: check-debug uml-kernel uml-module uml-detectors $(UML_TESTS:%=uml-%)
 
-# The kernel has one CPU: two tests run at a time.
+# The kernel has one CPU, so two tests run at a time.
 check-debug: uml-module native $(VM_TOOLS) ## run the tests under KASAN, lockdep and kmemleak, and with memory failing
 	@$(MAKE) --no-print-directory -j2 -O -k $(UML_TESTS:%=uml-%) uml-detectors
 

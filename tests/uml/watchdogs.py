@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: MIT
-"""Asks kmemleak what is lost, and lockdep whether it watched to the end; status 1, and what they say, if need be."""
+"""Asks kmemleak for leaks, and lockdep whether it is still on. Prints reports; status 1 if there are any."""
 
 import re
 import sys
@@ -9,14 +9,14 @@ from pathlib import Path
 
 KMEMLEAK = Path("/sys/kernel/debug/kmemleak")
 LOCKDEP = Path("/proc/lockdep_stats")
-# The code that allocated it: the module's, which has no name any more once it is unloaded, or what sockmap is made of.
+# The code that allocated it: the module, whose addresses have no name once it is unloaded, or the kernel's sockmap.
 OURS = re.compile(r"\] 0x[0-9a-f]+$|\[fastecho\]|psock|sock_hash|sock_map|tcp_bpf", re.MULTILINE)
 
 
 def last_words() -> list[str]:
-    """What kmemleak reports of our code, and a line if lockdep has switched itself off."""
+    """The leaks of our code that kmemleak reports, and a line if lockdep has switched itself off."""
     KMEMLEAK.write_text("scan")
-    time.sleep(6)  # younger objects are not reported
+    time.sleep(6)  # kmemleak does not report younger objects
     KMEMLEAK.write_text("scan")
     objects = KMEMLEAK.read_text().split("unreferenced object")[1:]
     reports = ["unreferenced object" + report for report in objects if OURS.search(report)]

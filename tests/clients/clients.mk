@@ -1,10 +1,10 @@
-# The tests with clients of every kind; the top-level Makefile includes this.
+# The tests with client programs. The top-level Makefile includes this.
 
 build/sweep: $(wildcard tests/clients/sweep*.c) tests/clients/sweep.h
 	@mkdir -p $(@D)
 	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror -D_GNU_SOURCE -pthread -o $@ $(filter %.c,$^)
 
-# The client programs that have to be built, of those that this machine has a compiler for.
+# The client programs to build: those that this machine has a compiler for.
 CLIENTS := build/clients/epoll build/clients/uring $(if $(shell command -v go),build/clients/copy) \
 	$(if $(shell command -v javac),build/clients/Sockets.class)
 
@@ -24,7 +24,7 @@ build/clients/Sockets.class: tests/clients/programs/Sockets.java
 	@mkdir -p $(@D)
 	javac -d $(@D) $<
 
-# The module's part is in a virtual machine; where there is none, the table says what is known without it.
+# The module's part runs in a virtual machine. With VM=no the table has no column for it.
 check-clients: ## run client programs on every path, and write their table in docs/testing.md; needs root [VM=no]
 	$(call need,build test clients $(if $(filter no,$(VM)),,vm))
 	@scripts/keep-owner $(MAKE) -s build clients $(if $(filter no,$(VM)),,vm-build)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Clients of every kind against services on the real kernel, as root: what tests/host has is shared."""
+"""Clients of every kind against services on the real kernel, as root. The fixtures are those of tests/host."""
 
 import sys
 from pathlib import Path

@@ -21,7 +21,7 @@ static void echo(int sock, size_t size)
 	expect(sock, size);
 }
 
-/* Sets it, reads it back, and echoes with it. */
+/* Sets the option, reads it back, and echoes with it set. */
 static void option(int sock, int level, int name, int value)
 {
 	int got = -1;
@@ -101,7 +101,7 @@ static void tcp_info_unacked(int sock)
 	say("unacked=%u", info.tcpi_unacked);
 }
 
-/* What it reads back as depends on the way. */
+/* The value read back depends on the route, so it is not told. */
 static void maxseg(int sock)
 {
 	int size = 500;
@@ -197,7 +197,7 @@ static void connect_again(int sock)
 	echo(sock, 10);
 }
 
-/* To nobody, which ends the connection and frees the socket for another. */
+/* connect() to AF_UNSPEC ends the connection and frees the socket for another. */
 static void disconnect_and_connect(int sock)
 {
 	struct sockaddr nobody = {.sa_family = AF_UNSPEC};

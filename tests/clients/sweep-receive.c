@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/* Ways to receive, and to wait for what is to be received. */
+/* Ways to receive, and to wait for data. */
 #include "sweep.h"
 
 #include <errno.h>
@@ -22,7 +22,7 @@
 #include <unistd.h>
 #include <linux/sockios.h>
 
-/* Sends, and waits until the echo is there. */
+/* Sends, and waits until the echo can be received. */
 static void ask(int sock, size_t size)
 {
 	if (send(sock, payload(size), size, 0) != (ssize_t)size)
@@ -181,7 +181,7 @@ static void recvmmsg_2(int sock)
 	say("%u+%u", messages[0].msg_len, messages[1].msg_len);
 }
 
-/* Which control messages come with ten bytes. */
+/* Tells which control messages come with ten bytes. */
 static void control_of(int sock, int level, int option, int value)
 {
 	char bytes[10], control[256];
@@ -192,7 +192,7 @@ static void control_of(int sock, int level, int option, int value)
 				 .msg_controllen = sizeof(control)};
 
 	set(sock, level, option, value);
-	usleep(200000); /* the first on a machine switches time stamps on, which takes a while */
+	usleep(200000); /* the first use on a machine switches time stamps on, which takes a while */
 	ask(sock, 10);
 	told("recvmsg", recvmsg(sock, &message, 0));
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c))
@@ -217,7 +217,7 @@ static void timestamping_rx(int sock)
 		   SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE);
 }
 
-/* Is there a time stamp of the sending in the error queue? */
+/* Is there a transmit time stamp in the error queue? */
 static void timestamping(int sock, int of)
 {
 	char control[256], bytes[200];
@@ -295,7 +295,7 @@ static void at_mark(int sock)
 	say("%d", mark);
 }
 
-/* Does the queue of what is sent, or not sent yet, get empty once the echo is there? */
+/* Is the queue of sent, or of unsent, data empty once the echo has come? */
 static void drains(int sock, unsigned long which)
 {
 	int count = -1;
@@ -450,7 +450,7 @@ static void epoll_exclusive(int sock)
 	epoll_as(sock, EPOLLEXCLUSIVE);
 }
 
-/* Edge-triggered, with part of the first message unread when the second comes. */
+/* Edge-triggered epoll, with part of the first message unread when the second comes. */
 static void epoll_edge_unread(int sock)
 {
 	struct epoll_event event = {.events = EPOLLIN | EPOLLET};

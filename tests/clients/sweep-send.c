@@ -22,7 +22,7 @@ static void send_with(int sock, size_t size, int flags)
 	expect(sock, size);
 }
 
-/* Sends all, and receives what comes back meanwhile, as a client has to with more than the buffers hold. */
+/* Sends and receives at the same time, as a client has to with more data than the buffers hold. */
 static void stream(int sock, size_t size)
 {
 	char *bytes = malloc(size);
@@ -202,7 +202,6 @@ static void sendfile_from_socket(int sock)
 	told("sendfile", sendfile(file_with(1), sock, NULL, 1));
 }
 
-/* What was sent by reference is the file's page: what is written there later may or may not be echoed, but nothing else. */
 static void splice_to_socket(int sock)
 {
 	int ends[2];
@@ -268,7 +267,7 @@ static void send_nagled(int sock)
 	expect(sock, 50);
 }
 
-/* The server may be a kernel thread that has to get a processor before it can hold the sender back. */
+/* The server may be a kernel thread that needs a CPU before it can hold the sender back. */
 static void send_until_full(int sock)
 {
 	ssize_t n;

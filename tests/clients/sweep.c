@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /*
- * Usage: sweep ADDRESS PORT [CHECK...]: runs the checks, all or those named, and prints "NAME: what it saw" for each.
+* Usage: sweep ADDRESS PORT [CHECK...]: runs all checks or those named, and prints "NAME: what it saw" for each.
  */
 #include "sweep.h"
 
@@ -170,7 +170,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "sweep: %s is no address\n", argv[1]);
 		return 2;
 	}
-	v4->sin_port = htons((uint16_t)atoi(argv[2])); /* at the same place in both */
+	v4->sin_port = htons((uint16_t)atoi(argv[2])); /* same offset in both families */
 	for (size_t i = 0; i < sizeof(groups) / sizeof(*groups); i++)
 		for (const struct check *check = groups[i]; check->name; check++)
 			if (is_chosen(check->name, argv + 3))

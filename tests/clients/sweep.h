@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The system-call sweep: what a client of an echo server sees of each system call, option and flag, as one line a check.
+* The system-call sweep: what a client of an echo server sees of each system call, option and flag, a line a check.
  *
- * A check runs in a process of its own, with a connection of its own. What it says has to be the same on every run
- * against an ordinary TCP server: no time, port, address or queue length that may vary.
+* A check runs in its own process, on its own connection. Its line has to be the same on every run against an ordinary
+ * TCP server: no time, port, address or queue length that may vary.
  */
 #ifndef SWEEP_H
 #define SWEEP_H
@@ -25,11 +25,11 @@ extern socklen_t server_len;
 
 int connected(void); /* another connection, or the check ends */
 void say(const char *format, ...)
-	__attribute__((format(printf, 1, 2))); /* adds to the check's line */
+	__attribute__((format(printf, 1, 2))); /* appends to the check's line */
 void told(const char *what,
 	  ssize_t result); /* says "what=result", or the name of errno where that is negative */
 
-const char *payload(size_t size); /* the bytes that are sent: each place has its own */
+const char *payload(size_t size); /* the bytes to send, different at every offset */
 void expect(
 	int sock,
 	size_t size); /* receives that many from the payload's start; says "echoed", or what came */

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Clients as people have them, in many languages: what each sends comes back to it, to the byte, by every path.
+"""Client programs in many languages: each gets back what it sent, to the byte, on every path.
 
-docs/known-limits.md says what a path does not promise to whom; those are not run there. `make check-clients` writes the
-table of docs/testing.md from what this says.
+A program does not run on a path that does not promise it (docs/known-limits.md). `make check-clients` writes the table
+of docs/testing.md from the results.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent / "programs"
 BUILT = support.ROOT / "build/clients"
 PROXIES = Path(os.environ.get("KECHO_CACHE", "/var/lib/kecho")) / "proxies/usr"
 SIZE_BYTES = support.few(1_000_003)
-MIRRORED_BYTES = support.few(100_003)  # in one direction at a time its streams wait for delayed acknowledgements
+MIRRORED_BYTES = support.few(100_003)  # a stream in one direction at a time waits for delayed acknowledgements
 LINES = support.few(2000)
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -32,18 +32,18 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 @dataclass(frozen=True)
 class Program:
-    """A client. Its command has `{input}` and `{output}`, or is a proxy, whose configuration stands in programs/."""
+    """A client. Its command uses `{input}` and `{output}`, or is a proxy with a configuration in programs/."""
 
     name: str
     command: str
     version: str = ""
-    but: str = "ingress"  # the paths that do not promise it
+    but: str = "ingress"  # the paths that do not promise to serve it
     proxy: str = ""
-    counts: bool = False  # it asks by FIONREAD how much there is
-    needs: str = "."  # a file of build/clients
+    counts: bool = False  # it uses FIONREAD
+    needs: str = "."  # a file in build/clients
 
     def executable(self) -> str | None:
-        """Where it is, or the interpreter that runs it."""
+        """The path of the program, or of the interpreter that runs it."""
         if not (BUILT / self.needs).exists():
             return None
         first = self.command.split()[0].format(built=BUILT)
@@ -81,8 +81,8 @@ PROGRAMS = (
     Program("HAProxy, splice", "haproxy -db -f {config}", "haproxy -v", proxy="haproxy-splice.cfg"),
 )
 
-# In the virtual machine it is the module's turn, once, with what this machine has; there a skip is a failure.
-# make check leaves mode mirror to make check-clients: it takes longest, for acknowledgements that a client delays.
+# In the virtual machine only one path of the module is tested, with the programs that are installed: there a skip is a
+# failure. make check leaves mode mirror to make check-clients: it takes longest, because clients delay their ACKs.
 PATHS = (
     [path for path in support.PATHS if path not in support.KERNEL_PATHS][:1]
     if support.OWN_MACHINE
@@ -103,7 +103,7 @@ def kept(request: pytest.FixtureRequest) -> Iterator[support.Kept]:
 
 
 def run(program: Program, words: dict[str, object], **options: object) -> None:
-    """Runs it to its end, within its time."""
+    """Runs the program to its end, with a time limit."""
     done = subprocess.run(
         command_of(program, words), timeout=support.TIMEOUT_S, stderr=subprocess.PIPE, text=True, **options
     )
@@ -117,21 +117,21 @@ def command_of(program: Program, words: dict[str, object]) -> list[str]:
 
 
 def copies(program: Program, server: support.Server, folder: Path, size: int) -> None:
-    """A client that sends a file, and writes another."""
+    """Runs a client that sends a file and writes the echo to another."""
     source, target = folder / "input", folder / "output"
     sent = support.payload(size)
     source.write_bytes(sent)
     words: dict[str, object] = {"host": server.address(), "port": server.port, "input": source, "output": target}
     if "{input}" in program.command:
         run(program, words)
-    else:  # it has standard input and output
+    else:  # it uses standard input and output
         with source.open("rb") as stdin, target.open("wb") as stdout:
             run(program, words, stdin=stdin, stdout=stdout)
     support.assert_same(target.read_bytes(), sent)
 
 
 def converses(program: Program, server: support.Server, folder: Path, _size: int) -> None:
-    """One that is for people: lines go in, and the same lines come out, behind its own greeting."""
+    """Runs an interactive client: the lines typed come out again, behind its own greeting."""
     command = command_of(program, {"host": server.address(), "port": server.port})
     lines = [f"line {number} {'*' * (number % 60)}" for number in range(LINES)]
     output = folder / "output"
@@ -147,7 +147,7 @@ def converses(program: Program, server: support.Server, folder: Path, _size: int
 
 
 def proxies(program: Program, server: support.Server, folder: Path, size: int) -> None:
-    """One that stands between: streams through it come back whole, and so does their end."""
+    """Runs a proxy: streams through it come back whole, and so does their end."""
     port, config = support.free_port(), folder / program.proxy
     modules = next(path for path in (PROXIES / "lib/nginx/modules", Path("/usr/lib/nginx/modules")) if path.exists())
     text = (HERE / program.proxy).read_text()
@@ -165,7 +165,7 @@ def proxies(program: Program, server: support.Server, folder: Path, size: int) -
 
 
 def listens(port: int) -> bool:
-    """Whether anybody does, by the kernel's own list: connecting would connect to the server, too."""
+    """Does a socket listen on the port? Read from the kernel's list: a connection would go on to the server."""
     listening = f":{port:04X} 00000000:0000 0A"
     return listening in Path("/proc/net/tcp").read_text()
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Each system call, option and flag does on each path what it does against an ordinary server.
+"""Each system call, option and flag behaves on each path as against an ordinary server.
 
-Where it does not, docs/known-limits.md lists the check for that path.
+docs/known-limits.md lists the exceptions, by check and path.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 def listed() -> dict[tuple[str, str], bool]:
-    """The differences that docs/known-limits.md lists, by check and path; true for those that every kernel shows."""
+    """The differences that docs/known-limits.md lists, by check and path. True if every kernel shows it."""
     found = {}
     row = r"^\| (`\w+`(?:, `\w+`)*) \| ([\w, -]+) \| (all|some) \|"
     for checks, paths, kernels in re.findall(row, LIMITS.read_text(), re.MULTILINE):
@@ -35,7 +35,7 @@ def listed() -> dict[tuple[str, str], bool]:
 
 
 def sweep(path: str, *checks: str) -> dict[str, str]:
-    """What each check saw on that path; all of them, unless some are named."""
+    """What each check saw on the path. Runs all checks unless some are named."""
     service = support.Kept(path)
     try:
         command = [SWEEP, "127.0.0.1", service.idle().port, *checks]
@@ -51,7 +51,7 @@ def sweep(path: str, *checks: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def usual() -> Iterator[dict[str, str]]:
-    """What they saw of an ordinary server."""
+    """What the checks saw of an ordinary server."""
     seen = sweep(REFERENCE)
     assert len(seen) > 100
     yield seen
@@ -65,7 +65,7 @@ def test_sweep(path: str, usual: dict[str, str]) -> None:
     known = {check: always for (check, of), always in listed().items() if of == path}
     differing = {check for check in seen if seen[check] != usual[check]}
     news = differing - known.keys()
-    for _ in range(AGAIN):  # what a busy machine did once or twice it does not do again
+    for _ in range(AGAIN):  # a difference that is due to a busy machine does not repeat
         if news:
             expected, again = sweep(REFERENCE, *news), sweep(path, *news)
             news = {check for check in news if again[check] != expected[check]}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A client without a kernel, behind a TUN device: it sends what packets it likes, and looks at what comes back."""
+"""A client without a kernel, behind a TUN device: it sends any packets and receives the answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ADDRESSES = {4: (f"10.96.{NET}.1", f"10.96.{NET}.2"), 6: (f"fd96:{NET}::1", f"fd
 TS = ("Timestamp", (1000, 77))
 LINUX = [("NOP", None), ("NOP", None), TS]
 _SILENCE_S = 0.05
-# struct virtio_net_hdr without offloads; the headers, up to 60 bytes each, are not all in the linear part.
+# struct virtio_net_hdr without offloads. The headers, up to 60 bytes each, are not all in the linear part.
 _VNET_HDR = struct.pack("=BBHHHH", 0, 0, 14, 0, 0, 0)
 
 
@@ -32,7 +32,7 @@ class Wire:
         self.here, self.there = ADDRESSES[version]
 
     def ip(self, **fields: Any) -> Packet:
-        """A header from there to here."""
+        """An IP header from `there` to `here`."""
         kind = IP if self.version == 4 else IPv6
         return kind(**{"src": self.there, "dst": self.here, **fields})
 
@@ -40,7 +40,7 @@ class Wire:
         os.write(self._tun, _VNET_HDR + bytes(packet))
 
     def packets(self, most: int = 1000, silence_s: float = _SILENCE_S) -> Iterator[Packet]:
-        """What comes there of this port's, good or bad, until it is silent or so many have come."""
+        """Receives packets of this port, good or bad: `most` at most, until none has come for `silence_s`."""
         while most and select.select([self._tun], [], [], silence_s)[0]:
             data = os.read(self._tun, 1 << 17)[len(_VNET_HDR) :]
             packet = (IP if data[0] >> 4 == 4 else IPv6)(data)
@@ -49,14 +49,14 @@ class Wire:
                 yield packet
 
     def receive(self, most: int = 1000) -> list[Packet]:
-        """The same, with every checksum right."""
+        """Receives packets and asserts that their lengths and checksums are right."""
         found = list(self.packets(most))
         for packet in found:
             assert bytes(packet) == bytes(rebuilt(packet)), packet.show(dump=True)
         return found
 
     def ask(self, packet: Packet | bytes) -> list[Packet]:
-        """What comes of one packet. Whatever it is, it is not longer."""
+        """Sends a packet and returns the answers. Asserts that they are no longer than the packet."""
         self.send(packet)
         found = self.receive()
         assert sum(map(len, found)) <= max(len(packet), 60), "more came back than was sent"
@@ -64,7 +64,7 @@ class Wire:
 
 
 def rebuilt(packet: Packet) -> Packet:
-    """The same, with lengths and checksums by scapy."""
+    """A copy of the packet with the lengths and checksums that scapy computes."""
     copy = packet.copy()
     del copy[TCP].chksum
     if IP in copy:
@@ -75,7 +75,7 @@ def rebuilt(packet: Packet) -> Packet:
 
 
 class Client:
-    """A connection from there, of which `shift` is what its echo's sequence numbers are ahead."""
+    """A connection from `there`. `shift` is by how much its echo's sequence numbers are ahead."""
 
     def __init__(self, wire: Wire, options: Any = LINUX, window: int = 1000) -> None:
         self.wire, self.options, self.window = wire, options, window
@@ -87,18 +87,18 @@ class Client:
         assert self.ask(self.segment(1, ack=1)) == []  # the end of the handshake
 
     def number(self, at: int) -> int:
-        """Of the byte `at` of the stream; the SYN is byte 0."""
+        """The sequence number of byte `at` of the stream. The SYN is byte 0."""
         return (self.isn + at) % (1 << 32)
 
     def segment(self, at: int, flags: str = "A", data: bytes = b"", ack: int | None = 1, **fields: Any) -> Packet:
-        """From byte `at` on; `ack` is what the client has back, by its own numbers."""
+        """A segment from byte `at` on. It acknowledges the echo up to byte `ack` of the stream; None for 0."""
         fields = {"options": self.options, "window": self.window, **fields}
         number = 0 if ack is None else (self.isn + ack + self.shift) % (1 << 32)
         tcp = TCP(sport=self.sport, dport=self.wire.port, seq=self.number(at), ack=number, flags=flags, **fields)
         return self.wire.ip() / tcp / Raw(data) if data else self.wire.ip() / tcp
 
     def ask(self, packet: Packet) -> list[Any]:
-        """The TCP headers of what comes back of one segment, each to where it came from."""
+        """Sends a segment and returns the TCP headers of the answers, whose addresses it checks."""
         found = self.wire.ask(packet)
         for one in found:
             assert (one.src, one.dst) == (self.wire.here, self.wire.there)
@@ -107,7 +107,7 @@ class Client:
         return [one[TCP] for one in found]
 
     def assert_echo(self, segment: Packet, echo: Any, at: int, ack: int, flags: str) -> None:
-        """The echo of a segment: byte `at` of the echo's stream, that acknowledges byte `ack`; the rest as it came."""
+        """Asserts that `echo` begins at byte `at` of its stream, acknowledges byte `ack` and keeps the window."""
         assert (echo.seq, echo.ack) == ((self.number(at) + self.shift) % (1 << 32), self.number(ack))
         assert (echo.flags, echo.window, echo.urgptr) == (flags, segment[TCP].window, 0)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The mirror, packet by packet: a client without a kernel, behind a TUN device, looks at what comes back."""
+"""The mirror packet by packet: a client without a kernel, behind a TUN device, checks the answers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def client(wire: Wire) -> Client:
 
 
 def test_syn_agrees_to_what_it_keeps(wire: Wire) -> None:
-    """MSS, window scale, SACK and timestamps as offered, wherever they stand; nothing else, no ECN, no payload."""
+    """The SYN-ACK has MSS, window scale, SACK and timestamps as offered, in any order. All else is declined."""
     agreed = [("MSS", 1234), ("SAckOK", b""), ("WScale", 7), ("Timestamp", (4711, 0))]
     other = [(34, b"cookie!!"), (30, b"\x00\x81" + bytes(8)), (254, b"\xf9\x89"), ("AltChkSum", (1, 2))]
     rng = random.Random(1)
@@ -75,7 +75,7 @@ def test_a_restarted_connection_has_the_same_shift(client: Client) -> None:
 
 @pytest.mark.parametrize("options", [[("MSS", 1460), (8, b"\x00")], [(30, b"")]], ids=["short", "empty"])
 def test_syn_with_odd_options(wire: Wire, options: Any) -> None:
-    """Timestamps of a wrong length make no sense: as to a closed port. An option of no content is one we decline."""
+    """Timestamps of a wrong length are refused as by a closed port. An option without content is declined."""
     packet = wire.ip() / TCP(sport=4000, dport=wire.port, seq=5, flags="S", options=options)
     (answer,) = wire.ask(packet)
     assert answer[TCP].flags == ("RA" if options[0][0] == "MSS" else "SA")
@@ -106,7 +106,7 @@ def test_congestion_marks_are_not_reflected(client: Client) -> None:
 
 
 def test_many_segments_under_way(client: Client) -> None:
-    """Each acknowledges what the client had back when it sent it."""
+    """Each echo acknowledges what the client had back when it sent the segment."""
     for at, ack in ((1, 1), (101, 1), (201, 101), (301, 301)):
         (echo,) = client.ask(segment := client.segment(at, "PA", bytes(100), ack))
         client.assert_echo(segment, echo, at, ack, "PA")
@@ -127,13 +127,13 @@ def test_timestamps_wherever_they_stand(client: Client, options: Any) -> None:
 
 
 def test_an_acknowledgement_comes_back(client: Client) -> None:
-    """All is back: the last of it is now acknowledged too."""
+    """Once the client has its echo, the answer acknowledges the last of its data."""
     (echo,) = client.ask(segment := client.segment(101, ack=101))
     client.assert_echo(segment, echo, 101, 101, "A")
 
 
 def test_sack_is_shifted(client: Client) -> None:
-    """What the client has back beyond a hole, the mirror says it has received beyond a hole."""
+    """What the client has back beyond a hole, the mirror acknowledges by SACK."""
     edges = [client.number(at) + client.shift for at in (201, 301, 401, 501, 601, 701)]
     blocks = ("SAck", tuple(edge % (1 << 32) for edge in edges))
     for options in ([*LINUX, ("NOP", None), ("NOP", None), blocks], [("NOP", None), blocks], [blocks, TS]):
@@ -143,7 +143,7 @@ def test_sack_is_shifted(client: Client) -> None:
         assert list(shifted) == [client.number(at) for at in (201, 301, 401, 501, 601, 701)]
 
 
-# What the client has back, up to byte 101: sent again, in part or all of it, probes, keepalive.
+# Segments with data that the client has back already, up to byte 101: retransmissions, probes, a keepalive.
 OLD = {
     "again": (1, 100, "PA"),
     "a part again": (50, 51, "A"),
@@ -155,7 +155,7 @@ OLD = {
 
 @pytest.mark.parametrize(("at", "size", "flags"), OLD.values(), ids=list(OLD))
 def test_what_is_back_already_is_acknowledged(client: Client, at: int, size: int, flags: str) -> None:
-    """By a segment that is new to the client, or it would not look at what that acknowledges."""
+    """The answer lies in the client's window: its TCP ignores the ACK number of an old segment."""
     (echo,) = client.ask(segment := client.segment(at, flags, support.payload(size), ack=101))
     client.assert_echo(segment, echo, 101, 101, "A")
     assert bytes(echo.payload) == b""
@@ -168,13 +168,13 @@ def test_partly_new_data_comes_back_whole(client: Client) -> None:
 
 
 def test_closed_window_with_data_under_way(client: Client) -> None:
-    """The answer lies in the window, or the client would answer that."""
+    """The answer lies in the window, or the client would answer it in turn."""
     (echo,) = client.ask(segment := client.segment(201, ack=101, window=0))
     client.assert_echo(segment, echo, 101, 101, "A")
 
 
 def test_repeated_acknowledgements_end(client: Client) -> None:
-    """Enough of them for a fast retransmission; but two that answer each other must not go on."""
+    """There are enough for a fast retransmission, but two ends that answer each other stop."""
     same = client.segment(20001, ack=101)
     answers = [client.ask(same) for _ in range(MOST_REPEATS + 4)]
     assert [len(found) for found in answers] == [1] * (MOST_REPEATS + 1) + [0] * 3
@@ -187,7 +187,7 @@ SIZE = 100
 
 
 def turn(client: Client, at: int, late_s: float, held_s: float) -> list[Any]:
-    """Data, late acknowledged, and the next data so much after that was answered: what comes of the latter."""
+    """Sends data, an ACK `late_s` after the echo, and more data `held_s` after the answer. Returns the last echoes."""
     client.wire.send(client.segment(at, "PA", bytes(SIZE), at))
     assert len(client.wire.receive(most=1)) == 1
     time.sleep(late_s)
@@ -199,7 +199,7 @@ def turn(client: Client, at: int, late_s: float, held_s: float) -> list[Any]:
 
 
 def test_who_holds_back_is_nudged(client: Client) -> None:
-    """Its echo comes twice from then on: what is all old its TCP acknowledges at once."""
+    """A client with Nagle's algorithm gets its echo twice from then on: its TCP acknowledges the old copy at once."""
     found = turn(client, 1, late_s=0.4, held_s=0)
     client.wire.send(client.segment(1 + 2 * SIZE, "PA", bytes(SIZE), 1 + 2 * SIZE))
     for first, again in (found, client.wire.receive()):
@@ -215,7 +215,7 @@ def test_others_are_not_nudged(client: Client, late_s: float, held_s: float) -> 
 
 
 def test_who_is_answered_twice_has_proved_itself(client: Client) -> None:
-    """By an acknowledgement of all, to the byte: who guesses numbers gets no more than he sent."""
+    """Only an ACK of the exact last byte proves that a client sees the echoes. A guess does not double them."""
     client.ask(client.segment(1, "PA", bytes(SIZE)))
     time.sleep(0.4)
     client.wire.send(client.segment(1 + SIZE, ack=SIZE))
@@ -227,7 +227,7 @@ def test_who_is_answered_twice_has_proved_itself(client: Client) -> None:
 
 
 def assert_refused(segment: Packet, found: list[Any]) -> None:
-    """What a closed port says: RFC 9293, section 3.10.7.1."""
+    """The answer is that of a closed port (RFC 9293, section 3.10.7.1)."""
     (answer,) = found
     assert (answer.flags, answer.seq) == ("R", segment[TCP].ack)
 
@@ -281,7 +281,7 @@ def test_another_port_or_address(wire: Wire, client: Client) -> None:
 
 @pytest.mark.parametrize("source", ["here", "multicast", "loopback", "none", "broadcast"])
 def test_sources_that_are_nobody(wire: Wire, client: Client, source: str) -> None:
-    """The stack drops them. To send our own address an answer would be to talk to ourselves."""
+    """The mirror does not answer impossible sources, this host's own address among them."""
     v4 = {"multicast": "224.0.0.1", "loopback": "127.0.0.1", "none": "0.0.0.0", "broadcast": "255.255.255.255"}
     v6 = {"multicast": "ff02::1", "loopback": "::1", "none": "::", "broadcast": "::ffff:10.1.2.3"}
     segment = client.segment(0, "S", ack=None)
@@ -290,13 +290,13 @@ def test_sources_that_are_nobody(wire: Wire, client: Client, source: str) -> Non
 
 
 def test_damaged_packets(wire: Wire, client: Client) -> None:
-    """Lengths that do not fit and a wrong IP checksum are the stack's to drop; a wrong one of TCP's stays wrong."""
+    """The stack drops bad lengths and a wrong IP checksum. A wrong TCP checksum stays wrong in the echo."""
     whole = bytes(client.segment(1, "PA", support.payload(100)))
     header = 20 if wire.version == 4 else 40
     for damaged in (
         whole[:-1],
         whole[: header + 20],
-        whole[: header + 13] + b"\x10" + whole[header + 14 :],  # flags, under the old checksum
+        whole[: header + 13] + b"\x10" + whole[header + 14 :],  # other flags, with the old checksum
         whole[: header + 12] + b"\x40" + whole[header + 13 :],  # a header of 16 bytes
         whole[: header + 12] + b"\xf0" + whole[header + 13 :],
         *([whole[:10] + b"\xff\xff" + whole[12:]] if wire.version == 4 else []),
@@ -306,7 +306,7 @@ def test_damaged_packets(wire: Wire, client: Client) -> None:
     assert all(bytes(packet) != bytes(rebuilt(packet)) for packet in answers), (
         "an answer that its receiver would believe"
     )
-    assert len(answers) <= 2  # where the header's length alone was wrong, and TCP's checksum with it
+    assert len(answers) <= 2  # those to a wrong header length, whose TCP checksum is wrong too
 
 
 def test_fragments_and_headers_between_are_the_stacks(wire: Wire, client: Client) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Mode mirror as a service: its port, its devices, its secret, what it leaves behind, and TCP itself as its oracle."""
+"""Mode mirror as a service: port, devices, secret and left-overs. TCP itself is the oracle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kecho.kernel import syscall
 Up = Callable[..., support.Service]
 Kecho = Callable[..., Any]
 
-_INGRESS = 0xFFFFFFF2  # parent of filters at a clsact's ingress; egress is the next
+_INGRESS = 0xFFFFFFF2  # parent of the filters at the ingress of clsact; egress is the next number
 
 
 @pytest.fixture
@@ -33,12 +33,12 @@ def pair() -> Iterator[network.Veth]:
 
 
 def remote(pair: network.Veth, port: int, address: str = "") -> socket.socket:
-    """A client behind the pair."""
+    """A client at the other end of the pair."""
     return support.connect(address or pair.here, port, support.socket_in(pair.namespace, socket.AF_INET))
 
 
 def attached(one: support.Service) -> list[str]:
-    """Devices at whose ingress that mirror is, by tcx links."""
+    """The devices that the mirror is attached to, found by its tcx links."""
     names = dict(socket.if_nameindex())
     return sorted(names[index] for index in support.fdinfo(one.pid, "ifindex") if index in names)
 
@@ -66,7 +66,7 @@ def test_nobody_takes_the_port(service: Up, family: int) -> None:
 
 @pytest.fixture
 def line(kecho: Kecho) -> Iterator[Callable[..., str]]:
-    """What `up` prints, for these addresses."""
+    """A function that returns what `up` prints for given addresses."""
     name = f"pytest-{os.getpid()}-line"
 
     def up(*binds: str) -> str:
@@ -93,7 +93,7 @@ def test_addresses_decide_the_devices(service: Up, pair: network.Veth) -> None:
         for client in (remote(pair, one.port), support.connect("127.0.0.1", one.port)):
             with client:
                 support.echo(client, support.payload(10_000))
-        # An address of ours by a device that is not the service's, and one that is not the service's, are closed.
+        # The port is closed at an address that is not the service's, and by way of a device that is not.
         for address in (pair.here, other.here):
             with pytest.raises(OSError), remote(other, one.port, address):
                 pass
@@ -120,7 +120,7 @@ def test_wildcard_and_a_device_that_comes_later(service: Up, pair: network.Veth)
 
 
 def others(route: IPRoute, index: int) -> list[tuple[object, ...]]:
-    """Filters at both ends of a device's clsact, in order, and its qdiscs."""
+    """The filters of a device's clsact, ingress and egress, in order, and its qdiscs."""
     filters = [
         (parent, found["info"], found["handle"], found.get_attr("TCA_KIND"))
         for parent in (_INGRESS, _INGRESS + 1)
@@ -165,7 +165,7 @@ def test_killed_with_its_keeper(service: Up) -> None:
 
 
 def test_behind_a_firewall_of_this_host(service: Up, namespace: str) -> None:
-    """One that looks at connections, and accepts lo first."""
+    """A firewall that tracks connections and accepts lo first."""
     rules = """table inet kecho-test {
         chain in {
             type filter hook input priority 0; policy drop;
@@ -184,7 +184,7 @@ def test_behind_a_firewall_of_this_host(service: Up, namespace: str) -> None:
 
 
 def go_on(clients: list[socket.socket]) -> list[bool]:
-    """Which of them get an echo, and which a reset."""
+    """For each client: does it get an echo (true) or a reset?"""
     lived = []
     for client in clients:
         client.settimeout(1)
@@ -198,7 +198,7 @@ def go_on(clients: list[socket.socket]) -> list[bool]:
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
 def test_restart(service: Up, tmp_path: Path, kept: bool) -> None:
-    """With its secret a mirror goes on with every connection; without, 7 in 8 are reset, and the rest stand still."""
+    """With its secret a mirror goes on with every connection. Without it 7 in 8 are reset, and the others hang."""
     options = {"keep_secret": tmp_path / "secret"} if kept else {}
     one = service(mode="mirror", **options)
     with contextlib.ExitStack() as stack:
@@ -215,7 +215,7 @@ def test_restart(service: Up, tmp_path: Path, kept: bool) -> None:
 
 
 def test_no_turn_of_a_client_with_nagle_waits(namespace: str) -> None:
-    """The kernel counts the acknowledgements that came late: a few until it is known, then none."""
+    """The kernel counts delayed acknowledgements: a few until the mirror knows the client, then none."""
     one = support.up(mode="mirror", run={"preexec_fn": lambda: support.enter_netns(namespace)})
     try:
         for parts in ([b"x" * 64], [b"x" * 32, b"y" * 32]):
@@ -244,12 +244,12 @@ _TCPI = struct.Struct("=5xBB77xI")
 
 
 def agreed(sock: socket.socket) -> tuple[int, ...]:
-    """What the two ends of a connection have agreed on, as TCP_INFO tells."""
+    """The options that both ends of a connection have agreed on, from TCP_INFO."""
     return _TCPI.unpack_from(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104))
 
 
 def itself(family: int, mss: int) -> socket.socket:
-    """A socket that is connected to itself: TCP's own mirror."""
+    """A socket connected to itself: TCP's own mirror."""
     sock = socket.socket(family)
     if mss:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, mss)
@@ -260,7 +260,7 @@ def itself(family: int, mss: int) -> socket.socket:
 
 @pytest.mark.parametrize("mss", [0, 1000])
 def test_it_is_tcp_talking_to_itself(service: Up, family: int, mss: int) -> None:
-    """A socket connected to itself has agreed on the same, echoes the same, and ends with the same."""
+    """A client of the mirror sees the same options, echo and end as a socket connected to itself."""
     one = service(mode="mirror")
     mirrored = socket.socket(family)
     if mss:

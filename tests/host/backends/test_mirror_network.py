@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The mirror behind networks that lose, double and delay, with and without offload, and under floods."""
+"""The mirror behind networks that lose, duplicate and delay packets, with and without offload, and under floods."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def lane(bad: Relay) -> Iterator[interleaving.ServiceLane]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("faults", FAULTS.values(), ids=FAULTS)
 def test_streams(bad: Relay, lane: interleaving.ServiceLane, faults: Faults) -> None:
-    """Both ways at once, every byte compared; with KECHO_TEST_FULL the goodput beside that of epoll."""
+    """Streams in both directions, every byte compared. KECHO_TEST_FULL prints the goodput beside that of epoll."""
     prefix, took_s = ["ip", "netns", "exec", bad.namespace], {}
     bad.faults = faults
     base = support.up(mode="user", bind=bad.here) if FULL else None
@@ -81,7 +81,7 @@ def test_streams(bad: Relay, lane: interleaving.ServiceLane, faults: Faults) -> 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("faults", FAULTS.values(), ids=FAULTS)
 def test_interleavings_in_a_bad_network(bad: Relay, lane: interleaving.ServiceLane, faults: Faults) -> None:
-    """What the property test's clients do, with little under way: each loss of the last packet waits for a timer."""
+    """Runs scripts of the property test with little in flight: each loss of a last packet waits for a timer."""
     bad.faults = faults
     for seed in range(40 if FULL else 3):
         rng = random.Random(seed)
@@ -95,14 +95,14 @@ _SIOCETHTOOL, _OFFLOADS = 0x8946, {"tx": 0x17, "tso": 0x1F, "gso": 0x24, "gro": 
 
 
 def set_offloads(sock: socket.socket, device: str, on: bool) -> None:
-    """What `ethtool -K` does, in the namespace of the socket. TSO needs checksums: it goes first and comes last."""
+    """Does what `ethtool -K` does, in the namespace of the socket. TSO needs checksums: it is off first and on last."""
     for name in ("tx", "tso", "gso", "gro") if on else ("tso", "gso", "gro", "tx"):
         value = ctypes.create_string_buffer(struct.pack("II", _OFFLOADS[name], on), 8)
         fcntl.ioctl(sock, _SIOCETHTOOL, struct.pack("16sP16x", device.encode(), ctypes.addressof(value)))
 
 
 def wrong_checksums(netns: str) -> int:
-    """TCP segments that were dropped for theirs in a namespace."""
+    """The TCP segments dropped for a wrong checksum in a namespace."""
     found = subprocess.run(
         ["ip", "netns", "exec", netns, "cat", "/proc/net/snmp"], capture_output=True, text=True, check=True
     )
@@ -133,7 +133,7 @@ def client_in(pair: network.Veth, served: support.Service, family: int = socket.
 @pytest.mark.parametrize("theirs", [True, False], ids=["client's on", "client's off"])
 @pytest.mark.parametrize("ours", [True, False], ids=["mirror's on", "mirror's off"])
 def test_checksums(pair: network.Veth, served: support.Service, ours: bool, theirs: bool) -> None:
-    """With offload off at the client's end its segments have a whole checksum, and it looks at those of the echoes."""
+    """With offload off, the client's segments have a full checksum, and it verifies those of the echoes."""
     for sock, device, on in (
         (socket.socket(), pair.device, ours),
         (support.socket_in(pair.namespace, socket.AF_INET), "peer", theirs),
@@ -154,7 +154,7 @@ def test_checksums(pair: network.Veth, served: support.Service, ours: bool, thei
 
 
 def carried(device: str) -> dict[str, int]:
-    """Packets and bytes that a device of ours has received and sent."""
+    """The packets and bytes that a device has received and sent."""
     with IPRoute() as route:
         (link,) = route.get_links(route.link_lookup(ifname=device)[0])
         stats = link.get_attr("IFLA_STATS64")
@@ -163,7 +163,7 @@ def carried(device: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("other", ["mirror", "user"])
 def test_two_echoes_set_on_each_other(service: Up, other: str) -> None:
-    """By segments that pretend to come from the other one's port: RFC 862's old trouble."""
+    """Segments spoofed from the other's port do not start an endless exchange, the old problem of RFC 862."""
     rng, segments = random.Random(1), 400
     with network.veth() as pair:
         service(mode="mirror", bind=pair.here, port=7007)
@@ -191,7 +191,7 @@ def test_two_echoes_set_on_each_other(service: Up, other: str) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("flags", ["S", "R", "A", "PA", "FA"])
 def test_flood(pair: network.Veth, served: support.Service, flags: str) -> None:
-    """From the whole network behind the device: who is connected goes on, and no more goes out than came in."""
+    """A flood from the network behind the device: a connected client goes on, and no more goes out than came in."""
     rng, prefix = random.Random(1), pair.here.rpartition(".")[0]
     packets = []
     for _ in range(2000):
@@ -212,7 +212,7 @@ def test_flood(pair: network.Veth, served: support.Service, flags: str) -> None:
         took_s, after = time.monotonic() - start_s, carried(pair.device)
         support.echo(client, support.payload(100_000))
     came, went = (after[name] - before[name] for name in ("rx_bytes", "tx_bytes"))
-    # Who asks every 50 ms, as the client does on a busy machine, is taken for one with Nagle's algorithm.
+    # A client that asks every 50 ms, as on a busy machine, is taken for one with Nagle's algorithm.
     twice = (FLOOD // 1000 + 1) * 600
     assert after["rx_packets"] - before["rx_packets"] >= FLOOD and went <= came + twice
     print(f"\nmeasured: {flags}: {FLOOD} in {took_s:.1f} s, {came} bytes came, {went} went")

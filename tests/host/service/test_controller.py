@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The controller: coming up, going down, being killed, its folder, its control socket, and counts that are exact."""
+"""The controller: up, down, killed, its folder, its control socket, and exact counts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def parent(pid: int) -> int:
 
 
 def user_server(one: support.Service) -> int:
-    """The user-echo-server that the controller runs."""
+    """The pid of the user-echo-server that the controller runs."""
     (found,) = (pid for pid in support.session(one.pid) if pid != one.pid and parent(pid) == one.pid)
     return found
 
@@ -55,7 +55,7 @@ def control(one: support.Service) -> socket.socket:
 
 
 def answer_to(one: support.Service, line: bytes) -> dict[str, Any]:
-    """The answer, after which the service must have closed the connection."""
+    """Sends a line and returns the answer. The service must close the connection after it."""
     with control(one) as sock, contextlib.suppress(ConnectionResetError, BrokenPipeError):
         got = bytearray()
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
@@ -63,7 +63,7 @@ def answer_to(one: support.Service, line: bytes) -> dict[str, Any]:
         try:
             while chunk := sock.recv(65536):
                 got += chunk
-        except ConnectionResetError:  # closed with some of the line unread
+        except ConnectionResetError:  # the service closed with part of the line unread
             pass
         return dict(json.loads(got))
     raise AssertionError("no answer")
@@ -74,13 +74,13 @@ def descriptors(pid: int) -> int:
 
 
 def echoes(one: support.Service) -> int:
-    """On all paths."""
+    """The echoes of a service, over all paths."""
     return sum(stats["echoes"] for stats in one.stats()["paths"].values())
 
 
 @pytest.fixture(scope="module")
 def asked() -> Iterator[support.Service]:
-    """One service for all tests that only talk to its control socket."""
+    """A service for all tests that only use its control socket."""
     one = support.up(mode="user")
     try:
         yield one
@@ -90,7 +90,7 @@ def asked() -> Iterator[support.Service]:
 
 @pytest.fixture(scope="module", params=support.PATHS)
 def busy(request: pytest.FixtureRequest) -> Iterator[support.Service]:
-    """One service a path for those that also echo meanwhile."""
+    """A service for each path, for tests that echo as well."""
     one = support.up(path=request.param)
     try:
         yield one
@@ -250,7 +250,7 @@ def test_down_clears_away_a_dead_one(service: Up, kecho: Kecho, mode: str) -> No
 
 def test_a_controller_that_hangs(service: Up, kecho: Kecho) -> None:
     one = service(mode="sockmap")
-    with support.stopped(one.pid), ThreadPoolExecutor() as threads:  # each waits for it
+    with support.stopped(one.pid), ThreadPoolExecutor() as threads:  # each request waits for the controller
         down = threads.submit(kecho, "down", one.name)
         assert one.status()["state"] == "silent"
         done = down.result()
@@ -260,7 +260,7 @@ def test_a_controller_that_hangs(service: Up, kecho: Kecho) -> None:
 
 
 def test_a_pid_that_is_somebody_elses_now(service: Up, kecho: Kecho) -> None:
-    """Whether a controller lives is told by its lock: nobody is advised to kill what has its pid by now."""
+    """Only the lock says whether the controller lives: no message advises to kill a process that has its pid now."""
     one = service(mode="user")
     os.kill(one.pid, signal.SIGKILL)
     folder = support.RUN / one.name
@@ -275,7 +275,7 @@ def test_a_pid_that_is_somebody_elses_now(service: Up, kecho: Kecho) -> None:
 
 
 def test_up_that_fails_keeps_the_state_of_a_dead_one(service: Up, kecho: Kecho) -> None:
-    """In mode module that alone says whose the module is that is still loaded."""
+    """In mode module only that state says who owns the module that is still loaded."""
     one = service(mode="user")
     os.kill(one.pid, signal.SIGKILL)
     support.wait_for(lambda: not support.session(one.pid), "all of it is dead")
@@ -423,7 +423,7 @@ def test_down_is_for_root_by_the_peers_credentials(asked: support.Service) -> No
 
 @pytest.mark.parametrize("mode", MODES)
 def test_clients_that_hang_up_before_their_answer(service: Up, mode: str) -> None:
-    """A write to a closed socket raises SIGPIPE, which ends a process that neither handles nor ignores it."""
+    """The service survives the SIGPIPE of a write to a closed socket."""
     one = service(mode=mode)
     for _ in range(100):
         with control(one) as sock, contextlib.suppress(BrokenPipeError):
@@ -433,7 +433,7 @@ def test_clients_that_hang_up_before_their_answer(service: Up, mode: str) -> Non
 
 @contextlib.contextmanager
 def crowd(one: support.Service, size: int) -> Iterator[None]:
-    """So many clients of the control socket at once, which keep silent."""
+    """Connects `size` silent clients to the control socket."""
     with contextlib.ExitStack() as stack:
         for _ in range(size):
             stack.enter_context(control(one))
@@ -457,7 +457,7 @@ def test_a_thousand_silent_clients(busy: support.Service) -> None:
 
 
 def test_a_client_that_leaves_before_its_answer(busy: support.Service) -> None:
-    """The service writes to nobody then, which must not end it."""
+    """A write to a client that has gone does not end the service."""
     for _ in range(50):
         with control(busy) as hasty:
             hasty.sendall(b'{"op": "status"}\n' * 50)
@@ -467,9 +467,9 @@ def test_a_client_that_leaves_before_its_answer(busy: support.Service) -> None:
 
 
 def test_clients_that_take_their_time_are_dropped(service: Up) -> None:
-    """One that asks and never reads, one that says nothing, and one that begins a line and does not end it.
+    """A client that never reads, one that sends nothing and one that does not end its line are dropped.
 
-    On every path at once, because the service takes its time, too.
+    The services of all paths are tested at once, because each takes seconds to drop them.
     """
     services = [service(path=path) for path in support.PATHS]
     before = [descriptors(one.pid) for one in services]
@@ -489,7 +489,7 @@ def test_clients_that_take_their_time_are_dropped(service: Up) -> None:
             assert echoes(one) == 100
         for sock in [*silent, *slow]:
             with contextlib.suppress(ConnectionResetError):
-                assert sock.recv(1) == b""  # the 30 s of the socket would raise
+                assert sock.recv(1) == b""  # no end within the socket's timeout of 30 s would raise
         for one, held in zip(services, before, strict=True):
             support.wait_for(lambda one=one, held=held: descriptors(one.pid) <= held, "all are dropped", 30)
 
@@ -498,7 +498,7 @@ def test_clients_that_take_their_time_are_dropped(service: Up) -> None:
 
 
 def echo_from(one: support.Service, shares: list[int], size: int) -> None:
-    """As many echoes as each share says, each from a process of its own, on a CPU of its own, over two connections."""
+    """Makes the echoes of each share from a process of its own, on a CPU of its own, over two connections."""
     code = """if True:
         import os, socket, sys
         cpu, port, count, size = map(int, sys.argv[1:])
@@ -560,7 +560,7 @@ def test_counts_are_exact(service: Up, kecho: Kecho, path: str) -> None:
 
 
 def test_every_echo_is_a_sample_when_senders_migrate_and_preempt_each_other(service: Up) -> None:
-    """Nobody is pinned, and there are more threads than CPUs; a count that no thread divides."""
+    """The threads are not pinned and outnumber the CPUs; the number of echoes is not a multiple of theirs."""
     one = service(path="egress")
     command = [support.ROOT / "build/bench", f"--port={one.port}", "--connections=48", "--threads=12", "--count=100003"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=support.TIMEOUT_S)
@@ -615,7 +615,7 @@ def test_status_shows_the_queue_of_a_client_that_does_not_read(service: Up, slow
 
 
 def test_many_read_while_others_count(service: Up) -> None:
-    """Readers at the same time neither disturb each other nor the counts."""
+    """Concurrent readers disturb neither each other nor the counts."""
     one = service(path="egress")
     failures: list[str] = []
 
@@ -637,7 +637,7 @@ def test_many_read_while_others_count(service: Up) -> None:
 
 @pytest.fixture
 def sub_cgroup() -> Iterator[Path]:
-    """A cgroup of the v2 hierarchy in which nobody is."""
+    """A cgroup of the v2 hierarchy without processes."""
     group = features.cgroup2_mount() / f"kecho-{os.getpid()}-{random.randrange(1 << 32):x}"
     group.mkdir()
     yield group
@@ -645,7 +645,7 @@ def sub_cgroup() -> Iterator[Path]:
 
 
 def test_up_says_where_local_clients_go(service: Up, kecho: Kecho, sub_cgroup: Path) -> None:
-    """Where programs at the mounted hierarchy do not see who connects: who asked for a path is told, others served."""
+    """If programs at the mounted cgroup do not see connections, `--path egress` fails, and path auto uses path user."""
     mount = features.cgroup2_mount()
     alone = ["unshare", "--mount", "sh", "-c", f'mount --bind {sub_cgroup} {mount} && exec "$0" "$@"']
     done = kecho("up", "--mode=sockmap", "--path=egress", f"--name=pytest-{os.getpid()}-x", prefix=alone)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""/run/kecho as somebody else may have left it: what is not root's alone is refused, left-overs are cleared away.
+"""A hostile /run/kecho: folders that others can write to are refused, left-overs are removed.
 
-Hostile folders are made in a mount namespace with a /run of its own, so that a defect takes nothing of the machine's.
+Each is made in a mount namespace with its own /run, so that a defect removes nothing of this machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Up = Callable[..., support.Service]
 MODES = support.MODES_WITHOUT_MODULE
 NAME = "hostile"
 COMMANDS = ("up --mode=user --name=hostile --port=$PORT", "down hostile", "status hostile", "stats --name hostile")
-# What a state must have, and has if the controller wrote it.
+# The fields of a state that the controller has written.
 STATE: dict[str, Any] = {
     "schema": 1,
     "name": NAME,
@@ -39,7 +39,7 @@ STATE: dict[str, Any] = {
 
 
 def in_own_run(script: str, *args: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Runs a shell script with a /run of its own; in it, `kecho` is kecho-ctl and `precious` a file to be kept."""
+    """Runs a shell script with its own /run. There `kecho` is kecho-ctl, and `precious` a file that must survive."""
     preamble = """
         mount -t tmpfs -o mode=755 none /run
         mkdir /run/else
@@ -53,7 +53,7 @@ def in_own_run(script: str, *args: object, **kwargs: Any) -> subprocess.Complete
 
 
 def with_answers(answer: str, script: str, *args: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """As in_own_run, where somebody answers on the control socket: `answer` is Python, `client` the socket in it."""
+    """As in_own_run, with a server on the control socket. `answer` is its Python code, with the socket as `client`."""
     server = f"""if True:
         import contextlib, socket, sys, time
         sock = socket.socket(socket.AF_UNIX)
@@ -100,7 +100,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("prepared", FOREIGN)
 def test_a_folder_that_is_not_roots_alone(prepared: str) -> None:
-    """No command uses it, none touches what it leads to, each says which folder it is."""
+    """Every command refuses the folder and names it, and leaves what it leads to alone."""
     script = f"""
         {FOREIGN[prepared]}
         before=$(find /run -printf '%p %y %U %m %s\\n' | sort)
@@ -127,7 +127,7 @@ def test_a_folder_that_is_not_roots_alone(prepared: str) -> None:
 
 
 def test_status_names_the_folder_that_it_leaves_out(service: Up, kecho: Kecho) -> None:
-    """Of the services beside it it tells all the same."""
+    """`status` still lists the other services."""
     one = service(mode="user")
     foreign = support.RUN / f"pytest-{os.getpid()}-{random.randrange(1 << 32):08x}"
     foreign.mkdir(mode=0o755)
@@ -146,7 +146,7 @@ def test_status_names_the_folder_that_it_leaves_out(service: Up, kecho: Kecho) -
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("state", ["link", "folder", "fifo", "nonsense"])
 def test_left_overs_are_cleared_away(service: Up, tmp_path: Path, mode: str, state: str) -> None:
-    """Files, links, sockets, pipes and folders; what links lead to stays as it is."""
+    """Files, links, sockets, pipes and folders are removed; the targets of links stay."""
     precious = tmp_path / "precious"
     precious.write_text("kept")
     name = f"pytest-{os.getpid()}-{random.randrange(1 << 32):08x}"
@@ -231,7 +231,7 @@ NONSENSE = {
 
 @pytest.mark.parametrize("as_nobody", [False, True], ids=["root", "nobody"])
 def test_states_that_make_no_sense(as_nobody: bool, tmp_path: Path) -> None:
-    """Each is one line of `status`, which shows the others; `stats` says the same; `down` clears them away."""
+    """`status` reports each in a line and lists the others, `stats` says the same, and `down` removes them."""
     tmp_path.chmod(0o755)
     for name, content in NONSENSE.items():
         (tmp_path / name).write_bytes(content if name != "name" else state_with(name="not " + NAME))
@@ -272,7 +272,7 @@ def test_states_that_make_no_sense(as_nobody: bool, tmp_path: Path) -> None:
 
 
 def test_a_controller_that_drips() -> None:
-    """A byte now and then keeps root's `status` no longer than silence does."""
+    """A slow answer delays root's `status` no longer than silence does."""
     script = f"""
         echo "$1" >/run/kecho/{NAME}/state.json
         timeout 30 "$kecho" status --json && exit 9
@@ -306,7 +306,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_a_service_that_answers_nonsense(answer: str, tmp_path: Path) -> None:
-    """As one would that somebody has broken into. `down` does not remove the folder of what still has the name."""
+    """As a compromised service may answer. `down` does not remove the folder while the name is locked."""
     (tmp_path / "answer").write_bytes(ANSWERS[answer])
     script = f"""
         exec 9>/run/kecho/{NAME}/lock

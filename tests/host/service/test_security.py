@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Who may do what: what a running service is still allowed, what its folder and its control socket put up with.
+"""Security: the privileges of a running service, and hostile use of its folder and control socket.
 
 docs/security.md names these tests beside its claims.
 """
@@ -42,12 +42,12 @@ def comm(pid: int) -> str:
 
 
 def processes(one: support.Service) -> dict[str, int]:
-    """The processes of a service, by what they are called."""
+    """The pids of a service's processes, by name."""
     return {comm(pid): pid for pid in support.session(one.pid)}
 
 
 def rights(pid: int) -> list[dict[str, str]]:
-    """/proc/PID/status of each thread: privileges belong to threads."""
+    """The fields of /proc/PID/status for each thread: privileges belong to threads."""
     return [
         dict(re.findall(r"^(\w+):[ \t]*(.*)$", (task / "status").read_text(), re.MULTILINE))
         for task in Path(f"/proc/{pid}/task").iterdir()
@@ -55,7 +55,7 @@ def rights(pid: int) -> list[dict[str, str]]:
 
 
 def descriptors(pid: int) -> Counter[str]:
-    """The kinds of its descriptors: what they lead to, without numbers."""
+    """The number of a process's descriptors of each kind: what they lead to, without numbers."""
     links = (os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir())
     return Counter(re.sub(r"^anon_inode:\[?([\w-]+)\]?$|:?\[?\d+\]?$", r"\1", link) for link in links)
 
@@ -81,7 +81,7 @@ def echoes(one: support.Service) -> int:
 
 @pytest.fixture(scope="module")
 def inherited() -> Iterator[tuple[int, int]]:
-    """A pipe, whose writing end `lasting` gets from the shell that calls `up`, so to speak."""
+    """A pipe. `lasting` inherits its writing end, as from a shell that calls `up`."""
     reading, writing = os.pipe()
     yield reading, writing
     os.close(reading)
@@ -90,14 +90,14 @@ def inherited() -> Iterator[tuple[int, int]]:
 
 @pytest.fixture(scope="module", params=MODES)
 def lasting(request: pytest.FixtureRequest, inherited: tuple[int, int]) -> Iterator[support.Service]:
-    """A service for all the tests that do it no harm, on a port that only root may listen on."""
+    """A service on a privileged port, for all tests that do not harm it."""
     one = support.up(mode=request.param, port=low_port(), run={"pass_fds": inherited[1:]})
     yield one
     one.down()
 
 
 def test_no_capability_is_left(lasting: support.Service) -> None:
-    """In no set, in no thread, of no process of the service, and no way to get one back."""
+    """No thread of the service has a capability in any set, or a way to get one back."""
     found = processes(lasting)
     assert found.keys() == {"kecho-ctl", "kecho-keeper"} | ({"user-echo-serve"} if lasting.mode == "user" else set())
     uid = str(userids.id_for(lasting.port))
@@ -111,14 +111,14 @@ def test_no_capability_is_left(lasting: support.Service) -> None:
 
 
 def test_descriptors_that_are_left(lasting: support.Service) -> None:
-    """Those that it works with, nothing inherited; of files the lock on its name alone."""
+    """The service has only descriptors that it uses. The only file is the lock on its name."""
     found = {name: descriptors(pid) for name, pid in processes(lasting).items()}
     assert found["kecho-keeper"] == {"/dev/null": 3, "socket": 1}
     controller = {
         "/dev/null": 3,
         str(support.RUN / lasting.name / "lock"): 1,
         "eventpoll": 1,
-        "socket": 4,  # the control socket, the keeper's, and asyncio's pair
+        "socket": 4,  # the control socket, that of the keeper, and asyncio's pair
     }
     if lasting.mode == "user":
         assert found["kecho-ctl"] == {**controller, "pidfd": 1, "pipe": 1, "/memfd:kecho-stats (deleted)": 1}
@@ -128,22 +128,22 @@ def test_descriptors_that_are_left(lasting: support.Service) -> None:
         assert all(bpf.values())
         controller["socket"] += 2  # the listeners, or those that hold the port
         if lasting.mode == "mirror":
-            controller["socket"] += 1  # changes of devices
+            controller["socket"] += 1  # rtnetlink: changes of devices
         else:
-            controller["/dev/null"] += 1  # kept for the moment when descriptors run out
+            controller["/dev/null"] += 1  # reserved for when descriptors run out
             controller["eventpoll"] += 1  # libbpf's, for the ring buffer
         assert found["kecho-ctl"] == controller
 
 
 def test_inherited_descriptors_are_closed(lasting: support.Service, inherited: tuple[int, int]) -> None:
-    """The shell that `up` was called from may have had any file open."""
+    """The shell that called `up` may have had any file open."""
     pipe = os.readlink(f"/proc/self/fd/{inherited[1]}")
     for name, pid in processes(lasting).items():
         assert pipe not in [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()], name
 
 
 def test_a_port_of_roots(lasting: support.Service, kecho: Kecho) -> None:
-    """Bound before the right to is given up; everything else goes on without it."""
+    """The port is bound before the privilege is given up. Everything else works without it."""
     assert lasting.port < 1024
     before = echoes(lasting)
     for family in (socket.AF_INET, socket.AF_INET6):
@@ -167,7 +167,7 @@ def test_another_user_cannot_end_it(lasting: support.Service) -> None:
     ids=["user, no setpcap", "user, no setuid", "user, the least", "sockmap, the least"],
 )
 def test_up_where_capabilities_are_missing(service: Up, mode: str, lacking: str) -> None:
-    """As in a container: what cannot be given up in the best way is given up in the next best."""
+    """As in a container: the service gives up as much as the capabilities of `up` allow."""
     has = "+setgid,+net_bind_service," + ("+bpf,+perfmon,+net_admin,+syslog," if mode == "sockmap" else "")
     prefix = ["setpriv", f"--bounding-set=-all,{has}{lacking or '-setgid'}", "--inh-caps=-all"]
     one = service(mode=mode, run={"prefix": prefix})
@@ -185,7 +185,7 @@ def test_up_where_capabilities_are_missing(service: Up, mode: str, lacking: str)
 
 
 def test_up_in_a_user_namespace() -> None:
-    """As in a rootless container: its root is root of nothing else, and it has no other user to become."""
+    """As in a rootless container, whose root has no privilege outside and no other user to change to."""
     script = """
         mount -t tmpfs -o mode=755 none /run
         trap '"$0" down "$1" >&2' EXIT
@@ -209,7 +209,7 @@ def test_up_in_a_user_namespace() -> None:
 
 
 def test_up_where_the_kernels_symbols_are_hidden(kecho: Kecho) -> None:
-    """BCC would fail with "Invalid argument"."""
+    """`up` names the missing capability, where BCC would fail with "Invalid argument"."""
     few = ["setpriv", "--bounding-set=-all,+bpf,+perfmon,+net_admin", "--inh-caps=-all"]
     shown = subprocess.run([*few, "cat", "/proc/kallsyms"], capture_output=True, text=True, check=True).stdout
     if any(int(line.split()[0], 16) for line in shown.splitlines()):
@@ -221,7 +221,7 @@ def test_up_where_the_kernels_symbols_are_hidden(kecho: Kecho) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_checkout_that_only_root_may_read(kecho: Kecho, mode: str) -> None:
-    """What the controller needs of Python it has loaded before it is no longer root."""
+    """The controller loads all Python modules that it needs while it is root."""
     name, port = f"pytest-{os.getpid()}-{random.randrange(1 << 32):08x}", support.free_port()
     script = """
         root=$1
@@ -276,7 +276,7 @@ def test_a_keeper_that_was_killed(service: Up, kecho: Kecho) -> None:
 
 
 def in_child(code: str, *args: object) -> str:
-    """What code prints in a process of its own, which may do to itself what it likes."""
+    """Runs code in its own process, which may change its privileges, and returns what it prints."""
     done = subprocess.run(
         [support.ROOT / ".venv/bin/python", "-c", code, *map(str, args)],
         env=support.clean_env(),
@@ -290,7 +290,7 @@ def in_child(code: str, *args: object) -> str:
 
 
 def test_what_is_kept_is_not_inherited() -> None:
-    """Mode module keeps CAP_SYS_MODULE, and runs nothing."""
+    """The capability that mode module keeps, CAP_SYS_MODULE, is not passed to programs it runs."""
     uid = userids.id_for(0)
     code = f"""if True:
         import subprocess
@@ -308,14 +308,14 @@ def test_what_is_kept_is_not_inherited() -> None:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that every user may look into, as tmp_path is not."""
+    """A folder that every user may read; tmp_path is not."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
 
 
 def test_what_is_dropped_does_not_come_back(open_folder: Path) -> None:
-    """Not by a change of user, nor by a program that root has marked set-user-ID."""
+    """Neither a change of user nor a set-user-ID program of root brings privileges back."""
     marked = open_folder / "id"
     shutil.copy("/usr/bin/id", marked)
     marked.chmod(0o4755)
@@ -335,7 +335,7 @@ def test_what_is_dropped_does_not_come_back(open_folder: Path) -> None:
 
 
 def test_no_group_is_left() -> None:
-    """Whoever runs `up` may be in groups that open files, or devices."""
+    """The caller of `up` may be in groups that give access to files or devices."""
     code = f"""if True:
         import os
         from kecho.kernel import privileges
@@ -347,7 +347,7 @@ def test_no_group_is_left() -> None:
 
 
 def test_what_ends_with_its_parent_goes_on_to() -> None:
-    """The kernel forgets that with a change of user; `bench --compare` relies on it."""
+    """A change of user clears PR_SET_PDEATHSIG in the kernel. `bench --compare` relies on it, so it is set again."""
     code = f"""if True:
         import os
         from kecho.kernel import privileges, process
@@ -375,7 +375,7 @@ def test_several_threads_are_not_half_dropped() -> None:
 
 
 def test_a_capability_that_is_needed_is_found(tmp_path: Path) -> None:
-    """By trying without. Afterwards everything is as before."""
+    """needed() finds it by trying without it, and restores all capabilities."""
     (tmp_path / "file").touch()
     code = """if True:
         import os, sys
@@ -391,7 +391,7 @@ def test_a_capability_that_is_needed_is_found(tmp_path: Path) -> None:
 
 # ---- the control socket under a fuzzer ----
 
-# All but what root may change: this runs as root.
+# No requests that change the service for root: the tests run as root.
 OPS = st.one_of(
     st.sampled_from(["status", "stats", "", "Down", "down ", "__init__"]),
     st.text(max_size=20).filter(lambda op: op not in ("down", "reset")),
@@ -417,13 +417,13 @@ LINES = st.one_of(
 
 
 def may_end(line: bytes) -> bool:
-    """Is it a request after which there might be no service, whatever the bytes around it make of it?"""
+    """Might the line be a request that ends the service, whatever bytes surround it?"""
     return b"down" in line.lower().replace(b"\0", b"") or b"reset" in line.lower().replace(b"\0", b"")
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What one client does: lines, in chunks of some size, and how it leaves."""
+    """What a client does: its lines, the size of its chunks, and how it leaves."""
 
     lines: list[bytes]
     chunk: int
@@ -441,7 +441,7 @@ VISITS = st.builds(
 
 
 def visit(path: str, what: Visit) -> bytes:
-    """What comes back, for as long as the client reads."""
+    """Makes the visit and returns what the client read."""
     got = bytearray()
     with socket.socket(socket.AF_UNIX) as sock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
         sock.connect(path)
@@ -450,10 +450,10 @@ def visit(path: str, what: Visit) -> bytes:
         step = max(what.chunk, len(data) // 50)
         for at in range(0, len(data), step):
             sock.sendall(data[at : at + step])
-        if what.leave == "abort":  # with answers unread
+        if what.leave == "abort":  # with unread answers
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if what.leave == "half-close" or (what.leave == "read" and not what.newline):
-            sock.shutdown(socket.SHUT_WR)  # or the service would rightly wait for the rest
+            sock.shutdown(socket.SHUT_WR)  # or the service would wait for the rest
         if what.leave in ("read", "half-close"):
             until = data.count(b"\n") if what.leave == "read" else -1
             while got.count(b"\n") != until and (step := sock.recv(65536)):
@@ -464,9 +464,9 @@ def visit(path: str, what: Visit) -> bytes:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("lasting", ["sockmap"], indirect=True)
 def test_the_control_socket_under_a_fuzzer(lasting: support.Service, kecho: Kecho) -> None:
-    """Every answer is a line of JSON; echoes go on meanwhile and are counted to the last; nothing stays open.
+    """Every answer is a line of JSON, echoes go on and are all counted, and nothing stays open.
 
-    KECHO_TEST_EXAMPLES says how many clients.
+    KECHO_TEST_EXAMPLES is the number of clients.
     """
     path = str(support.RUN / lasting.name / "control.sock")
     assert kecho("reset", lasting.name).returncode == 0
@@ -490,7 +490,7 @@ def test_the_control_socket_under_a_fuzzer(lasting: support.Service, kecho: Kech
             assert isinstance(found, dict) and (isinstance(found.get("error"), str) or found["name"] == lasting.name)
         support.echo(client, b"%06d" % echoed)
         echoed += 1
-        if echoed % 10 == 0:  # and one more that is slow: it begins a line and leaves it at that
+        if echoed % 10 == 0:  # and a slow client, which begins a line and does not end it
             late = slow.enter_context(socket.socket(socket.AF_UNIX))
             late.connect(path)
             late.sendall(b'{"op": "sta')
@@ -510,7 +510,7 @@ def test_the_control_socket_under_a_fuzzer(lasting: support.Service, kecho: Kech
 
 @pytest.mark.parametrize("lasting", ["sockmap"], indirect=True)
 def test_requests_in_one_breath(lasting: support.Service) -> None:
-    """A line may come in any number of pieces, and a piece may have any number of lines."""
+    """A line may come in any number of pieces, and a piece may hold any number of lines."""
     path = str(support.RUN / lasting.name / "control.sock")
     one = b'{"op": "status"}\n'
     for chunk in (1, 5, 1 << 20):
@@ -522,7 +522,7 @@ def test_requests_in_one_breath(lasting: support.Service) -> None:
 
 
 def programs() -> dict[int, str]:
-    """What `bpftool prog` shows: names by number."""
+    """The names of the programs that `bpftool prog` shows, by id."""
     return {found["id"]: found.get("name", "") for found in support.bpftool("prog", "show")}
 
 

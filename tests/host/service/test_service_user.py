@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The user of a service is one that no account may become, in no user namespace.
+"""No account can become the user of a service, not even in a user namespace.
 
-Each test has its own /etc/subuid, in a mount namespace.
+Each test has its own /etc/subuid in a mount namespace.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import subprocess
 import pytest
 import support
 
-# The fifth account's range as useradd gives it, and the first two blocks that a service would take.
+# The range that useradd gives the fifth account, and the first two blocks that a service would take.
 GRANTED = ((362_144, 65_536), (0x7000_0000, 131_072))
 SUBUID = "".join(f"nobody:{first}:{count}\n" for first, count in GRANTED)
 
-# As an account: maps all that /etc/subuid grants into a user namespace, as newuidmap(1) does for it, becomes the
-# service's user there if that is among them, and tries to end its processes.
+# Runs as an account: maps all ids that /etc/subuid grants it into a user namespace, as newuidmap(1) does, becomes the
+# service's user there if that is among them, and tries to kill the service's processes.
 ATTACK = """if True:
     import ctypes, os, signal, sys
     uid, *pids = map(int, sys.argv[1:])
@@ -55,7 +55,7 @@ ATTACK = """if True:
 
 
 def in_own_etc(subuid: str, script: str, *args: object) -> subprocess.CompletedProcess[str]:
-    """Runs a shell script where /etc/subuid and /etc/subgid are these."""
+    """Runs a shell script with this text as /etc/subuid and /etc/subgid."""
     preamble = """
         kecho=$0
         touch /etc/subuid /etc/subgid

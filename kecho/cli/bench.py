@@ -26,7 +26,7 @@ from kecho.system import topology
 INTERRUPTED = 130
 DEFAULT_REPEATS = 3
 DEFAULT_DURATION_S = 2.0
-COMPARE_REPEATS = 10  # an interval needs rounds more than it needs requests
+COMPARE_REPEATS = 10  # more rounds narrow an interval more than more requests do
 COMPARE_DURATION_S = 1.0
 DEFAULT_WARMUP_S = 0.2
 
@@ -60,7 +60,6 @@ exit status:
 
 
 def add(commands: Subparsers) -> None:
-    """Adds the command to the parser."""
     text = "measure the response time of services and of any echo server"
     parser = add_command(commands, "bench", run, text, _EXAMPLES)
     add = parser.add_argument
@@ -225,13 +224,13 @@ def sweep_of(args: argparse.Namespace) -> tuple[RunOptions, ...]:
         for size in args.size
         for connections in sweep_over
     ]
-    # All loads of a sweep are pinned alike, so that they are comparable.
+    # All loads of a sweep have the same pinning, so that they are comparable.
     alone = all(options.is_alone for options in sweep)
     return tuple(compare.pin(options, alone) for options in sweep)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it; returns the exit code. Raises KechoError."""
+    """Measures and shows what the options ask for. Returns the exit code. Raises KechoError."""
     result = measure(plan := plan_of(args))
     if not result.runs:
         return INTERRUPTED

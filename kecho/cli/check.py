@@ -18,7 +18,6 @@ _TIMEOUT_S = 5.0
 
 
 def add(commands: Subparsers) -> None:
-    """Adds the command to the parser."""
     parser = add_command(
         commands,
         "check",
@@ -46,7 +45,7 @@ examples:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it; returns the exit code: 1 if it does not echo, or not the right bytes."""
+    """Returns 1 if it does not echo, or not the right bytes."""
     from kecho.bench import targets
 
     timeout_s = positive(args.timeout, "--timeout", float) or _TIMEOUT_S

@@ -12,14 +12,12 @@ from kecho.model.errors import KechoError, one_line
 
 
 def add(commands: Subparsers) -> None:
-    """Adds the command to the parser."""
     parser = add_command(commands, "down", run, "take services down, and clear away what dead ones left")
     add_name(parser, "*")
     parser.add_argument("--all", action="store_true", help="take every service down")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it; returns the exit code."""
     from kecho.service import rundir
     from kecho.service.client import Client
 

@@ -11,13 +11,11 @@ from kecho.model.errors import KechoError
 
 
 def add(commands: Subparsers) -> None:
-    """Adds the command to the parser."""
     parser = add_command(commands, "logs", run, "print the log of a service, which is empty where nothing went wrong")
     add_name(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it; returns the exit code."""
     from kecho.service import rundir
 
     name = args.name or config.DEFAULT_NAME

@@ -17,7 +17,6 @@ examples:
 
 
 def add(commands: Subparsers) -> None:
-    """Adds the command to the parser."""
     parser = add_command(commands, "plot", run, "draw saved results of bench", _EXAMPLES)
     parser.add_argument("results", nargs="+", metavar="RESULT", help="a file that `kecho-ctl bench --json=FILE` wrote")
     parser.add_argument(
@@ -26,7 +25,6 @@ def add(commands: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it; returns the exit code."""
     from kecho.bench.result import load
     from kecho.show import bench_plot
 

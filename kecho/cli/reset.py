@@ -10,13 +10,11 @@ from kecho.model import config
 
 
 def add(commands: Subparsers) -> None:
-    """Adds the command to the parser."""
     parser = add_command(commands, "reset", run, "count from here on")
     add_name(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it; returns the exit code."""
     from kecho.service.client import Client
 
     Client(args.name or config.DEFAULT_NAME).reset()

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 
 def add(commands: Subparsers) -> None:
-    """Adds the command to the parser."""
     parser = add_command(
         commands,
         "stats",
@@ -53,7 +52,6 @@ examples:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it; returns the exit code."""
     from kecho.service.client import Client
 
     words = list(args.words)

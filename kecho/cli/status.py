@@ -13,7 +13,6 @@ from kecho.model.errors import KechoError, Unavailable
 
 
 def add(commands: Subparsers) -> None:
-    """Adds the command to the parser."""
     parser = add_command(commands, "status", run, "list services and their connections")
     parser.add_argument("name", nargs="*", metavar="NAME", help="show only these services, with all their connections")
     parser.add_argument("--json", action="store_true", help="print an object (docs/metrics.md)")
@@ -21,7 +20,7 @@ def add(commands: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it; returns the exit code: 1 if a service that it lists is not up."""
+    """Returns 1 if a service that it lists is not up."""
     from kecho.service import client, rundir
     from kecho.show import terminal
 

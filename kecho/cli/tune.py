@@ -11,7 +11,6 @@ from kecho.model.errors import UsageError
 
 
 def add(commands: Subparsers) -> None:
-    """Adds the command to the parser."""
     parser = add_command(
         commands,
         "tune",
@@ -37,7 +36,6 @@ examples:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it; returns the exit code."""
     from kecho.system import limits, tune
 
     if args.restore:

@@ -28,7 +28,6 @@ _OPTIONS = {
 
 
 def add(commands: Subparsers) -> None:
-    """Adds the command to the parser."""
     parser = add_command(
         commands,
         "up",
@@ -95,7 +94,6 @@ examples:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs it; returns the exit code."""
     from kecho.backends.base import backend, first_able, modes_with
     from kecho.service.client import Client
     from kecho.service.controller import run_background, run_foreground

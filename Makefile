@@ -15,7 +15,7 @@ AT_ROOT := $(filter 0,$(shell id -u))
 # Builds all of the native programs, with every optional library.
 NATIVE_DEFINES := -D_GNU_SOURCE -DHAVE_LIBURING -DHAVE_ZLIB
 
-# clang-tidy brings one along, under one of these names.
+# The package of clang-tidy installs clang, under one of these names.
 CLANG := $(firstword $(shell command -v clang) $(wildcard /usr/bin/clang-[0-9][0-9]) clang)
 
 C_FILES     := $(wildcard bpf/*.[ch] kecho/native/*/*.[ch] kmod/*.[ch] tests/*/*.[ch] tests/*/*/*.[ch])
@@ -31,7 +31,7 @@ build: native ## build the C programs, and the module where the running kernel's
 	@if scripts/kernels --build $$(uname -r) >/dev/null 2>&1; then \
 		$(MAKE) --no-print-directory kmod $(if $(NO_KMOD),|| true); fi
 
-# The kernel's own makefiles cannot do it.
+# The kernel's makefiles do not build in a path with a space.
 NO_KMOD := $(if $(filter-out 1,$(words $(CURDIR))),make kmod: '$(CURDIR)' has a space in it: the module is built elsewhere only)
 kmod: ## build the module [KVER=]
 	@$(if $(NO_KMOD),echo "$(NO_KMOD)" >&2; exit 1,$(MAKE) --no-print-directory -C kmod)
@@ -55,9 +55,9 @@ demo-module: ## the same in a virtual machine where this one does not load the m
 	@.venv/bin/kecho-ctl doctor | grep -qx 'module: can run' || scripts/keep-owner scripts/setup build vm
 	@scripts/keep-owner scripts/demo --module
 
-# A make of its own builds the programs: it looks for libraries that `setup` may just have installed.
-# As root, unless PYTEST_ARGS chooses among the tests or VM=no, virtual machines run beside those on this kernel, one after the
-# other: neither keeps two CPUs busy.
+# A second make builds the programs, because it looks for libraries that `setup` may just have installed.
+# As root, unless PYTEST_ARGS or VM=no is given, virtual machines run one after the other beside the tests on this kernel:
+# neither keeps two CPUs busy.
 CHECK_VM := $(if $(AT_ROOT),$(if $(PYTEST_ARGS)$(filter no,$(VM)),,yes))
 check: ## run the tests; without root only those that need none [PYTEST_ARGS= VM=no]
 	$(call need,build test $(if $(AT_ROOT),install $(if $(CHECK_VM),vm newest)))

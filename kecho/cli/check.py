@@ -45,7 +45,7 @@ examples:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns 1 if it does not echo, or not the right bytes."""
+    """Returns the exit code: 1 if the server does not echo, or not the right bytes."""
     from kecho.bench import targets
 
     timeout_s = positive(args.timeout, "--timeout", float) or _TIMEOUT_S

@@ -20,7 +20,7 @@ def add(commands: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns 1 if a service that it lists is not up."""
+    """Returns the exit code: 1 if a service that it lists is not up."""
     from kecho.service import client, rundir
     from kecho.show import terminal
 

@@ -154,10 +154,12 @@ def first_able(modes: Sequence[str], bring_up: Callable[[str, str], T]) -> T:
     if not modes:
         raise UsageError("no mode has all of these options")
     reasons: list[str] = []
+    remedies: set[str] = set()
     for mode in modes:
         try:
             check(backend(mode).features())
             return bring_up(mode, "; ".join(reasons) or "the fastest there is")
         except Unavailable as e:
             reasons.append(f"no {mode}: {e.reason}")
-    raise Unavailable("; ".join(reasons))
+            remedies.add(e.remedy)
+    raise Unavailable("; ".join(reasons), remedies.pop() if len(remedies) == 1 else "")

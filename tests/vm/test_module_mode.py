@@ -45,10 +45,10 @@ def down() -> None:
     assert not RUN.exists()
 
 
-def ctl_json(*arguments: str) -> dict:
-    """The object that a command prints with --json."""
+def ctl_json(*arguments: str, status: int = 0) -> dict:
+    """The object that a command prints with --json. It ends with that exit status."""
     done = run_kecho(*arguments, "--json")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (status, "")
     return json.loads(done.stdout)
 
 
@@ -134,7 +134,7 @@ def test_killed() -> None:
         up()
         kill_controller()
         assert fastecho.is_loaded()
-        (status,) = ctl_json("status")["services"]
+        (status,) = ctl_json("status", status=1)["services"]
         assert (status["mode"], status["state"]) == ("module", "died")
         assert "replaced the fastecho that a killed controller had left" in up()
         fastecho.pingpong(64, MESSAGES)

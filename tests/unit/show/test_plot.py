@@ -183,7 +183,7 @@ else:
         "text.usetex: True\naxes.facecolor: black\nfont.size: 30\nsavefig.dpi: 10\nfont.size: no number\nwhat: 1\n"
     )
     home = {"PATH": os.environ["PATH"], "MPLCONFIGDIR": str(tmp_path / "config")}
-    homeless = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+    homeless = {"PATH": os.environ["PATH"], "HOME": "/proc/nowhere"}
     notebook = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     pictures = []
     for name, folder, environment in (("plain", tmp_path, home), ("theirs", theirs, {**homeless, **notebook})):

@@ -404,8 +404,8 @@ static __always_inline bool turn_options(struct __sk_buff *skb, __u32 at, __u32 
 }
 
 /*
- * Sends the headers without payload, with a new checksum. That is of the whole segment, or of the pseudo-header if a
- * device does the rest. The kernel knows which, and adds to the one or the other in two steps.
+ * Sends the headers without payload, with a new checksum. The checksum covers the whole segment, or the pseudo-header
+ * alone if a device adds the rest. The kernel knows which of them it is; the two calls below update either.
  */
 static __always_inline bool strip(struct __sk_buff *skb, __u32 size, int kind, bool v6)
 {

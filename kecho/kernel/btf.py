@@ -90,7 +90,7 @@ class Btf:
         return cls(VMLINUX.read_bytes())
 
     def _trailers(self, hdr_len: int) -> list[tuple[int, int] | None]:
-        """By kind: as `_TRAILER`, with the kinds that only the blob's layout section describes."""
+        """A table like `_TRAILER`, extended by the kinds that only the blob's layout section describes."""
         trailers = [_TRAILER.get(kind) for kind in range(_KINDS)]
         if hdr_len < _HEADER.size + _HEADER_LAYOUT.size:
             return trailers

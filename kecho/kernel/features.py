@@ -166,7 +166,7 @@ def _source_tree(build: Path) -> Path:
 
 
 def apt_remedy(package: str, *then: str) -> str:
-    """To install a package of headers; where APT has none of that name, to boot a kernel that it has."""
+    """The remedy for missing headers: install `package`, or boot a kernel that APT has headers for if it has none."""
     try:
         done = subprocess.run(["apt-cache", "show", package], capture_output=True, timeout=_APT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):  # not a Debian
@@ -216,7 +216,7 @@ def outside_cgroup2() -> str:
 
 
 def _remedy(error: BaseException) -> str:
-    """What mends that a probe could not be made, where it is not the feature that is missing."""
+    """The remedy for an error that kept a probe from being made and says nothing of the feature."""
     if isinstance(error, OSError) and error.errno in (errno.ENETUNREACH, errno.EADDRNOTAVAIL):
         return "ip link set lo up"
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):

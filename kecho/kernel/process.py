@@ -26,7 +26,7 @@ def blocked(*signals: signal.Signals) -> Iterator[None]:
 
 
 def heeded(*signals: signal.Signals) -> tuple[signal.Signals, ...]:
-    """Those of `signals` that whoever started this process did not have it ignore, as nohup does."""
+    """Those of `signals` that this process does not ignore. nohup, for one, starts it with SIGHUP ignored."""
     return tuple(number for number in signals if signal.getsignal(number) != signal.SIG_IGN)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Files of the kernel with names that others chose, of mount points, cgroups, processes: any byte may be in them."""
+"""Files of the kernel that contain names of mount points, cgroups and processes. A name may hold any byte."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ESCAPED = re.compile(rb"\\([0-7]{3})")  # mangle_path, fs/seq_file.c
 
 
 def text(path: str | Path) -> str:
-    """What a file holds. What is not UTF-8 comes as Python has it in names of files, so that it can be given back."""
+    """The text of a file. Bytes that are not UTF-8 become surrogates, as in Python's file names (os.fsdecode)."""
     return os.fsdecode(Path(path).read_bytes())
 
 

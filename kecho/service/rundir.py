@@ -168,7 +168,7 @@ class RunDir:
     """The folder of a service, with its lock held by this process."""
 
     def __init__(self, path: Path, lock: int) -> None:
-        """To be made by `acquire`."""
+        """Call `acquire` instead."""
         self.path = path
         self._lock = lock
         self._inherited = b""  # a stale state, left by a dead controller and not yet replaced

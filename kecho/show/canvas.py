@@ -19,7 +19,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)))
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 GREY = "#555555"
-_KEPT = ("backend", "backend_fallback", "interactive", "toolbar", "timezone")  # no matter of style
+_KEPT = ("backend", "backend_fallback", "interactive", "toolbar", "timezone")  # settings that are not style
 _STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,

@@ -39,8 +39,8 @@ _FLAGS = {"inline=0": "--no-inline", "bench=1": "--bench=1"}
 
 
 def _mode(path: str | None) -> str:
-    """The mode of kecho-ctl that a path belongs to."""
-    return path if path in ("mirror", "user") else "module" if path in MODULE_PATHS else "sockmap"
+    """The mode of kecho-ctl that a path belongs to. A path without a line below is the only one of its mode."""
+    return "sockmap" if path is None or path in KERNEL_PATHS else "module" if path in MODULE_PATHS else path
 
 
 PATHS = tuple(os.environ.get("KECHO_TEST_PATHS", "egress ingress skb mirror user").split())

@@ -20,7 +20,7 @@ LOCAL_PATHS = pytest.mark.parametrize("path", ["egress", "ingress"])
 
 @LOCAL_PATHS
 def test_the_limit_is_of_what_the_client_has_not_read(service: Up, path: str) -> None:
-    """Not of what is on the way, nor of all that it has sent."""
+    """Bytes in flight, and bytes that the client has read, do not count."""
     served = service(path=path, limit=4096)
     with served.client() as client:
         support.wait_for(lambda: served.active() == 1, "accept(), before which path egress takes less")

@@ -86,7 +86,7 @@ def neighbour(device: Device) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_they_go_with_their_user(device: Device, user: subprocess.Popen[str], number: int) -> None:
-    """And the qdisc that was made for them."""
+    """The filters and their qdisc are removed when their user ends."""
     user.send_signal(number)
     support.wait_for(lambda: device.filters() == [], "the end of the filter")
     support.wait_for(lambda: "clsact" not in device.qdiscs(), "the end of the qdisc")

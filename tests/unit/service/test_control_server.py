@@ -17,7 +17,7 @@ ANSWER = b'{"ok": true}\n'
 
 
 def root_whose_socket_is_full(writer: asyncio.StreamWriter) -> int:
-    """Takes the place of the look at who asks, when the answer is about to be sent: there is no room for it."""
+    """Stands in for _peer_uid(). It fills the socket, so that the answer cannot be sent at once."""
     fd = writer.get_extra_info("socket").fileno()
     try:
         while True:
@@ -28,7 +28,7 @@ def root_whose_socket_is_full(writer: asyncio.StreamWriter) -> int:
 
 @pytest.mark.parametrize("reads", [True, False])
 def test_down_ends_it_when_its_answer_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: bool) -> None:
-    """To who reads. Who does not ends it all the same, after the time that any client has."""
+    """A client that does not read its answer delays the end by SILENCE_S at most."""
     monkeypatch.setattr(control_server, "_peer_uid", root_whose_socket_is_full)
     monkeypatch.setattr(control_server, "SILENCE_S", 20.0 if reads else 0.3)
 

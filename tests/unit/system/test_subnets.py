@@ -24,7 +24,7 @@ def test_nothing_taken() -> None:
 
 @given(NUMBERS, NUMBERS)
 def test_two_pairs_have_different_ones(one: int, other: int) -> None:
-    """Unless 32,768 interfaces have been made between them."""
+    """Two interfaces share a subnet only if their numbers differ by a multiple of 32,768."""
     same = one % (1 << 15) == other % (1 << 15)
     assert (subnet(NETWORK_4, 30, one, []) == subnet(NETWORK_4, 30, other, [])) == same
 

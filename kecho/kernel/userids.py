@@ -17,7 +17,7 @@ from kecho.model.errors import Unavailable
 
 # Unused according to systemd.io/UIDS-GIDS, and above the defaults of login.defs. A block has an id for each port.
 BLOCK = 1 << 16
-CANDIDATES = range(0x7000_0000, 0x7FFF_0000, BLOCK)
+CANDIDATES = range(0x7000_0000, 0x7FFE_0000, BLOCK)
 
 _LOGIN_DEFS = Path("/etc/login.defs")
 _SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
@@ -46,8 +46,8 @@ def choose(port: int, given: Collection[range], has_account: Callable[[int], boo
 
 def login_ranges(text: str) -> Iterator[range]:
     """The ranges of login.defs from which accounts get their own and their subordinate ids. Pure."""
-    rows = re.findall(r"^\s*(\w+_(?:MIN|MAX))\s+(\d+)\s*$", text, re.MULTILINE)
-    found = {name: int(value) for name, value in rows}
+    rows = re.findall(r'^\s*(\w+_(?:MIN|MAX))[ \t"]+([^"\n]*?)"?\s*$', text, re.MULTILINE)
+    found = {name: number for name, value in rows if (number := _number(value)) is not None}
     for kind in ("UID", "GID"):
         for prefix in ("", "SYS_", "SUB_"):
             first = found.get(f"{prefix}{kind}_MIN", _DEFAULTS[f"{prefix}MIN"])
@@ -57,8 +57,19 @@ def login_ranges(text: str) -> Iterator[range]:
 
 def sub_ranges(text: str) -> Iterator[range]:
     """The ranges that accounts may map into user namespaces, from subuid(5) or subgid(5). Pure."""
-    for first, count in re.findall(r"^[^:\n]+:(\d+):(\d+)\s*$", text, re.MULTILINE):
-        yield range(int(first), int(first) + int(count))
+    for row in re.findall(r"^[^:\n]+:([^:\n]+):([^:\n]+)$", text, re.MULTILINE):
+        first, count = map(_number, row)
+        if first is not None and count is not None:
+            yield range(first, first + count)
+
+
+def _number(text: str) -> int | None:
+    """The number as newuidmap and useradd read it, by strtoul(3): decimal, octal or hexadecimal. None if it is none."""
+    found = re.fullmatch(r"\s*\+?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)\s*", text, re.ASCII)
+    if not found:
+        return None
+    digits = found[1].lower()
+    return int(digits, 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10)
 
 
 def _text(path: Path) -> str:

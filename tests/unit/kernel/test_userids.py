@@ -36,6 +36,16 @@ def test_what_accounts_may_map() -> None:
 
 
 @pytest.mark.parametrize(
+    "first", ["1879048192", "0x70000000", "0X70000000", "016000000000", "+1879048192", " 1879048192"]
+)
+def test_numbers_are_read_as_newuidmap_reads_them(first: str) -> None:
+    """It reads them by strtoul(3) in any base; a range that only it saw would be one that an account may map."""
+    assert list(userids.sub_ranges(f"bob:{first}:65536\n")) == [range(FIRST, FIRST + BLOCK)]
+    assert range(100_000, FIRST + 1) in userids.login_ranges(f"SUB_UID_MAX {first}\n")
+    assert range(100_000, FIRST + 1) in userids.login_ranges(f'SUB_UID_MAX "{first}"\n')
+
+
+@pytest.mark.parametrize(
     ("given", "base"),
     [
         ([], FIRST),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -75,14 +76,18 @@ def _write(path: Path, text: str) -> None:
 
 
 def save_all(plan: Plan, result: Result) -> None:
-    """Writes the files of the plan but for the picture, and the result that `make plot` draws. Raises KechoError."""
-    _save_last(result)
-    if plan.json not in (None, STDOUT):
-        save(result, str(plan.json))
-    if plan.csv:
-        from kecho.bench import table
+    """Writes the files of the plan but for the picture, and the result that `make plot` draws.
 
-        replace(plan.csv, lambda new: table.save_csv(result, new))
+    Raises KechoError, and then the others are written nevertheless.
+    """
+    _save_last(result)
+    with contextlib.ExitStack() as stack:
+        if plan.csv:
+            from kecho.bench import table
+
+            stack.callback(replace, plan.csv, functools.partial(table.save_csv, result))
+        if plan.json not in (None, STDOUT):
+            stack.callback(save, result, str(plan.json))
 
 
 def _save_last(result: Result) -> None:

@@ -20,7 +20,7 @@ from kecho.bench.result import Result
 from kecho.bench.runner import RunOptions
 from kecho.cli import values
 from kecho.cli.options import Subparsers, add_command, add_wide, columns, table_width
-from kecho.model.errors import UsageError
+from kecho.model.errors import KechoError, UsageError
 from kecho.system import topology
 
 INTERRUPTED = 130
@@ -265,7 +265,15 @@ def measure(plan: Plan) -> Result:
             order=tuple(target.name for target in chosen),
         )
         with progress.bar() as show_progress:
-            return compare.measure_all(plan, chosen, empty, show_progress, functools.partial(outputs.save_all, plan))
+            return compare.measure_all(plan, chosen, empty, show_progress, functools.partial(_save_round, plan))
+
+
+def _save_round(plan: Plan, result: Result) -> None:
+    """Saves what there is. Where that fails the runs go on: the table needs no file, and the end tries again."""
+    try:
+        outputs.save_all(plan, result)
+    except KechoError as e:
+        _say(f"{e}; the runs go on")
 
 
 def show(plan: Plan, result: Result) -> None:

@@ -1064,3 +1064,18 @@ def test_old_names_of_paths_are_read_as_those_of_today() -> None:
     found = Result.from_json(json.loads(text))
     old = next(run for run in found.runs if run.mode == "sockmap")
     assert (old.target, old.path) == ("sockmap:ingress", "ingress")
+
+
+def test_an_output_that_fails_meanwhile_loses_nothing(
+    echo_server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a disk that is full: the runs go on, the table and the other file are there, and it is an error."""
+    monkeypatch.chdir(tmp_path)
+    target = f"127.0.0.1:{echo_server}"
+    words = (target, "--count=10", "--warmup=0", "--repeat=2", "--json=/dev/full", "--csv=r.csv")
+    with pytest.raises(KechoError, match=r"^cannot write /dev/full: No space left on device$"):
+        command.run(parse(*words))
+    out, err = capsys.readouterr()
+    assert target in out and "2 interleaved runs" in " ".join(out.split())
+    assert err == "kecho-ctl: cannot write /dev/full: No space left on device; the runs go on\n" * 2
+    assert len(Path("r.csv").read_text().splitlines()) == 3

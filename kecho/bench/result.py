@@ -16,15 +16,9 @@ from kecho.bench.summary import Comparison, Summary, compare
 from kecho.model import shape
 from kecho.model.errors import KechoError, one_line
 from kecho.model.record import known, picked, plain
+from kecho.model.snapshot import PATH_SHAPE
 
 SCHEMA = 1
-_PATH_SHAPE = {
-    "echoes": int,
-    "bytes": int,
-    "fallbacks": int,
-    "latency_ns?": {"per_cpu": [{"cpu": int, "buckets": [[int]]}]},
-    "why?": {"latency_ns?": str},
-}
 _RUN_SHAPE = {
     "target": str,
     "mode": str,
@@ -39,7 +33,7 @@ _RUN_SHAPE = {
     "elapsed_ns": int,
     "interrupted": bool,
     "latency_ns": {"count": int, "min": int, "max": int, "mean": float, "stdev": float, "buckets": [[int]]},
-    "kernel?": {"*": _PATH_SHAPE},
+    "kernel?": {"*": PATH_SHAPE},
     "why?": {"kernel?": str},
     "listen?": {"overflows": int, "drops": int},
 }

@@ -78,7 +78,7 @@ def _of_service(name: str, services: Mapping[str, Mapping[str, Any]]) -> Target:
         up = [other for other, s in services.items() if s["state"] == "up"]
         raise KechoError(f"no service {name} is up; {'there is ' + ', '.join(up) if up else 'none is'}")
     if service["state"] != "up":
-        raise KechoError(f"service {name} is not up: it {service['state']}")
+        raise KechoError(f"service {name} is not up: its state is {service['state']}")
     if why := elsewhere(service):
         raise KechoError(f"{name} is {why}")
     host = reachable(service["binds"])

@@ -11,11 +11,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from kecho.model import shape
 from kecho.model.histogram import Histogram
 from kecho.model.record import known, picked, plain
 
 SCHEMA = 1
 
+# What is read of the objects that `to_json` makes.
+PATH_SHAPE: shape.Shape = {
+    "echoes": int,
+    "bytes": int,
+    "fallbacks": int,
+    "latency_ns?": {"per_cpu": [{"cpu": int, "buckets": [[int]]}]},
+    "why?": {"latency_ns?": str},
+}
+CONNECTIONS_SHAPE: shape.Shape = dict.fromkeys(("active", "total", "rejected", "aborted"), int)
+_SHAPE = {
+    **{"name": str, "mode": str, "port": int, "uptime_s": float, "kernel": str, "since_ns": int},
+    **{"connections": CONNECTIONS_SHAPE, "paths": {"*": PATH_SHAPE}},
+}
 _COUNTS = ("echoes", "bytes", "fallbacks")
 _IDENTITY = ("name", "mode", "port")
 
@@ -127,9 +141,10 @@ class Snapshot:
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> Snapshot:
-        """The inverse of `to_json`. Raises ValueError on another schema."""
+        """The inverse of `to_json`. Raises ValueError on another schema, and on what makes no sense."""
         if obj.get("schema") != SCHEMA:
             raise ValueError(f"schema {obj.get('schema')}, this version reads {SCHEMA}")
+        shape.check(obj, _SHAPE, "the answer")
         return cls(
             **picked(obj, _IDENTITY),
             uptime_s=obj["uptime_s"],

@@ -10,13 +10,19 @@ import time
 from typing import Any
 
 from kecho.backends.base import MODES, backend
+from kecho.model import shape
 from kecho.model.errors import KechoError, Unavailable, one_line
-from kecho.model.snapshot import SCHEMA, Snapshot
+from kecho.model.snapshot import CONNECTIONS_SHAPE, SCHEMA, Snapshot
 from kecho.service import rundir
 
 _TIMEOUT_S = 5.0
 _DOWN_TIMEOUT_S = 10.0
 _MAX_ANSWER_BYTES = 64 << 20
+# What `status` shows. A controller that has been taken over may answer anything.
+_STATUS_SHAPE = {
+    **{"state": str, "binds": [str], "uptime_s": float, "connections": CONNECTIONS_SHAPE},
+    **{"trouble?": str, "listen?": {"*": int}},
+}
 
 
 class NotUp(KechoError):
@@ -82,7 +88,12 @@ class Client:
     def status(self) -> dict[str, Any]:
         """The service's own entry of `status --json`."""
         answer = self.request("status")
-        if not rundir.is_state(answer, self.name):
+        try:
+            shape.check(answer, _STATUS_SHAPE, "the answer")
+        except ValueError as e:
+            raise KechoError(self._not_understood()) from e
+        shown = "".join((*answer["binds"], answer.get("trouble") or ""))
+        if not (rundir.is_state(answer, self.name) and answer["state"] == "up" and shown.isprintable()):
             raise KechoError(self._not_understood())
         return answer
 

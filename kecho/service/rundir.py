@@ -77,6 +77,7 @@ def is_state(state: Mapping[str, Any], name: str) -> bool:
         all(type(state.get(key)) is kind for key, kind in _STATE.items())
         and state["name"] == name
         and state["pid"] > 0
+        and 0 < state["port"] < 1 << 16
         and all(isinstance(text, str) and text.isprintable() for text in (state["mode"], *state["paths"]))
     )
 

@@ -326,3 +326,37 @@ def test_a_service_that_answers_nonsense(answer: str, tmp_path: Path) -> None:
     assert all(line.startswith("kecho-ctl: ") for line in [*lines[:2], last])
     assert all(NAME in line and line.isprintable() for line in [*lines[:2], last])
     assert lines[2:] == ["nothing is up"]
+
+
+MISLEADING: dict[str, dict[str, object]] = {
+    "none": {},
+    "trouble-escape": {"trouble": "\x1b[2J"},
+    "bind-escape": {"binds": ["\x1b[2J"]},
+    "bind-number": {"binds": [1]},
+    "uptime-text": {"uptime_s": "x"},
+    "uptime-endless": {"uptime_s": float("inf")},
+    "connections-text": {"connections": {"active": "x", "total": 0, "rejected": 0, "aborted": 0}},
+    "listen-text": {"listen": {"drops": "x"}},
+    "state-escape": {"state": "\x1b[2J"},
+    "port-huge": {"port": 10**30},
+    "more": {"added_later": {"a": [1]}},
+}
+
+
+@pytest.mark.parametrize("changes", MISLEADING)
+def test_a_status_that_makes_no_sense(changes: str, tmp_path: Path) -> None:
+    """Of a service that somebody has broken into: `status` says what it said when it came up, and that it is silent."""
+    honest = {"uptime_s": 1.5, "connections": dict.fromkeys(("active", "total", "rejected", "aborted"), 0)}
+    (tmp_path / "answer").write_bytes(state_with(**{**honest, **MISLEADING[changes]}) + b"\n")
+    (tmp_path / "state").write_bytes(state_with())
+    script = f"""
+        cp "$2" /run/kecho/{NAME}/state.json
+        "$kecho" status {NAME} || true
+        "$kecho" status {NAME} --json || true
+    """
+    answers = 'client.recv(99); client.sendall(open(sys.argv[1], "rb").read())'
+    done = with_answers(answers, script, tmp_path / "answer", tmp_path / "state")
+    assert done.returncode == 0 and done.stderr == "", done
+    assert all(line.isprintable() for line in done.stdout.splitlines())
+    *_, last = done.stdout.splitlines()
+    assert json.loads(last)["services"][0]["state"] == ("up" if changes in ("none", "more") else "silent")

@@ -197,7 +197,8 @@ def services() -> list[dict[str, Any]]:
             if state is None:
                 continue
             state.pop("config", None)
-            found.append({**state, "state": "died" if isinstance(e, NotUp) else "silent"})
+            died = isinstance(e, NotUp) and rundir.holder(name) is None  # else it is coming up, or ending
+            found.append({**state, "state": "died" if died else "silent"})
     return found
 
 

@@ -141,8 +141,11 @@ def is_held(name: str) -> bool:
 
 
 def holder(name: str) -> int | None:
-    """The pid of the lock's holder; None if it is in another PID namespace."""
-    found = os.stat(directory(name) / "lock")
+    """The pid of the lock's holder; None if nobody holds it, or who does is in another PID namespace."""
+    try:
+        found = os.stat(directory(name) / "lock")
+    except OSError:
+        return None
     file = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
     for line in Path("/proc/locks").read_text().splitlines():
         _, kind, _, _, pid, what, *_ = line.replace("->", "").split()

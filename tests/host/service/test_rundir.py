@@ -360,3 +360,22 @@ def test_a_status_that_makes_no_sense(changes: str, tmp_path: Path) -> None:
     assert all(line.isprintable() for line in done.stdout.splitlines())
     *_, last = done.stdout.splitlines()
     assert json.loads(last)["services"][0]["state"] == ("up" if changes in ("none", "more") else "silent")
+
+
+def test_who_holds_the_lock_has_not_died(tmp_path: Path) -> None:
+    """It is coming up, or ending: nothing listens on its control socket then."""
+    (tmp_path / "state").write_bytes(state_with())
+    hold = """if True:
+        import fcntl, subprocess, sys
+        lock = open(sys.argv[1], "w")
+        for how in (fcntl.LOCK_EX, fcntl.LOCK_UN):
+            fcntl.flock(lock, how)
+            subprocess.run([sys.argv[2], "status", "--json"])
+    """
+    script = f"""
+        mkdir -m 755 /run/kecho /run/kecho/{NAME}
+        cp "$1" /run/kecho/{NAME}/state.json
+        /usr/bin/python3 -c "$2" /run/kecho/{NAME}/lock "$kecho"
+    """
+    done = in_own_run(script, tmp_path / "state", hold)
+    assert [json.loads(line)["services"][0]["state"] for line in done.stdout.splitlines()] == ["silent", "died"], done

@@ -28,8 +28,9 @@ def name() -> Iterator[str]:
 
 def within(namespaces: str, script: str, *args: object) -> subprocess.CompletedProcess[str]:
     """Runs a script of sh, in which "$0" is kecho-ctl, in namespaces of its own."""
+    words = [arg if isinstance(arg, bytes) else str(arg) for arg in args]
     return subprocess.run(
-        ["unshare", *namespaces.split(), "sh", "-c", script, support.KECHO_CTL, *map(str, args)],
+        ["unshare", *namespaces.split(), "sh", "-c", script, support.KECHO_CTL, *words],
         env=support.clean_env(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -44,14 +45,7 @@ def test_a_mount_point_that_is_not_utf8(name: str, tmp_path: Path, command: str)
     folder = os.fsencode(tmp_path) + b"/caf\xe9 \\040"
     os.mkdir(folder)
     script = f'mount -t tmpfs none "$1" && "$0" {command}'
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, support.KECHO_CTL, folder, name, str(support.free_port())],
-        env=support.clean_env(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = within("--mount", script, folder, name, support.free_port())
     assert done.returncode == 0, done
     assert done.stderr == ""
 
@@ -63,14 +57,7 @@ def test_cgroup2_below_a_name_that_is_not_utf8(name: str, tmp_path: Path) -> Non
         for where in $(awk '$3 == "cgroup2" {print $2}' /proc/self/mounts); do umount "$where"; done
         mount -t cgroup2 none "$1" && "$0" up --mode sockmap --name "$2" --port "$3" && "$0" check "$2"
     """
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, support.KECHO_CTL, folder, name, str(support.free_port())],
-        env=support.clean_env(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = within("--mount", script, folder, name, support.free_port())
     assert done.returncode == 0, done
     assert "echoes" in done.stdout
 

@@ -192,12 +192,14 @@ def test_a_stall_shows_in_the_open_loop_and_not_in_the_closed_one() -> None:
     assert sum(n for lo, _, n in latency["buckets"] if lo >= stall_ns / 2) <= 3, "one, if the machine is quiet"
 
 
-def test_what_cannot_be_sent_is_told() -> None:
-    def slow(sock: socket.socket) -> None:
-        while data := sock.recv(4096):
-            time.sleep(0.02)
-            sock.sendall(data)
+def slow(sock: socket.socket) -> None:
+    """A server that takes a fiftieth of a second for each request."""
+    while data := sock.recv(4096):
+        time.sleep(0.02)
+        sock.sendall(data)
 
+
+def test_what_cannot_be_sent_is_told() -> None:
     with ScriptedServer(slow) as crawls:
         result = bench_json(crawls.port, "--rate", 10_000, "--duration", 0.1, "--io-timeout", 0.2)
     assert 1 <= result["requests"] < 30
@@ -208,11 +210,6 @@ def test_what_cannot_be_sent_is_told() -> None:
 
 def test_an_overloaded_run_makes_up_for_little() -> None:
     """Late requests of the warm-up are not made up for in the measured phase, nor all late ones after the end."""
-
-    def slow(sock: socket.socket) -> None:
-        while data := sock.recv(4096):
-            time.sleep(0.02)
-            sock.sendall(data)
 
     with ScriptedServer(slow) as crawls:
         result = bench_json(crawls.port, "--rate", 10_000, "--warmup", 0.2, "--duration", 0.2)

@@ -64,6 +64,20 @@ def few(count: int) -> int:
     return max(1, count // SHRINK)
 
 
+def within(namespaces: str, script: str, *args: object) -> subprocess.CompletedProcess[str]:
+    """Runs a script of sh, in which "$0" is kecho-ctl, in namespaces of its own."""
+    words = [arg if isinstance(arg, bytes) else str(arg) for arg in args]
+    return subprocess.run(
+        ["unshare", *namespaces.split(), "sh", "-c", script, KECHO_CTL, *words],
+        env=clean_env(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 def run_kecho(*args: object, prefix: Sequence[str] = (), **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """Runs kecho-ctl to its end, after the command `prefix` if there is one; keywords go to subprocess.run."""
     options: dict[str, Any] = {"env": clean_env(), "stdin": subprocess.DEVNULL, "timeout": TIMEOUT_S, **kwargs}

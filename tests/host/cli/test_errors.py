@@ -60,16 +60,8 @@ def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: st
 
 def in_shell(script: str, name: str, *args: str) -> subprocess.CompletedProcess[str]:
     """Runs `up` with a unique name in a mount namespace of its own, after the commands of `script`."""
-    command = [support.KECHO_CTL, "up", f"--name={name}", f"--port={support.free_port()}", *args]
-    return subprocess.run(
-        ["unshare", "--mount", "--propagation=private", "sh", "-ec", script + '\nexec "$@"', "sh", *command],
-        env=support.clean_env(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    words = ("up", f"--name={name}", f"--port={support.free_port()}", *args)
+    return support.within("--mount --propagation=private", f'set -e\n{script}\nexec "$0" "$@"', *words)
 
 
 # ---- options of up ----

@@ -26,26 +26,12 @@ def name() -> Iterator[str]:
         support.run_kecho("down", unique)
 
 
-def within(namespaces: str, script: str, *args: object) -> subprocess.CompletedProcess[str]:
-    """Runs a script of sh, in which "$0" is kecho-ctl, in namespaces of its own."""
-    words = [arg if isinstance(arg, bytes) else str(arg) for arg in args]
-    return subprocess.run(
-        ["unshare", *namespaces.split(), "sh", "-c", script, support.KECHO_CTL, *words],
-        env=support.clean_env(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize("command", ["doctor", "doctor --json", 'up --mode sockmap --name "$2" --port "$3"'])
 def test_a_mount_point_that_is_not_utf8(name: str, tmp_path: Path, command: str) -> None:
     folder = os.fsencode(tmp_path) + b"/caf\xe9 \\040"
     os.mkdir(folder)
     script = f'mount -t tmpfs none "$1" && "$0" {command}'
-    done = within("--mount", script, folder, name, support.free_port())
+    done = support.within("--mount", script, folder, name, support.free_port())
     assert done.returncode == 0, done
     assert done.stderr == ""
 
@@ -57,13 +43,13 @@ def test_cgroup2_below_a_name_that_is_not_utf8(name: str, tmp_path: Path) -> Non
         for where in $(awk '$3 == "cgroup2" {print $2}' /proc/self/mounts); do umount "$where"; done
         mount -t cgroup2 none "$1" && "$0" up --mode sockmap --name "$2" --port "$3" && "$0" check "$2"
     """
-    done = within("--mount", script, folder, name, support.free_port())
+    done = support.within("--mount", script, folder, name, support.free_port())
     assert done.returncode == 0, done
     assert "echoes" in done.stdout
 
 
 def test_doctor_with_loopback_down() -> None:
-    done = within("--net", '"$0" doctor --json')
+    done = support.within("--net", '"$0" doctor --json')
     assert (done.returncode, done.stderr) == (0, "")
     features = {one["name"]: one for one in json.loads(done.stdout)["modes"]["sockmap"]["features"]}
     for path in ("path egress", "path ingress"):
@@ -78,14 +64,14 @@ def test_up_with_loopback_down(name: str, options: str) -> None:
         "$0" up {options} --name "$1" --port 7117 || exit
         ip link set lo up && "$0" check "$1"
     """
-    done = within("--net", script, name)
+    done = support.within("--net", script, name)
     assert (done.returncode, done.stderr) == (0, ""), done
     assert "echoes" in done.stdout
 
 
 def test_a_probe_that_fails_otherwise_is_a_verdict(name: str) -> None:
     """A probe runs out of descriptors: doctor still reports all features, and says what mends it."""
-    done = within("--mount", 'prlimit --nofile=12:12 "$0" doctor', name)
+    done = support.within("--mount", 'prlimit --nofile=12:12 "$0" doctor', name)
     assert done.returncode in (0, 1), done
     assert "Traceback" not in done.stderr and done.stderr.count("\n") <= 1
 
@@ -100,7 +86,7 @@ def test_up_that_answers_has_room_for_a_client(name: str, mode: str) -> None:
             prlimit --nofile={limit}:{limit} "$0" up --mode {mode} --name "$1" --port 7117 || exit 99
             "$0" check "$1"
         """
-        done = within("--net", script, name)
+        done = support.within("--net", script, name)
         seen.add(done.returncode)
         if done.returncode == 99:
             assert done.stderr.startswith("kecho-ctl: ") and done.stderr.count("\n") == 1, done
@@ -134,7 +120,7 @@ def test_veth_where_new_devices_have_no_ipv6() -> None:
         ip link set lo up && sysctl -qw net.ipv6.conf.default.disable_ipv6=1
         cd /tmp && "$0" bench --compare user --topology veth --duration 0.1 --repeat 1 --json
     """
-    done = within("--net", script)
+    done = support.within("--net", script)
     assert done.returncode == 0, done
     (run,) = json.loads(done.stdout)["runs"]
     assert run["endpoint"].startswith("198.18.") and run["latency_ns"]["count"] > 0
@@ -143,7 +129,7 @@ def test_veth_where_new_devices_have_no_ipv6() -> None:
 def test_no_address_to_send_from() -> None:
     """EADDRNOTAVAIL without an address of the target's family is not reported as a lack of ports."""
     script = 'ip link set lo up; sysctl -qw net.ipv6.conf.all.disable_ipv6=1; cd /tmp; "$0" bench [::1]:7117 --count 1'
-    done = within("--net", script)
+    done = support.within("--net", script)
     assert done.returncode == 1
     assert "Cannot assign requested address; this machine has no address to reach it from" in done.stderr
     assert "ip_local_port_range" not in done.stderr
@@ -155,7 +141,7 @@ def test_no_free_port_to_send_from() -> None:
         "$0" up --mode user --name "$1" --port 7117 && "$0" bench "$1" --connections 3 --count 3
         code=$?; "$0" down "$1"; exit $code
     """
-    done = within("--net", script, f"pytest-{os.getpid()}-ports")
+    done = support.within("--net", script, f"pytest-{os.getpid()}-ports")
     assert done.returncode == 1
     assert "no local port is free, see net.ipv4.ip_local_port_range" in done.stderr
 
@@ -168,7 +154,7 @@ def test_a_link_local_address(service: Up) -> None:
         "$0" check "[fe80::17%lo]:7117" && "$0" bench "[fe80::17%lo]:7117" --count 10 --repeat 1 --json
         code=$?; "$0" down "$1" >/dev/null; exit $code
     """
-    done = within("--net", script, f"pytest-{os.getpid()}-zone")
+    done = support.within("--net", script, f"pytest-{os.getpid()}-zone")
     assert done.returncode == 0, done
     assert "echoes" in done.stdout
 

@@ -68,7 +68,7 @@ PROGRAMS = (
     Program("Python, signals", f"{PYTHON} signals {FILES}", "/usr/bin/python3 --version", but="egress ingress"),
     Program("Ruby, copy_stream", f"{RUBY} copy_stream {FILES}", "ruby --version"),
     Program("Ruby, nonblock", f"{RUBY} nonblock {FILES}", "ruby --version", but=""),
-    Program("Perl, fork", f"{PERL} fork {FILES}", "perl -e 'print $^V'", but=""),
+    Program("Perl, fork", f"{PERL} fork {FILES}", "perl -e 'print $^V'", but="egress ingress"),
     Program("Perl, lines", f"{PERL} lines {FILES}", "perl -e 'print $^V'", but=""),
     Program("C, edge-triggered epoll", f"{{built}}/epoll {FILES}"),
     Program("C, io_uring, multishot", f"{{built}}/uring send {FILES}"),

@@ -557,7 +557,7 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 	struct conn_key key;
 	struct recent *recent;
 	__u32 shift, slot, size, seen, said = 0, ports, now_ms = start_ns >> 20; /* almost */
-	__s32 under_way;
+	__s32 in_flight;
 	bool fin, nudge = false;
 
 	if ((void *)(tcp + 1) > end)
@@ -584,7 +584,7 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 
 	fin = seg.flags & TCP_FLAG_FIN;
 	seen = seg.ack - shift; /* the client's own number up to which it has the echo */
-	under_way = seg.seq + seg.payload + fin - seen;
+	in_flight = seg.seq + seg.payload + fin - seen;
 	echo = seg;
 	echo.seq = seg.seq + shift;
 	echo.ack = seen;
@@ -600,7 +600,7 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 		break;
 	case TCP_FLAG_ACK | TCP_FLAG_FIN:
 	case TCP_FLAG_ACK:
-		if (under_way >= MOST_UNDER_WAY || under_way <= -MOST_UNDER_WAY)
+		if (in_flight >= MOST_IN_FLIGHT || in_flight <= -MOST_IN_FLIGHT)
 			return TC_ACT_UNSPEC; /* the stack answers for a closed port */
 		echo.flags = seg.flags & (TCP_DATA_OFFSET | TCP_WINDOW | TCP_FLAG_ACK |
 					  TCP_FLAG_PSH | TCP_FLAG_FIN);
@@ -609,14 +609,14 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 		if (opens(recent, seen)) {
 			key = conn_key(data + l2, tcp, v6);
 			conn_open(&key);
-			if (!seg.payload && !fin && !under_way)
+			if (!seg.payload && !fin && !in_flight)
 				return SWALLOW; /* the end of the handshake needs no answer */
 		}
 		if (fin) {
 			key = conn_key(data + l2, tcp, v6);
 			conn_close(&key, false);
 		}
-		if (under_way <= 0 && (__s32)(seg.seq - seen) < 0) {
+		if (in_flight <= 0 && (__s32)(seg.seq - seen) < 0) {
 			/*
 			 * The client has the echo already (a retransmission, a probe, keepalive); only our
 			 * acknowledgement is missing. An unchanged echo would be old to its TCP, which
@@ -628,9 +628,9 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 		} else if (seg.payload) {
 			/* A segment that needs GSO is larger than what Nagle's algorithm holds back. */
 			nudge = holds_back(recent, now_ms) && !skb->gso_size && !fin;
-		} else if (!under_way) {
+		} else if (!in_flight) {
 			note_ack_of_all(recent, now_ms);
-		} else if (!fin && under_way > 0) {
+		} else if (!fin && in_flight > 0) {
 			__u32 window = bpf_ntohl(seg.flags) & 0xffff;
 
 			/* If the window is closed, what we could still send is new only there. */

@@ -4,11 +4,11 @@
 #define KECHO_MIRROR_H
 
 /* The most data that a client may have in flight. A segment further from what it acknowledges is not ours. */
-#define MOST_UNDER_WAY (1 << 28)
+#define MOST_IN_FLIGHT (1 << 28)
 
 /*
  * The shift of a connection, from its hash. Bit 30 is 0, and bits 29 and 28 differ. So the sum of any two shifts is at
- * least 2 * MOST_UNDER_WAY away from 0, modulo 2^31, and no mirror takes a segment that another has turned round for its
+ * least 2 * MOST_IN_FLIGHT away from 0, modulo 2^31, and no mirror takes a segment that another has turned round for its
  * own. Two mirrors cannot be made to answer each other.
  */
 static inline __attribute__((always_inline)) unsigned int mirror_shift(unsigned long long hash)

@@ -39,7 +39,7 @@ class Relay:
         self.lost = self.doubled = 0
         self._ends = ends
         self._rng = random.Random(1)
-        self._under_way: list[tuple[float, int, int, bytes]] = []  # when due, a number, for which end, packet
+        self._in_flight: list[tuple[float, int, int, bytes]] = []  # when due, a number, for which end, packet
         self._numbers = itertools.count()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -47,11 +47,11 @@ class Relay:
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            wait_s = self._under_way[0][0] - time.monotonic() if self._under_way else 0.1
+            wait_s = self._in_flight[0][0] - time.monotonic() if self._in_flight else 0.1
             for end in select.select(self._ends, [], [], max(0, min(wait_s, 0.1)))[0]:
                 self._take(os.read(end, 1 << 17), self._ends[end == self._ends[0]])
-            while self._under_way and self._under_way[0][0] <= time.monotonic():
-                _, _, to, packet = heapq.heappop(self._under_way)
+            while self._in_flight and self._in_flight[0][0] <= time.monotonic():
+                _, _, to, packet = heapq.heappop(self._in_flight)
                 with contextlib.suppress(OSError):  # a full queue loses it as well
                     os.write(to, packet)
 
@@ -64,7 +64,7 @@ class Relay:
         self.doubled += copies - 1
         for _ in range(copies):
             due_s = time.monotonic() + faults.delay_s + self._OVERTAKEN_S * (draw() < faults.reorder)
-            heapq.heappush(self._under_way, (due_s, next(self._numbers), to, packet))
+            heapq.heappush(self._in_flight, (due_s, next(self._numbers), to, packet))
 
     def close(self) -> None:
         self._ended.set()

@@ -16,7 +16,7 @@ from scapy.layers.inet6 import IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
 from scapy.packet import Packet, Raw
 from wire import ADDRESSES, LINUX, TS, Client, Wire, options_of, rebuilt
 
-MOST_UNDER_WAY = 1 << 28  # bpf/mirror.h
+MOST_IN_FLIGHT = 1 << 28  # bpf/mirror.h
 MOST_REPEATS = 8  # bpf/mirror.c
 
 
@@ -105,7 +105,7 @@ def test_congestion_marks_are_not_reflected(client: Client) -> None:
     client.assert_echo(segment, echo, 1, 1, "PA")
 
 
-def test_many_segments_under_way(client: Client) -> None:
+def test_many_segments_in_flight(client: Client) -> None:
     """Each echo acknowledges what the client had back when it sent the segment."""
     for at, ack in ((1, 1), (101, 1), (201, 101), (301, 301)):
         (echo,) = client.ask(segment := client.segment(at, "PA", bytes(100), ack))
@@ -167,7 +167,7 @@ def test_partly_new_data_comes_back_whole(client: Client) -> None:
     assert bytes(echo.payload) == support.payload(100)
 
 
-def test_closed_window_with_data_under_way(client: Client) -> None:
+def test_closed_window_with_data_in_flight(client: Client) -> None:
     """The answer lies in the window, or the client would answer it in turn."""
     (echo,) = client.ask(segment := client.segment(201, ack=101, window=0))
     client.assert_echo(segment, echo, 101, 101, "A")
@@ -234,9 +234,9 @@ def assert_refused(segment: Packet, found: list[Any]) -> None:
 
 def test_far_off_numbers_are_refused(client: Client) -> None:
     size = 10
-    for under_way, ours in ((MOST_UNDER_WAY - 1, True), (MOST_UNDER_WAY, False), (1 << 31, False)):
+    for in_flight, ours in ((MOST_IN_FLIGHT - 1, True), (MOST_IN_FLIGHT, False), (1 << 31, False)):
         for sign in (1, -1):
-            segment = client.segment(1000 + sign * under_way - size, "PA", bytes(size), ack=1000)
+            segment = client.segment(1000 + sign * in_flight - size, "PA", bytes(size), ack=1000)
             found = client.ask(segment)
             if ours:
                 assert len(found) == 1 and "R" not in found[0].flags
@@ -249,7 +249,7 @@ def test_another_connections_numbers_are_refused(client: Client, wire: Wire) -> 
     for other in others:
         segment = client.segment(1, "PA", b"data")
         segment[TCP].sport = other.sport
-        refused = abs((other.shift - client.shift + (1 << 31)) % (1 << 32) - (1 << 31)) > MOST_UNDER_WAY
+        refused = abs((other.shift - client.shift + (1 << 31)) % (1 << 32) - (1 << 31)) > MOST_IN_FLIGHT
         (answer,) = wire.ask(segment)
         assert ("R" in answer[TCP].flags) == refused
 

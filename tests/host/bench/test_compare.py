@@ -133,7 +133,7 @@ def test_a_sweep_is_one_table_one_json_one_picture(kecho: Kecho, tmp_path: Path)
     for run in found["runs"]:
         assert run["latency_ns"]["count"] == 200
         connections, size = run["options"]["connections"], run["options"]["size_bytes"]
-        # What was under way when the warm-up ended may have been counted after it.
+        # What was in flight when the warm-up ended may have been counted after it.
         assert 200 * size <= run["kernel"][run["path"]]["bytes"] <= (200 + connections) * size
     lines = done.stdout.splitlines()
     head = next(i for i, line in enumerate(lines) if line.split()[:3] == ["conns", "size", "target"])

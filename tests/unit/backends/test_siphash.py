@@ -17,7 +17,7 @@ import siphash24
 from kecho.backends.mirror import read_secret
 from kecho.model.errors import KechoError
 
-MOST_UNDER_WAY = 1 << 28  # bpf/mirror.h
+MOST_IN_FLIGHT = 1 << 28  # bpf/mirror.h
 
 # A line of input: the key's halves, the number of whole words, the words, the rest, the size. Output: hash, shift.
 PROGRAM = r"""
@@ -30,7 +30,7 @@ int main(void)
 	unsigned long long key0, key1, word, rest, hash;
 	unsigned int words, size;
 
-	printf("%u\n", MOST_UNDER_WAY);
+	printf("%u\n", MOST_IN_FLIGHT);
 	while (scanf("%llu %llu %u", &key0, &key1, &words) == 3) {
 		struct siphash sip = siphash_begin(key0, key1);
 
@@ -66,7 +66,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
         text = "\n".join(line(*case) for case in cases)
         done = subprocess.run([twin], input=text, capture_output=True, text=True, check=True)
         most, *answers = done.stdout.splitlines()
-        assert int(most) == MOST_UNDER_WAY
+        assert int(most) == MOST_IN_FLIGHT
         return [(int(answer.split()[0]), int(answer.split()[1])) for answer in answers]
 
     return run
@@ -97,7 +97,7 @@ def test_no_shift_undoes_another(ask: Ask) -> None:
     assert distinct == {0x1, 0x2, 0x9, 0xA}  # every one there may be, and no other
     for one, two in zip(shifts, rng.sample(shifts, len(shifts)), strict=True):
         distance = (one + two) % 2**31
-        assert min(distance, 2**31 - distance) >= 2 * MOST_UNDER_WAY
+        assert min(distance, 2**31 - distance) >= 2 * MOST_IN_FLIGHT
 
 
 # ---- --keep-secret ----

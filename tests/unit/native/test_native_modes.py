@@ -103,8 +103,8 @@ def test_hold_parts_the_warmup_from_what_is_measured(target: Server, mode: str, 
     assert (process.returncode, err) == (0, "")
     result = json.loads(out)
     assert result["requests"] == 1009 and result["held"] is True
-    under_way = 3 * (7 if mode == "pipeline" else 1)
-    assert 1009 * 64 <= target.stats()["bytes"] - before["bytes"] <= (1009 + under_way) * 64
+    in_flight = 3 * (7 if mode == "pipeline" else 1)
+    assert 1009 * 64 <= target.stats()["bytes"] - before["bytes"] <= (1009 + in_flight) * 64
 
 
 @pytest.mark.parametrize("warmup", [0, 0.1])

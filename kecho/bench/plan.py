@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kecho.bench.runner import RunOptions
+from kecho.bench.runner import DEFAULT_SEED, RunOptions
 from kecho.system.limits import Needs
 
-DEFAULT_ROUNDS = 10  # of a burst (native/bench/options.c)
 STDOUT = "-"
 
 
@@ -21,7 +20,7 @@ class Plan:
     repeats: int
     targets: tuple[str, ...] = ()  # services and addresses
     variants: tuple[str, ...] = ()  # of --compare, brought up for the benchmark
-    seed: int = 1  # of the payloads, and of the order within a round
+    seed: int = DEFAULT_SEED  # of the payloads, and of the order within a round
     tuned: bool = False  # system limits are raised meanwhile
     veth: bool = False  # the client is in a network namespace of its own
     delay_ms: float = 0.0  # with veth: in each direction
@@ -29,11 +28,6 @@ class Plan:
     csv: str | None = None
     plot: str | None = None
     wide: bool = False  # tables may be wider than the terminal
-
-    @property
-    def connections(self) -> int:
-        """The largest number of connections open at once."""
-        return max(options.burst or options.connections for options in self.sweep)
 
     @property
     def needs(self) -> Needs:
@@ -45,7 +39,7 @@ def needs_of(sweep: Sequence[RunOptions], repeats: int) -> Needs:
     """What `repeats` runs of each of these options need of the system."""
     made = [_made(options) for options in sweep]
     return Needs.of_run(
-        max(options.burst or options.connections for options in sweep),
+        max(options.most_open for options in sweep),
         None if None in made else repeats * sum(n or 0 for n in made),
         paced=not any(options.crr for options in sweep),
     )
@@ -55,4 +49,4 @@ def _made(options: RunOptions) -> int | None:
     """The number of connections that a run makes in total; None if it makes as many as there is time for."""
     if options.crr:
         return None if options.count is None or options.warmup_s else options.count
-    return options.burst * (options.rounds or DEFAULT_ROUNDS) if options.burst else options.connections
+    return options.requests if options.burst else options.most_open

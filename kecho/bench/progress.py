@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from kecho.bench.compare import Step
-from kecho.bench.plan import DEFAULT_ROUNDS
+from kecho.bench.rounds import Step
 from kecho.bench.runner import Progress, RunOptions
 from kecho.model.units import plural, uptime
 
@@ -21,10 +20,8 @@ Show = Callable[[Step, Progress], None]
 
 def share(progress: Progress, options: RunOptions) -> float:
     """The part of one run that is done, from 0 to 1, as far as its options say."""
-    if options.count:
-        done = progress.requests / options.count
-    elif options.burst:
-        done = progress.requests / (options.burst * (options.rounds or DEFAULT_ROUNDS))
+    if options.requests:
+        done = progress.requests / options.requests
     else:
         done = progress.elapsed_s / max(1e-3, (options.warmup_s or 0) + (options.duration_s or 0))
     return min(1.0, done)
@@ -32,7 +29,7 @@ def share(progress: Progress, options: RunOptions) -> float:
 
 def describe(options: RunOptions) -> str:
     """The load, in short: ``100 connections, 64 B``."""
-    return f"{plural(options.burst or options.connections, 'connection')}, {options.size_bytes:,} B"
+    return f"{plural(options.most_open, 'connection')}, {options.size_bytes:,} B"
 
 
 def rate(before: Progress, now: Progress) -> float:

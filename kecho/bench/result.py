@@ -27,7 +27,8 @@ _RUN_SHAPE = {
     "options": {
         **{"mode": str, "connections": int, "threads": int, "size_bytes": int},
         **{"seed?": int, "cpus?": str, "topology?": str, "warmup_s?": float},
-        **{"delay_ms?": float, "depth?": int, "rounds?": int, "round_ns?": {"p50": float}},
+        **{"delay_ms?": float, "depth?": int, "bursts?": int, "burst_ns?": {"p50": float}},
+        **{"rounds?": int, "round_ns?": {"p50": float}},  # old names of bursts
         **{"rate_per_s?": float, "unsent?": int, "late_ns?": {"mean": float, "max": float}},
     },
     "elapsed_ns": int,

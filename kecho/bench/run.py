@@ -14,7 +14,7 @@ from kecho.model.record import known, picked, plain
 from kecho.model.snapshot import PathStats
 from kecho.system.limits import ListenCounts
 
-_OLD_NAMES = {"msg": "ingress", "sockmap:msg": "sockmap:ingress"}
+_OLD_NAMES = {"msg": "ingress", "sockmap:msg": "sockmap:ingress", "rounds": "bursts", "round_ns": "burst_ns"}
 _FIELDS = ("target", "mode", "endpoint", "repeat", "options", "elapsed_ns", "interrupted")
 
 
@@ -88,8 +88,8 @@ class Run:
             return 0
         size = self.load.size_bytes
         surplus = sum(stats.bytes for stats in self.kernel.values()) - self.latency.count * size
-        under_way = self.load.connections * int(self.options.get("depth", 1))
-        if surplus > 0 and (not self.counts_exactly or surplus <= under_way * size):
+        in_flight = self.load.connections * int(self.options.get("depth", 1))
+        if surplus > 0 and (not self.counts_exactly or surplus <= in_flight * size):
             return 0
         return surplus
 
@@ -113,8 +113,9 @@ class Run:
     def from_json(cls, obj: Mapping[str, Any]) -> Run:
         """The inverse of `to_json`. Unknown fields are ignored. Raises KeyError for a missing one."""
         kernel, listen = obj.get("kernel"), obj.get("listen")
+        options = {renamed(name): value for name, value in obj["options"].items()}
         return cls(
-            **{**picked(obj, _FIELDS), "target": renamed(obj["target"])},
+            **{**picked(obj, _FIELDS), "target": renamed(obj["target"]), "options": options},
             latency=Latency.from_json(obj["latency_ns"], obj["options"].get("unsent", 0)),
             kernel={renamed(name): PathStats.from_json(stats) for name, stats in kernel.items()} if kernel else None,
             why=obj.get("why", {}).get("kernel", ""),
@@ -123,5 +124,5 @@ class Run:
 
 
 def renamed(name: str) -> str:
-    """The current name of a path or target that old results have under another one."""
+    """The current name of a path, target or option that old results have under another one."""
     return _OLD_NAMES.get(name, name)

@@ -17,6 +17,12 @@ from kecho.model.record import known
 from kecho.native import programs
 from kecho.system.topology import ClientNetns
 
+# What the load generator does without an option (native/bench/options.c).
+DEFAULT_CONNECTIONS = 1
+DEFAULT_BURSTS = 10
+DEFAULT_TIMEOUT_S = 10
+DEFAULT_SEED = 1
+
 _INTERRUPTED = 130
 
 
@@ -24,14 +30,14 @@ _INTERRUPTED = 130
 class RunOptions:
     """The options of one run of bench. None leaves the choice to bench, which checks the values itself."""
 
-    connections: int = 1
+    connections: int | None = None  # a burst has `burst` of them
     threads: int = 1
     size_bytes: int = 64
     count: int | None = None
     duration_s: float | None = None
     warmup_s: float | None = None
     burst: int | None = None
-    rounds: int | None = None
+    bursts: int | None = None
     rate_per_s: float | None = None
     crr: bool = False
     depth: int | None = None
@@ -43,14 +49,14 @@ class RunOptions:
     def arguments(self) -> list[str]:
         """The options as arguments of the command line."""
         given = {
-            "--connections": self.connections if self.burst is None else None,
+            "--connections": self.connections,
             "--threads": self.threads,
             "--size": self.size_bytes,
             "--count": self.count,
             "--duration": self.duration_s,
             "--warmup": self.warmup_s,
             "--burst": self.burst,
-            "--rounds": self.rounds,
+            "--bursts": self.bursts,
             "--rate": self.rate_per_s,
             "--depth": self.depth,
             "--connect-timeout": self.connect_timeout_s,
@@ -62,9 +68,19 @@ class RunOptions:
         return [*words, "--crr"] if self.crr else words
 
     @property
+    def most_open(self) -> int:
+        """The largest number of connections open at once."""
+        return self.burst or self.connections or DEFAULT_CONNECTIONS
+
+    @property
+    def requests(self) -> int | None:
+        """The number of requests that it makes; None if it makes as many as there is time for."""
+        return self.burst * (self.bursts or DEFAULT_BURSTS) if self.burst else self.count
+
+    @property
     def is_alone(self) -> bool:
         """One connection in one thread. Then the CPU of the client matters."""
-        return self.connections == 1 and self.threads == 1 and self.burst is None
+        return self.most_open == 1 and self.threads == 1 and self.burst is None
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,14 @@ class Measurement:
     latency: Latency
 
 
-def measure(
+def check(options: RunOptions) -> None:
+    """Has bench check the options, before anything is set up for the runs. Raises UsageError, Unavailable."""
+    command = [str(programs.find("bench")), "--dry-run", *options.arguments()]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace", check=False)
+    _raise_failure(done.returncode, done.stderr.splitlines())
+
+
+def run_bench(
     host: str,
     port: int,
     options: RunOptions,

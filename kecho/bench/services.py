@@ -15,7 +15,7 @@ from typing import Any
 from kecho.backends import base as backends
 from kecho.bench.targets import Target, reachable
 from kecho.kernel import features, sysctl
-from kecho.model.config import DEFAULT_BACKLOG, DEFAULT_BINDS, Config, family_of
+from kecho.model.config import DEFAULT_BINDS, Config, family_of
 from kecho.model.errors import KechoError, Unavailable, UsageError
 from kecho.service import rundir
 from kecho.service.client import Client
@@ -58,8 +58,8 @@ def parse(text: str) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def brought_up(names: Sequence[str], connections: int, binds: Sequence[str] = ()) -> Iterator[Fleet]:
-    """Brings variants up on ports of their own, with a backlog for `connections`, and takes them down in the end.
+def brought_up(names: Sequence[str], binds: Sequence[str] = ()) -> Iterator[Fleet]:
+    """Brings variants up on ports of their own, and takes them down in the end.
 
     They listen on `binds`, by default on loopback. What this machine cannot run is left out. The services end with this
     process, even if it is killed.
@@ -76,7 +76,7 @@ def brought_up(names: Sequence[str], connections: int, binds: Sequence[str] = ()
     try:
         for name in names:
             try:
-                targets.append(stack.enter_context(_service(name, connections, binds or _loopback())))
+                targets.append(stack.enter_context(_service(name, binds or _loopback())))
             except Unavailable as e:
                 left_out[name] = str(e)
         if not targets:
@@ -88,14 +88,14 @@ def brought_up(names: Sequence[str], connections: int, binds: Sequence[str] = ()
 
 
 @contextlib.contextmanager
-def _service(variant: str, connections: int, binds: Sequence[str]) -> Iterator[Target]:
+def _service(variant: str, binds: Sequence[str]) -> Iterator[Target]:
     from kecho.service.controller import run_background
 
     mode = VARIANTS[variant]["mode"]
     backend = backends.backend(mode)
     backends.check(backend.features())
     name = f"bench-{os.getpid()}-{variant.replace(':', '-')}"
-    backlog = max(DEFAULT_BACKLOG, connections)
+    backlog = sysctl.somaxconn()
     config = Config(name=name, port=free_port(binds), binds=tuple(binds), backlog=backlog, **VARIANTS[variant])
     try:
         run_background(config, backend(), dies_with_parent=True)

@@ -99,9 +99,9 @@ class Summary:
         return self.runs[0].options.get("rate_per_s")
 
     @functools.cached_property
-    def round_ns(self) -> float | None:
-        """The duration of a round of a burst."""
-        took = [run.options["round_ns"]["p50"] for run in self.runs if "round_ns" in run.options]
+    def burst_ns(self) -> float | None:
+        """How long a burst took."""
+        took = [run.options["burst_ns"]["p50"] for run in self.runs if "burst_ns" in run.options]
         return median(took) if took else None
 
     @functools.cached_property
@@ -153,8 +153,8 @@ class Summary:
             if self.kernel
             else None,
         }
-        if self.round_ns is not None:
-            obj["round_ns"] = self.round_ns
+        if self.burst_ns is not None:
+            obj["burst_ns"] = self.burst_ns
         return obj
 
     def _path_json(self, name: str, stats: PathStats) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def _rows(file: str, result: Result) -> Iterator[dict[str, Any]]:
             **_ratios(run, baseline.get((run.load, run.repeat))),
             **{f"{name}_ns": getattr(run.latency, name) if run.latency.count else None for name in exact},
             **{f"{name}_ns": ns for name, ns in run.latency.percentiles.items()},
-            "round_p50_ns": run.options.get("round_ns", {}).get("p50"),
+            "burst_p50_ns": run.options.get("burst_ns", {}).get("p50"),
             "listen_drops": run.listened.drops if run.listened else None,
             **_inside(run),
         }

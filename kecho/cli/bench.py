@@ -7,17 +7,19 @@ import argparse
 import functools
 import itertools
 import json
+import os
 import shlex
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from kecho import __version__
-from kecho.bench import compare, outputs, progress, services, surroundings, targets
+from kecho.bench import outputs, progress, rounds, runner, services, surroundings, targets
 from kecho.bench.host import Host
 from kecho.bench.interval import MIN_ROUNDS
 from kecho.bench.plan import STDOUT, Plan
 from kecho.bench.result import Result
-from kecho.bench.runner import RunOptions
+from kecho.bench.runner import DEFAULT_BURSTS, DEFAULT_CONNECTIONS, DEFAULT_SEED, DEFAULT_TIMEOUT_S, RunOptions
 from kecho.cli import values
 from kecho.cli.options import Subparsers, add_command, add_wide, columns, table_width
 from kecho.model.errors import KechoError, UsageError
@@ -46,7 +48,7 @@ examples:
   sudo kecho-ctl bench --compare user,user:io_uring,sockmap:egress,sockmap:skb,module
   kecho-ctl bench --connections 1,10,100,1000 --size 64,1K,16K --csv out.csv --plot out.png
   kecho-ctl bench --connections 100 --threads 2 --size 1K --duration 5
-  kecho-ctl bench --burst 1000 --rounds 10         1,000 connections that send at once, ten times
+  kecho-ctl bench --burst 1000 --bursts 10         1,000 connections that send at once, ten times
   kecho-ctl bench --rate 5000 --connections 10     a stall of the server shows: no coordinated omission
   kecho-ctl bench --count 100000 --plot out.png --json=out.json
   kecho-ctl bench --json | jq .targets
@@ -79,21 +81,21 @@ def add(commands: Subparsers) -> None:
         "--connections",
         type=values.list_of(values.whole),
         metavar="N,…",
-        help="how many connections the client makes and keeps busy (default 1); several numbers are a sweep",
+        help=f"how many connections the client keeps busy (default {DEFAULT_CONNECTIONS}); several numbers are a sweep",
     )
     add(
         "--threads",
         type=values.whole,
-        default=1,
+        default=RunOptions.threads,
         metavar="M",
-        help="how many threads the client has (default 1); in a sweep at most one a connection",
+        help="how many threads the client has (default %(default)s); in a sweep at most one a connection",
     )
     add(
         "--size",
         type=values.list_of(values.size),
-        default=(64,),
+        default=(RunOptions.size_bytes,),
         metavar="B,…",
-        help="how many bytes a message has, 1 to 1M (default 64); several sizes are a sweep",
+        help=f"how many bytes a message has, 1 to 1M (default {RunOptions.size_bytes}); several sizes are a sweep",
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--count", type=values.whole, metavar="K", help="measure K requests in each run")
@@ -126,11 +128,12 @@ def add(commands: Subparsers) -> None:
         "--crr", action="store_true", help="make a connection for each request; latency counts from connect() on"
     )
     workload.add_argument(
-        "--depth", type=values.whole, metavar="D", help="keep D requests under way on each connection"
+        "--depth", type=values.whole, metavar="D", help="keep D requests in flight on each connection"
     )
-    add("--rounds", type=values.whole, metavar="R", help="repeat a burst R times in each run (default 10)")
-    add("--connect-timeout", type=values.seconds, metavar="S", help="give a connection S seconds (default 10)")
-    add("--io-timeout", type=values.seconds, metavar="S", help="give a reply S seconds (default 10)")
+    add("--bursts", type=values.whole, metavar="R", help=f"make R bursts in each run (default {DEFAULT_BURSTS})")
+    timeout = f"(default {DEFAULT_TIMEOUT_S})"
+    add("--connect-timeout", type=values.seconds, metavar="S", help=f"give a connection S seconds {timeout}")
+    add("--io-timeout", type=values.seconds, metavar="S", help=f"give a reply S seconds {timeout}")
     add("--cpus", metavar="LIST", help="run the client's threads on these CPUs, as in 0,2-3, or on any: none")
     add(
         "--repeat",
@@ -154,7 +157,8 @@ def add(commands: Subparsers) -> None:
         metavar="MS",
         help="with --topology veth, delay each way by MS milliseconds (netem)",
     )
-    add("--seed", type=values.whole, metavar="N", help="draw payloads, and the order in a round, from N (default 1)")
+    seeded = f"draw payloads, and the order in a round, from N (default {DEFAULT_SEED})"
+    add("--seed", type=values.whole, metavar="N", help=seeded)
     add(
         "--json",
         nargs="?",
@@ -173,12 +177,15 @@ def plan_of(args: argparse.Namespace) -> Plan:
     veth = args.topology == "veth"
     if args.delay and not veth:
         raise UsageError("--delay is for --topology veth")
+    sweep = sweep_of(args)
+    for options in sweep:
+        runner.check(options)
     return Plan(
-        sweep=sweep_of(args),
+        sweep=sweep,
         repeats=args.repeat or (COMPARE_REPEATS if args.compare else DEFAULT_REPEATS),
         targets=tuple(args.targets),
         variants=args.compare or (),
-        seed=args.seed or 1,
+        seed=args.seed or DEFAULT_SEED,
         tuned=args.tune,
         veth=veth,
         delay_ms=args.delay,
@@ -190,29 +197,24 @@ def plan_of(args: argparse.Namespace) -> Plan:
 
 
 def sweep_of(args: argparse.Namespace) -> tuple[RunOptions, ...]:
-    """The options of the load generator for each load. Raises UsageError for options that exclude each other."""
-    burst = args.burst is not None
-    if burst:
-        for option in ("count", "duration", "warmup"):
-            if getattr(args, option) is not None:
-                raise UsageError(f"--burst has --rounds, and no --{option}")
-        if args.connections:
-            raise UsageError("--burst has its own number of connections, no --connections")
-    elif args.rounds is not None:
-        raise UsageError("--rounds is for --burst")
-    timed = not burst and args.count is None
-    sweep_over = args.connections or (1,)
-    default_s = COMPARE_DURATION_S if args.compare else DEFAULT_DURATION_S
+    """The options of the load generator for each load."""
+    duration_s, warmup_s = args.duration, args.warmup
+    if args.burst is None:
+        if duration_s is None and args.count is None:
+            duration_s = COMPARE_DURATION_S if args.compare else DEFAULT_DURATION_S
+        if warmup_s is None:
+            warmup_s = DEFAULT_WARMUP_S
+    sweep_over = args.connections or (None,)
     sweep = [
         RunOptions(
             connections=connections,
-            threads=min(args.threads, connections) if len(sweep_over) > 1 else args.threads,
+            threads=min(args.threads, connections) if connections and len(sweep_over) > 1 else args.threads,
             size_bytes=size,
             count=args.count,
-            duration_s=(default_s if args.duration is None else args.duration) if timed else None,
-            warmup_s=None if burst else DEFAULT_WARMUP_S if args.warmup is None else args.warmup,
+            duration_s=duration_s,
+            warmup_s=warmup_s,
             burst=args.burst,
-            rounds=args.rounds,
+            bursts=args.bursts,
             rate_per_s=args.rate,
             crr=args.crr,
             depth=args.depth,
@@ -226,7 +228,16 @@ def sweep_of(args: argparse.Namespace) -> tuple[RunOptions, ...]:
     ]
     # All loads of a sweep have the same pinning, so that they are comparable.
     alone = all(options.is_alone for options in sweep)
-    return tuple(compare.pin(options, alone) for options in sweep)
+    return tuple(_pinned(options, alone) for options in sweep)
+
+
+def _pinned(options: RunOptions, alone: bool) -> RunOptions:
+    """Pins a client that is `alone` to the last CPU that this process may use, unless `cpus` is given."""
+    if options.cpus == "none":
+        return replace(options, cpus=None)
+    if options.cpus is None and alone:
+        return replace(options, cpus=str(max(os.sched_getaffinity(0))))
+    return options
 
 
 def run(args: argparse.Namespace) -> int:
@@ -246,7 +257,7 @@ def measure(plan: Plan) -> Result:
     named = targets.choose(plan.targets, far) if plan.targets or not plan.variants else []
     with (
         surroundings.entered(plan, _say) as client,
-        services.brought_up(plan.variants, plan.connections, client.addresses if client else ()) as fleet,
+        services.brought_up(plan.variants, client.addresses if client else ()) as fleet,
     ):
         chosen = surroundings.placed(targets.baseline_first([*named, *fleet.targets]), client)
         left_out = {**far, **fleet.left_out}
@@ -265,7 +276,7 @@ def measure(plan: Plan) -> Result:
             order=tuple(target.name for target in chosen),
         )
         with progress.bar() as show_progress:
-            return compare.measure_all(plan, chosen, empty, show_progress, functools.partial(_save_round, plan))
+            return rounds.make_all(plan, chosen, empty, show_progress, functools.partial(_save_round, plan))
 
 
 def _save_round(plan: Plan, result: Result) -> None:

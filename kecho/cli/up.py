@@ -67,7 +67,7 @@ examples:
         "--limit",
         type=values.size,
         metavar="BYTES",
-        help="sockmap: what a connection may have on its way in the kernel, 4K to 1024M "
+        help="sockmap: what a connection may have in flight in the kernel, 4K to 1024M "
         f"(default {config.DEFAULT_LIMIT_BYTES >> 20}M)",
     )
     parser.add_argument(
@@ -131,8 +131,7 @@ def _config_of(args: argparse.Namespace, own: Mapping[str, Any]) -> config.Confi
     from kecho.kernel import features, sysctl
 
     binds = args.bind or [bind for bind in config.DEFAULT_BINDS if features.can_bind(bind)]
-    # A path that answers before accept() fills the queue quickly.
-    backlog = int(sysctl.read("net.core.somaxconn")) if args.backlog is None else args.backlog
+    backlog = sysctl.somaxconn() if args.backlog is None else args.backlog
     return config.Config(mode=args.mode, name=args.name, port=args.port, binds=tuple(binds), backlog=backlog, **own)
 
 

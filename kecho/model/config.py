@@ -14,7 +14,6 @@ from kecho.model.errors import UsageError
 DEFAULT_NAME = "kecho"
 DEFAULT_PORT = 12345
 DEFAULT_BINDS = ("127.0.0.1", "::1")
-DEFAULT_BACKLOG = 128
 DEFAULT_LIMIT_BYTES = 4 << 20
 MIN_LIMIT_BYTES = 4 << 10
 MAX_LIMIT_BYTES = 1 << 30
@@ -32,7 +31,7 @@ class Config:
     name: str = DEFAULT_NAME
     port: int = DEFAULT_PORT
     binds: tuple[str, ...] = DEFAULT_BINDS
-    backlog: int = DEFAULT_BACKLOG
+    backlog: int
     path: str = "auto"
     limit_bytes: int = DEFAULT_LIMIT_BYTES
     latency: bool = True

@@ -28,7 +28,7 @@ _DISAGREEMENT = 2.0  # from this factor between the ratios of p50 and of request
 
 
 # The columns that give way in a narrow terminal, in this order; --wide has all.
-_OUTSIDE_GIVES_WAY = ("p90", "mode", "p99.9", "max", "path", "MB/s", "round", "offered/s", "ratio")
+_OUTSIDE_GIVES_WAY = ("p90", "mode", "p99.9", "max", "path", "MB/s", "burst", "offered/s", "ratio")
 _COMPARISON_GIVES_WAY = ("rounds", "of requests/s", "requests/s", "of p50")
 _INSIDE_GIVES_WAY = ("fallbacks", "bytes", "echoes", "outside p99", "inside p99")
 
@@ -69,8 +69,8 @@ def headline(result: Result) -> list[str]:
         _several([run.options["threads"] for run in result.runs], "thread"),
         f"{', '.join(f'{size:,}' for size in dict.fromkeys(load.size_bytes for load in loads))} B",
     ]
-    if "rounds" in options:
-        parts.append(plural(options["rounds"], "round"))
+    if "bursts" in options:
+        parts.append(plural(options["bursts"], "burst"))
     if cpus := options.get("cpus"):
         parts.append(f"client on CPU {cpus}")
     if options.get("topology") == "veth":
@@ -111,9 +111,9 @@ def caveats(result: Result) -> list[str]:
             said.append(
                 f"{where}: p50 says {ratio(comparison.p50.value)}, requests a second say "
                 f"{ratio(comparison.requests_per_s.value if comparison.requests_per_s else None)}: with more than one "
-                "request under way a short latency is no throughput, nor the other way round (docs/metrics.md)"
+                "request in flight a short latency is no throughput, nor the other way round (docs/metrics.md)"
             )
-    if any("rounds" in run.options and "round_ns" not in run.options for run in result.runs):
+    if any("bursts" in run.options and "burst_ns" not in run.options for run in result.runs):
         said.append("an older kecho measured this burst: latency counts from each request's send, not from the release")
     return said
 
@@ -219,12 +219,12 @@ def _outside_lines(result: Result, swept: bool, room: int | None) -> list[str]:
 
     Megabytes a second have the ratio of requests a second: under one load all requests are of one size.
     """
-    burst = any(target.round_ns is not None for target in result.targets)
+    burst = any(target.burst_ns is not None for target in result.targets)
     offered = any(target.offered_per_s for target in result.targets)
     titles = ["target", "mode", "path", *PERCENTILE_TITLES.values(), "max", "p50 ratio"]
     titles += [*(["offered/s"] if offered else []), "requests/s", "MB/s", "ratio"]
     if burst:
-        titles.append("round")
+        titles.append("burst")
     rows = []
     for target in result.targets:
         comparison = result.compare(target)
@@ -242,7 +242,7 @@ def _outside_lines(result: Result, swept: bool, room: int | None) -> list[str]:
             ratio(rate.value if rate else None),
         ]
         if burst:
-            cells.append(duration(target.round_ns, gap=""))
+            cells.append(duration(target.burst_ns, gap=""))
         rows.append((target, cells))
     return _target_table(titles, rows, 3, swept, room, _OUTSIDE_GIVES_WAY)
 

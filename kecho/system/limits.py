@@ -14,10 +14,10 @@ from typing import Any
 
 from kecho.kernel import sysctl
 from kecho.kernel.sockets import listen_counters
+from kecho.kernel.sysctl import SOMAXCONN
 from kecho.model.snapshot import SCHEMA
 from kecho.model.units import plural
 
-SOMAXCONN = "net.core.somaxconn"
 SYN_BACKLOG = "net.ipv4.tcp_max_syn_backlog"
 PORT_RANGE = "net.ipv4.ip_local_port_range"  # for IPv6 too
 SYN_COOKIES = "net.ipv4.tcp_syncookies"
@@ -80,7 +80,7 @@ class Limits:
         """The current limits of this process and its network namespace."""
         first, last = map(int, sysctl.read(PORT_RANGE).split())
         return cls(
-            int(sysctl.read(SOMAXCONN)),
+            sysctl.somaxconn(),
             int(sysctl.read(SYN_BACKLOG)),
             int(sysctl.read(SYN_COOKIES)),
             first,
@@ -220,5 +220,5 @@ def text(found: Mapping[str, Any], width: int = 80) -> str:
         subsequent_indent=" " * 48,
     )
     for name, entry in found["raised"].items():
-        lines.append(f"{name} is raised, from {entry['old']}: by a run under way, or one that was killed")
+        lines.append(f"{name} is raised, from {entry['old']}: by a run that goes on, or one that was killed")
     return "\n".join([*lines, *("\n".join(textwrap.wrap(one, width)) for one in found["distortions"])])

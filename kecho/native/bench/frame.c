@@ -4,20 +4,20 @@
 #include "supervise.h"
 
 /* Records the time from the release to the last reply of all threads. */
-static bool end_round(struct thread *thread)
+static bool end_burst(struct thread *thread)
 {
-	uint64_t round_ns;
+	uint64_t burst_ns;
 
 	if (!run_gate(thread->run))
 		return false;
-	round_ns = thread->run->opened_ns - thread->release_ns;
-	thread->elapsed_ns += round_ns;
-	if (!thread->index && !samples_put(&thread->rounds, round_ns))
-		return run_fail(thread, "out of memory for the times of the rounds");
+	burst_ns = thread->run->opened_ns - thread->release_ns;
+	thread->elapsed_ns += burst_ns;
+	if (!thread->index && !samples_put(&thread->bursts, burst_ns))
+		return run_fail(thread, "out of memory for the times of the bursts");
 	return true;
 }
 
-static bool frame_round(struct thread *thread)
+static bool frame_once(struct thread *thread)
 {
 	const struct mode *mode = thread->run->options->mode;
 	bool driven;
@@ -29,8 +29,8 @@ static bool frame_round(struct thread *thread)
 	if (!run_release(thread))
 		return false;
 	driven = mode->drive ? mode->drive(thread) : drive(thread);
-	if (mode->in_rounds)
-		driven = driven && end_round(thread);
+	if (mode->in_bursts)
+		driven = driven && end_burst(thread);
 	else if (thread->last_ns > thread->record_ns)
 		thread->elapsed_ns = thread->last_ns - thread->record_ns;
 	if (!driven)
@@ -44,9 +44,9 @@ static bool frame_round(struct thread *thread)
 void frame_run(struct thread *thread)
 {
 	const struct options *o = thread->run->options;
-	unsigned int rounds = o->mode->in_rounds ? o->rounds : 1;
+	unsigned int bursts = o->mode->in_bursts ? o->bursts : 1;
 
-	while (rounds-- && frame_round(thread))
+	while (bursts-- && frame_once(thread))
 		;
 	conns_close(thread);
 }

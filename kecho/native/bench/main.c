@@ -76,7 +76,7 @@ static struct thread *thread_new(struct run *run, unsigned int index, uint32_t f
 static void thread_free(struct thread *thread)
 {
 	samples_free(&thread->samples);
-	samples_free(&thread->rounds);
+	samples_free(&thread->bursts);
 	free(thread->payload.template);
 	free(thread->buffer);
 	close(thread->epoll_fd);
@@ -103,8 +103,8 @@ static struct result collect(struct run *run, bool interrupted)
 		result.warmups += thread->warmups;
 	}
 	result.histogram = &run->threads[0]->histogram;
-	samples_sort(&run->threads[0]->rounds);
-	result.rounds = &run->threads[0]->rounds;
+	samples_sort(&run->threads[0]->bursts);
+	result.bursts = &run->threads[0]->bursts;
 	return result;
 }
 
@@ -201,6 +201,10 @@ int main(int argc, char **argv)
 
 	program_name = "bench";
 	options_parse(&options, argc, argv);
+	if (options.dry_run) {
+		options_free(&options);
+		return EXIT_DONE;
+	}
 	need_descriptors(&options);
 	code = bench(&options);
 	options_free(&options);

@@ -12,7 +12,7 @@
 struct mode {
 	const char *name;
 	bool connects; /* its requests make their connections; otherwise frame.c makes them first */
-	bool in_rounds; /* everything is repeated --rounds times */
+	bool in_bursts; /* everything is repeated --bursts times */
 	/* Dies with EXIT_USAGE if the options contradict each other; may be NULL. */
 	void (*check)(const struct options *options);
 	/* Called before a thread is released; may be NULL. */

@@ -11,37 +11,50 @@
 #define MAX_CONNECTIONS 15000
 #define MAX_THREADS	256
 #define MAX_SIZE	(1024 * 1024)
-#define DEFAULT_NS	5000000000ull
 #define LONGEST_S	3600.0
+#define NS_PER_S	1000000000ull
 
+/* kecho/bench/runner.py knows these too; a test holds both sides to them. */
+#define DEFAULT_PORT	    12345
+#define DEFAULT_CONNECTIONS 1
+#define DEFAULT_THREADS	    1
+#define DEFAULT_SIZE	    64
+#define DEFAULT_SEED	    1
+#define DEFAULT_S	    5
+#define DEFAULT_TIMEOUT_S   10
+#define DEFAULT_BURSTS	    10
+
+#define TEXT_OF(macro)	TEXT_OF_(macro)
+#define TEXT_OF_(value) #value
+
+/* clang-format off */
 static const char usage[] =
 	"Usage: bench [OPTION]...\n"
 	"Measure the response time of a TCP echo server and verify every byte it sends.\n"
 	"\n"
 	"Where:\n"
-	"  --host ADDR            connect to this numeric IPv4 or IPv6 address (default "
-	"127.0.0.1)\n"
-	"  --port PORT            and this port (default 12345)\n"
+	"  --host ADDR            connect to this numeric IPv4 or IPv6 address (default 127.0.0.1)\n"
+	"  --port PORT            and this port (default " TEXT_OF(DEFAULT_PORT) ")\n"
 	"What:\n"
-	"  --connections N        keep N connections busy, 1 to 15000 (default 1)\n"
-	"  --threads M            share the connections among M threads (default 1)\n"
+	"  --connections N        keep N connections busy, 1 to " TEXT_OF(MAX_CONNECTIONS) " (default " TEXT_OF(DEFAULT_CONNECTIONS) ")\n"
+	"  --threads M            share the connections among M threads (default " TEXT_OF(DEFAULT_THREADS) ")\n"
 	"  --cpus LIST            run thread i on the i-th of these CPUs, as in 0,2-3\n"
-	"  --size BYTES           send messages of this size, 1 to 1M (default 64)\n"
-	"  --seed N               draw the payloads from N (default 1)\n"
+	"  --size BYTES           send messages of this size, 1 to 1M (default " TEXT_OF(DEFAULT_SIZE) ")\n"
+	"  --seed N               draw the payloads from N (default " TEXT_OF(DEFAULT_SEED) ")\n"
 	"How long:\n"
 	"  --count K              measure K requests, over all connections\n"
-	"  --duration S           measure for S seconds (default 5, unless --count is given)\n"
+	"  --duration S           measure for S seconds (default " TEXT_OF(DEFAULT_S) ", unless --count is given)\n"
 	"  --warmup S             verify, and do not measure, for S seconds before (default 0)\n"
-	"  --connect-timeout S    give a connection S seconds to be made (default 10)\n"
-	"  --io-timeout S         give a reply S seconds to come (default 10)\n"
-	"Instead of the closed loop, where a connection has one request under way:\n"
+	"  --connect-timeout S    give a connection S seconds to be made (default " TEXT_OF(DEFAULT_TIMEOUT_S) ")\n"
+	"  --io-timeout S         give a reply S seconds to come (default " TEXT_OF(DEFAULT_TIMEOUT_S) ")\n"
+	"Instead of the closed loop, where a connection has one request in flight:\n"
 	"  --burst N              send one message on each of N connections, all at once; latency\n"
 	"                         counts from that moment\n"
-	"  --rounds R             repeat a burst R times (default 10)\n"
+	"  --bursts R             make R bursts (default " TEXT_OF(DEFAULT_BURSTS) ")\n"
 	"  --rate R               let R requests a second be due, over all connections; latency\n"
 	"                         counts from when each was due, sent or not\n"
 	"  --crr                  make a connection for each request; latency from connect() on\n"
-	"  --depth D              keep D requests under way on each connection, 1 to 1024\n"
+	"  --depth D              keep D requests in flight on each connection, 1 to 1024\n"
 	"Output:\n"
 	"  --json                 print one JSON object; latencies are in nanoseconds\n"
 	"  --hdr FILE             write the histogram as a HdrHistogram log too\n"
@@ -49,6 +62,7 @@ static const char usage[] =
 	"  --progress             print a JSON line on stderr every 200 ms\n"
 	"  --hold                 wait after the warm-up, with such a line of phase hold, for a\n"
 	"                         line on stdin\n"
+	"  --dry-run              only check the options\n"
 	"  --help                 print this\n"
 	"\n"
 	"Exit status: 0 done; 1 an error, of the server or here, told in one line; 2 wrong usage;\n"
@@ -58,9 +72,10 @@ static const char usage[] =
 	"  bench                                          64 B ping-pong for 5 s\n"
 	"  bench --cpus 1 --warmup 0.5 --count 100000     pinned, a fixed number of requests\n"
 	"  bench --connections 1000 --threads 2 --size 1K --json\n"
-	"  bench --burst 1000 --rounds 10                 the classic kecho benchmark\n"
+	"  bench --burst 1000 --bursts 10                 the classic kecho benchmark\n"
 	"  bench --rate 5000 --connections 10 --duration 10 --hdr out.hlog\n"
 	"  bench --host ::1 --port 7 --size 1M            any echo server, in large messages\n";
+/* clang-format on */
 
 /* Parses "0,2-3" into a list that the options own. */
 static void parse_cpus(const struct arg *arg, const char *text)
@@ -121,20 +136,20 @@ static void check_options(struct options *o, unsigned int burst)
 {
 	if (burst && o->connections)
 		die(EXIT_USAGE, "--burst has its own number of connections, no --connections");
-	o->connections = burst ? burst : o->connections ? o->connections : 1;
+	o->connections = burst ? burst : o->connections ? o->connections : DEFAULT_CONNECTIONS;
 	if (o->threads > o->connections)
 		die(EXIT_USAGE, "--threads %u is more than there are connections (%u)", o->threads,
 		    o->connections);
-	if (o->rounds && o->mode != &mode_burst)
-		die(EXIT_USAGE, "--rounds goes with --burst");
+	if (o->bursts && o->mode != &mode_burst)
+		die(EXIT_USAGE, "--bursts goes with --burst");
 	if (o->hold && o->mode == &mode_burst)
 		die(EXIT_USAGE, "--hold and --burst do not go together");
-	if (!o->rounds)
-		o->rounds = 10;
+	if (!o->bursts)
+		o->bursts = DEFAULT_BURSTS;
 	if (o->mode->check)
 		o->mode->check(o);
 	if (o->count == NO_LIMIT && o->duration_ns == NO_LIMIT && o->mode != &mode_burst)
-		o->duration_ns = DEFAULT_NS;
+		o->duration_ns = DEFAULT_S * NS_PER_S;
 }
 
 void options_parse(struct options *o, int argc, char **argv)
@@ -156,7 +171,7 @@ void options_parse(struct options *o, int argc, char **argv)
 		ARG_SECONDS("--io-timeout", o->io_timeout_ns, 0.001, LONGEST_S),
 		{"--burst", arg_number, &burst, sizeof(burst), 1, MAX_CONNECTIONS,
 		 .tag = &mode_burst},
-		ARG_NUMBER("--rounds", o->rounds, 1, 1000000),
+		ARG_NUMBER("--bursts", o->bursts, 1, 1000000),
 		{"--rate", arg_decimal, &o->rate, .lowest = 0.001, .highest = 1e8,
 		 .tag = &mode_open},
 		{"--crr", NULL, &crr, .tag = &mode_crr},
@@ -166,20 +181,21 @@ void options_parse(struct options *o, int argc, char **argv)
 		ARG_TEXT("--raw", o->raw),
 		ARG_FLAG("--json", o->json),
 		ARG_FLAG("--progress", o->progress),
+		ARG_FLAG("--dry-run", o->dry_run),
 		ARG_FLAG("--hold", o->hold),
 	};
 
 	*o = (struct options){
 		.mode = &mode_closed,
 		.host = "127.0.0.1",
-		.port = 12345,
-		.threads = 1,
-		.size_bytes = 64,
+		.port = DEFAULT_PORT,
+		.threads = DEFAULT_THREADS,
+		.size_bytes = DEFAULT_SIZE,
 		.count = NO_LIMIT,
 		.duration_ns = NO_LIMIT,
-		.connect_timeout_ns = 10000000000ull,
-		.io_timeout_ns = 10000000000ull,
-		.seed = 1,
+		.connect_timeout_ns = DEFAULT_TIMEOUT_S * NS_PER_S,
+		.io_timeout_ns = DEFAULT_TIMEOUT_S * NS_PER_S,
+		.seed = DEFAULT_SEED,
 	};
 	args_parse(args, sizeof(args) / sizeof(args[0]), argc, argv, usage, choose, o);
 	parse_address("--host", o->host, o->port, &o->address);

@@ -27,16 +27,17 @@ struct options {
 	uint64_t connect_timeout_ns;
 	uint64_t io_timeout_ns;
 	uint64_t seed;
-	unsigned int rounds; /* burst */
-	double rate;	     /* open: requests a second, over all threads */
-	unsigned int depth;  /* pipeline: requests in flight on a connection */
-	const char *hdr;     /* file names, or NULL */
+	unsigned int bursts;
+	double rate;	    /* open: requests a second, over all threads */
+	unsigned int depth; /* pipeline: requests in flight on a connection */
+	const char *hdr;    /* file names, or NULL */
 	const char *raw;
 	const unsigned int *cpus; /* thread i runs on cpus[i % ncpus] */
 	unsigned int ncpus;	  /* 0: the scheduler chooses */
 	bool json;
 	bool progress;
-	bool hold; /* wait for a line on stdin between warm-up and measured phase */
+	bool dry_run; /* only check the options */
+	bool hold;    /* wait for a line on stdin between warm-up and measured phase */
 };
 
 /* Dies with EXIT_USAGE on an error. */

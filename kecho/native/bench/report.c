@@ -45,12 +45,12 @@ void report_text(const struct result *r)
 		printf("  %-10s %16.3f us  at most %.3f us; %llu never sent\n", "late by",
 		       (double)r->late_sum_ns / (double)h->total / 1e3,
 		       (double)r->late_max_ns / 1e3, (unsigned long long)r->unsent);
-	if (r->rounds->count) {
-		const size_t longest = r->rounds->count - 1, median = longest / 2;
+	if (r->bursts->count) {
+		const size_t longest = r->bursts->count - 1, median = longest / 2;
 
-		printf("  %-10s %16.3f us  p50; at most %.3f us\n", "round",
-		       (double)r->rounds->values[median] / 1e3,
-		       (double)r->rounds->values[longest] / 1e3);
+		printf("  %-10s %16.3f us  p50; at most %.3f us\n", "burst",
+		       (double)r->bursts->values[median] / 1e3,
+		       (double)r->bursts->values[longest] / 1e3);
 	}
 	printf("  latency\n");
 	print_us("min", (double)h->min);
@@ -96,16 +96,16 @@ static void print_latency(const struct histogram *h, uint64_t unsent)
 	printf("]}");
 }
 
-static void print_rounds(const struct result *r)
+static void print_bursts(const struct result *r)
 {
-	const struct samples *rounds = r->rounds;
+	const struct samples *bursts = r->bursts;
 
-	printf(",\"rounds\":%u", r->options->rounds);
-	if (rounds->count)
-		printf(",\"round_ns\":{\"min\":%llu,\"p50\":%llu,\"max\":%llu}",
-		       (unsigned long long)rounds->values[0],
-		       (unsigned long long)rounds->values[(rounds->count - 1) / 2],
-		       (unsigned long long)rounds->values[rounds->count - 1]);
+	printf(",\"bursts\":%u", r->options->bursts);
+	if (bursts->count)
+		printf(",\"burst_ns\":{\"min\":%llu,\"p50\":%llu,\"max\":%llu}",
+		       (unsigned long long)bursts->values[0],
+		       (unsigned long long)bursts->values[(bursts->count - 1) / 2],
+		       (unsigned long long)bursts->values[bursts->count - 1]);
 }
 
 /* No string here needs escaping: the host is a numeric address. */
@@ -120,7 +120,7 @@ void report_json(const struct result *r)
 	if (o->hold)
 		printf(",\"held\":true");
 	if (o->mode == &mode_burst)
-		print_rounds(r);
+		print_bursts(r);
 	else
 		printf(",\"warmup_requests\":%llu", (unsigned long long)r->warmups);
 	if (o->mode == &mode_pipeline)

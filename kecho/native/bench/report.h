@@ -13,7 +13,7 @@
 struct result {
 	const struct options *options;
 	const struct histogram *histogram;
-	const struct samples *rounds; /* of a burst, sorted by duration; otherwise empty */
+	const struct samples *bursts; /* of a burst, sorted by duration; otherwise empty */
 	uint64_t elapsed_ns;
 	uint64_t late_sum_ns;
 	uint64_t late_max_ns;

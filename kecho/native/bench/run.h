@@ -63,7 +63,7 @@ struct thread {
 	uint64_t late_max_ns;
 	uint64_t unsent;	/* open: due before the end and never begun */
 	struct samples samples; /* empty without --raw */
-	struct samples rounds;	/* burst, first thread only: durations of rounds in ns */
+	struct samples bursts;	/* first thread only: durations of bursts in ns */
 	int epoll_fd;
 	unsigned char *buffer; /* of buffer_bytes, larger than any reply */
 	size_t buffer_bytes;

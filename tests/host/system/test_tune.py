@@ -398,7 +398,7 @@ def test_what_is_raised_is_shown_to_all(run: Start, namespace: str) -> None:
     assert found["raised"][SOMAXCONN] == {"old": "4096", "ours": ["20000"]}
     assert all(row["raised_to"] is None for row in found["limits"] if row["name"] != "descriptors")
     shown = capture(*command).stdout
-    assert f"{SOMAXCONN} is raised, from 4096: by a run under way, or one that was killed\n" in shown
+    assert f"{SOMAXCONN} is raised, from 4096: by a run that goes on, or one that was killed\n" in shown
 
 
 # ---- bench ----

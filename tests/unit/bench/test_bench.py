@@ -30,12 +30,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from native_support import ScriptedServer, wait_for
 
-from kecho.bench import compare, outputs, progress, runner, targets
+from kecho.bench import outputs, progress, runner, targets
 from kecho.bench.host import Host, compiler
 from kecho.bench.interval import MIN_ROUNDS
 from kecho.bench.latency import Latency
 from kecho.bench.plan import Plan
 from kecho.bench.result import Result, load
+from kecho.bench.rounds import Step, make_all, make_run, steps
 from kecho.bench.run import Run
 from kecho.cli import bench as command
 from kecho.model.errors import KechoError, Unavailable, UsageError, one_line
@@ -217,13 +218,16 @@ def test_latency_and_throughput_that_disagree_are_noted() -> None:
 
 
 def test_a_burst_of_before_latency_counted_from_the_release_says_so() -> None:
-    options = {**samples.OPTIONS, "mode": "burst", "rounds": 3}
+    options = {**samples.OPTIONS, "mode": "burst", "bursts": 3}
     assert "an older kecho" in caveats(samples.result(samples.run("slow", [5], options=options)))[0]
-    new = {**options, "round_ns": {"min": 1, "p50": 2, "max": 3}}
+    new = {**options, "burst_ns": {"min": 1, "p50": 2, "max": 3}}
     result = samples.result(samples.run("slow", [5], options=new))
-    assert caveats(result) == [] and result.targets[0].round_ns == 2
-    assert result.to_json()["targets"][0]["round_ns"] == 2
-    assert any(line.split()[-1:] == ["round"] for line in bench_table(result).splitlines())
+    assert caveats(result) == [] and result.targets[0].burst_ns == 2
+    assert result.to_json()["targets"][0]["burst_ns"] == 2
+    assert any(line.split()[-1:] == ["burst"] for line in bench_table(result).splitlines())
+    before = {"rounds": 3, "round_ns": {"min": 1, "p50": 2, "max": 3}}
+    old = {**samples.OPTIONS, "mode": "burst", **before}
+    assert Result.from_json(samples.result(samples.run("slow", [5], options=old)).to_json()).runs == result.runs
 
 
 def with_more_fields(value: Any) -> Any:
@@ -275,14 +279,14 @@ def test_paths_and_kernel_counts_of_a_target() -> None:
     [
         (640, {}, ""),
         (639, {}, "counted 1 bytes less"),
-        (704, {}, ""),  # a request was under way at the end of the warm-up
+        (704, {}, ""),  # a request was in flight at the end of the warm-up
         (705, {}, "counted 65 bytes more"),
         (6400, {"warmup_s": 0.2}, ""),
         (639, {"warmup_s": 0.2}, "counted 1 bytes less"),
         (640, {"warmup_s": 0.2, "held": True}, ""),
         (704, {"warmup_s": 0.2, "held": True}, ""),
         (705, {"warmup_s": 0.2, "held": True}, "counted 65 bytes more"),
-        (640 + 4 * 64, {"depth": 4}, ""),  # and so many are under way on a connection
+        (640 + 4 * 64, {"depth": 4}, ""),  # and so many are in flight on a connection
         (640 + 4 * 64 + 1, {"depth": 4}, "counted 257 bytes more"),
         (640 + 12 * 64, {"depth": 4, "connections": 3}, ""),
     ],
@@ -488,16 +492,16 @@ def parse(*words: str) -> argparse.Namespace:
 
 def test_defaults() -> None:
     (options,) = command.sweep_of(parse())
-    assert (options.connections, options.size_bytes, options.duration_s, options.count) == (1, 64, 2.0, None)
+    assert (options.most_open, options.size_bytes, options.duration_s, options.count) == (1, 64, 2.0, None)
     assert options.cpus == str(max(os.sched_getaffinity(0)))
 
 
 @pytest.mark.parametrize(
     ("words", "arguments"),
     [
-        (["--count", "7", "--cpus", "none"], "--connections 1 --threads 1 --size 64 --count 7 --warmup 0.2"),
+        (["--count", "7", "--cpus", "none"], "--threads 1 --size 64 --count 7 --warmup 0.2"),
         (["--burst", "50"], "--threads 1 --size 64 --burst 50"),
-        (["--burst", "50", "--rounds", "3", "--seed", "9"], "--threads 1 --size 64 --burst 50 --rounds 3 --seed 9"),
+        (["--burst", "50", "--bursts", "3", "--seed", "9"], "--threads 1 --size 64 --burst 50 --bursts 3 --seed 9"),
         (
             ["--connections", "10", "--threads", "2", "--size", "1K", "--duration", "1.5", "--warmup", "0"],
             "--connections 10 --threads 2 --size 1024 --duration 1.5 --warmup 0.0",
@@ -508,16 +512,15 @@ def test_defaults() -> None:
         ),
         (
             ["--rate", "5e3", "--count", "7", "--cpus", "none", "--connect-timeout", "1", "--io-timeout", "2"],
-            "--connections 1 --threads 1 --size 64 --count 7 --warmup 0.2 --rate 5000.0"
-            " --connect-timeout 1.0 --io-timeout 2.0",
+            "--threads 1 --size 64 --count 7 --warmup 0.2 --rate 5000.0 --connect-timeout 1.0 --io-timeout 2.0",
         ),
         (
             ["--crr", "--count", "7", "--cpus", "0"],
-            "--connections 1 --threads 1 --size 64 --count 7 --warmup 0.2 --cpus 0 --crr",
+            "--threads 1 --size 64 --count 7 --warmup 0.2 --cpus 0 --crr",
         ),
         (
             ["--depth", "8", "--count", "7", "--cpus", "none"],
-            "--connections 1 --threads 1 --size 64 --count 7 --warmup 0.2 --depth 8",
+            "--threads 1 --size 64 --count 7 --warmup 0.2 --depth 8",
         ),
     ],
 )
@@ -593,15 +596,18 @@ def test_bad_options_exit_2(words: list[str], capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--rounds", "3"], "--rounds is for --burst"),
-        (["--burst", "3", "--count", "5"], "--burst has --rounds, and no --count"),
-        (["--burst", "3", "--warmup", "1"], "--burst has --rounds, and no --warmup"),
+        (["--bursts", "3"], "--bursts goes with --burst"),
+        (["--burst", "3", "--count", "5"], "--burst has --bursts, and neither --count"),
+        (["--burst", "3", "--warmup", "1"], "--burst has --bursts, and neither --count, --duration nor --warmup"),
         (["--burst", "3", "--connections", "1,2"], "--burst has its own number of connections"),
+        (["--threads", "2"], r"--threads 2 is more than there are connections \(1\)"),
+        (["--compare", "user", "--connections", "1,20000"], "--connections must be a whole number from 1 to 15000"),
+        (["--delay", "1"], "--delay is for --topology veth"),
     ],
 )
 def test_options_that_exclude_each_other(words: list[str], line: str) -> None:
     with pytest.raises(UsageError, match=line):
-        command.sweep_of(parse(*words))
+        command.plan_of(parse(*words))
 
 
 @pytest.mark.parametrize(
@@ -642,7 +648,7 @@ def test_where_a_service_is_reached(binds: list[str], host: str) -> None:
 
 def test_rounds_are_interleaved_load_by_load() -> None:
     plan = Plan((runner.RunOptions(connections=1), runner.RunOptions(connections=5)), repeats=3)
-    made = list(compare.steps(plan, targets.choose(["127.0.0.1:1", "127.0.0.1:2"])))
+    made = list(steps(plan, targets.choose(["127.0.0.1:1", "127.0.0.1:2"])))
     rounds_ = [(step.options.connections, step.repeat) for step in made]
     assert rounds_ == [(connections, repeat) for connections in (1, 5) for repeat in range(3) for _ in range(2)]
     assert [step.number for step in made] == list(range(12))
@@ -655,7 +661,7 @@ def test_the_order_in_a_round_is_drawn_by_the_seed() -> None:
 
     def orders(seed: int) -> list[tuple[int, ...]]:
         chosen = targets.choose([f"127.0.0.1:{port}" for port in (1, 2, 3)])
-        made = list(compare.steps(Plan((runner.RunOptions(),), repeats=20, seed=seed), chosen))
+        made = list(steps(Plan((runner.RunOptions(),), repeats=20, seed=seed), chosen))
         return [tuple(step.target.port for step in made[i : i + 3]) for i in range(0, 60, 3)]
 
     assert orders(1) == orders(1) != orders(2)
@@ -675,7 +681,7 @@ def test_a_table_has_the_targets_as_they_were_named() -> None:
     [
         (runner.RunOptions(count=100), 0.5),
         (runner.RunOptions(burst=10), 0.5),
-        (runner.RunOptions(burst=10, rounds=5), 1.0),
+        (runner.RunOptions(burst=10, bursts=5), 1.0),
         (runner.RunOptions(duration_s=3.0, warmup_s=1.0), 0.25),
         (runner.RunOptions(duration_s=0.0), 1.0),
     ],
@@ -740,7 +746,7 @@ def test_failures_of_the_load_generator(
 ) -> None:
     fake_bench(tmp_path, monkeypatch, script)
     with pytest.raises(error) as caught:
-        runner.measure("127.0.0.1", 1, runner.RunOptions())
+        runner.run_bench("127.0.0.1", 1, runner.RunOptions())
     assert type(caught.value) is error
     assert one_line(caught.value).startswith(line)
 
@@ -780,7 +786,7 @@ def echo_server(request: pytest.FixtureRequest, native: None) -> Iterator[int]:
 
 def test_exact_count(echo_server: int) -> None:
     seen: list[runner.Progress] = []
-    measured = runner.measure("127.0.0.1", echo_server, runner.RunOptions(count=10_007, size_bytes=3), seen.append)
+    measured = runner.run_bench("127.0.0.1", echo_server, runner.RunOptions(count=10_007, size_bytes=3), seen.append)
     assert measured.latency.count == 10_007
     assert not measured.interrupted
     assert measured.options["size_bytes"] == 3
@@ -793,12 +799,12 @@ def test_exact_count(echo_server: int) -> None:
         (runner.RunOptions(count=300, rate_per_s=20_001.5), "open loop at 20,001.5/s: 1 connection"),
         (runner.RunOptions(count=300, crr=True), "connect-request-response: 1 connection"),
         (runner.RunOptions(count=300, depth=4), "pipelined, 4 deep: 1 connection"),
-        (runner.RunOptions(burst=1, rounds=300), "burst: 1 connection"),
+        (runner.RunOptions(burst=1, bursts=300), "burst: 1 connection"),
     ],
 )
 def test_every_way_to_load_a_server(echo_server: int, options: runner.RunOptions, said: str) -> None:
     where = targets.Target("s", "127.0.0.1", echo_server)
-    result = samples.result(compare.run(compare.Step(where, options, 0, 0, 1)))
+    result = samples.result(make_run(Step(where, options, 0, 0, 1)))
     assert headline(result)[0] == said
     assert result.targets[0].requests == 300
     assert headline(Result.from_json(result.to_json())) == headline(result)
@@ -912,7 +918,7 @@ def test_each_round_is_saved_when_it_is_over(echo_server: int, tmp_path: Path) -
         seen.append(len(load(tmp_path / "r.json").runs))
 
     chosen = targets.choose([f"127.0.0.1:{echo_server}"])
-    compare.measure_all(plan, chosen, samples.result(), lambda *_: None, save)
+    make_all(plan, chosen, samples.result(), lambda *_: None, save)
     assert seen == [1, 2, 3]
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.csv", "r.json"]
@@ -948,7 +954,7 @@ def test_a_second_ctrl_c_ends_the_load_generator(tmp_path: Path, stderr: str) ->
         f"exec sleep 60 {stderr}\n"
     )
     (tmp_path / "bench").chmod(0o755)
-    script = "from kecho.bench import runner; runner.measure('127.0.0.1', 1, runner.RunOptions())"
+    script = "from kecho.bench import runner; runner.run_bench('127.0.0.1', 1, runner.RunOptions())"
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "KECHO_LIBEXEC": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE) as process:
         try:
@@ -1006,7 +1012,7 @@ def test_what_the_service_counted_in_exactly_this_run(echo_server: int) -> None:
         )
 
     where = targets.Target("s", "127.0.0.1", echo_server, "user", snapshot)
-    done = compare.run(compare.Step(where, runner.RunOptions(count=100, warmup_s=0.0), 0, 0, 1))
+    done = make_run(Step(where, runner.RunOptions(count=100, warmup_s=0.0), 0, 0, 1))
     assert done.kernel is not None
     assert done.kernel["user"].echoes == done.latency.count == 100
     assert (done.path, done.why, mismatch(done)) == ("user", "", "")
@@ -1017,7 +1023,7 @@ def test_a_service_that_was_reset_meanwhile_is_noted(echo_server: int) -> None:
     after = replace(before, paths={"other": PathStats()})
     snapshots = iter([before, after])
     where = targets.Target("s", "127.0.0.1", echo_server, "user", lambda: next(snapshots))
-    done = compare.run(compare.Step(where, runner.RunOptions(count=10), 0, 0, 1))
+    done = make_run(Step(where, runner.RunOptions(count=10), 0, 0, 1))
     assert done.kernel is None
     assert "reset or started anew" in done.why
 

@@ -139,7 +139,7 @@ def test_10007_requests_are_10007_samples(load: tuple[str, ...]) -> None:
 
 
 def test_a_burst_is_exact() -> None:
-    """The server counts the expected connections, messages and rounds."""
+    """The server counts the expected connections, messages and bursts."""
     lock = threading.Lock()
     seen = {"connections": 0, "messages": 0}
 
@@ -152,9 +152,9 @@ def test_a_burst_is_exact() -> None:
             sock.sendall(data)
 
     with ScriptedServer(count) as server:
-        done = kecho_bench(server.port, "--burst=13", "--rounds=7", f"--size={SIZE}", "--json")
+        done = kecho_bench(server.port, "--burst=13", "--bursts=7", f"--size={SIZE}", "--json")
     (run,) = json.loads(done.stdout)["runs"]
-    assert (run["options"]["connections"], run["options"]["rounds"]) == (13, 7)
+    assert (run["options"]["connections"], run["options"]["bursts"]) == (13, 7)
     assert run["latency_ns"]["count"] == 13 * 7
     assert seen == {"connections": 13 * 7, "messages": 13 * 7}
 

@@ -17,7 +17,7 @@ from kecho.model.errors import Unavailable, UsageError
 def test_every_variant_is_a_configuration() -> None:
     for name, options in services.VARIANTS.items():
         assert services.parse(name) == (name,)
-        assert Config(**options).mode == name.partition(":")[0]
+        assert Config(backlog=1, **options).mode == name.partition(":")[0]
 
 
 @pytest.mark.parametrize(
@@ -48,5 +48,5 @@ def test_a_free_port_is_free_and_not_one_that_clients_get() -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may")
 def test_services_are_roots() -> None:
-    with pytest.raises(Unavailable, match="sudo"), services.brought_up(["user"], 1):
+    with pytest.raises(Unavailable, match="sudo"), services.brought_up(["user"]):
         pass

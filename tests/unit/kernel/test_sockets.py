@@ -84,7 +84,7 @@ def test_a_kernel_that_lists_no_sockets(monkeypatch: pytest.MonkeyPatch, name: s
 
         assert surroundings._backlogs([Target("s", "127.0.0.1", port)]) == {}
         assert sockets.listener_on(port) == ""
-        config = Config(mode="user", port=port, binds=("127.0.0.1",))
+        config = Config(mode="user", port=port, backlog=1, binds=("127.0.0.1",))
         assert str(sockets.port_taken(config)) == f"cannot listen on 127.0.0.1:{port}: the port is taken"
         assert ClientNetns(("192.0.2.1",), (), ()).reach("127.0.0.1", port) == "192.0.2.1"
 

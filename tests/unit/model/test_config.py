@@ -40,7 +40,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("options", "line"), BAD, ids=[str(options)[:40] for options, _ in BAD])
 def test_refused_in_one_line(options: dict[str, Any], line: str) -> None:
     with pytest.raises(UsageError) as caught:
-        Config(mode="user", **options)
+        Config(mode="user", **{"backlog": 128, **options})
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
@@ -64,7 +64,7 @@ def test_refused_in_one_line(options: dict[str, Any], line: str) -> None:
     ids=str,
 )
 def test_accepted(options: dict[str, Any]) -> None:
-    config = Config(mode="sockmap", **options)
+    config = Config(mode="sockmap", **{"backlog": 128, **options})
     assert {key: getattr(config, key) for key in options} == options
     assert Config(**{**(obj := json.loads(json.dumps(config.to_json()))), "binds": tuple(obj["binds"])}) == config
 

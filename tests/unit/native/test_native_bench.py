@@ -93,9 +93,9 @@ def test_the_histogram_is_consistent(target: Server) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_burst_is_exact(target: Server, threads: int) -> None:
     before = target.stats()
-    result = bench_json(target.port, "--burst", 37, "--rounds", 11, "--threads", threads)
+    result = bench_json(target.port, "--burst", 37, "--bursts", 11, "--threads", threads)
     assert result["mode"] == "burst"
-    assert (result["connections"], result["rounds"]) == (37, 11)
+    assert (result["connections"], result["bursts"]) == (37, 11)
     assert result["requests"] == histogram_count(result) == 37 * 11
     after = target.stats()
     assert after["total"] - before["total"] == 37 * 11
@@ -120,21 +120,21 @@ ssize_t send(int fd, const void *data, size_t n, int flags)
 
 
 def test_a_burst_waits_from_its_release(target: Server, tmp_path: Path) -> None:
-    """Every send of this client takes 2 ms, so the last of 20 requests waits for all the others, and so does the round.
+    """Every send of this client takes 2 ms, so the last of 20 requests waits for all the others, and so does the burst.
 
     Counted from its own send, each request would take little more than 2 ms.
     """
     (tmp_path / "slow.c").write_text(SLOW_SEND)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "slow.so", tmp_path / "slow.c", "-ldl"], check=True)
-    where = ("--port", target.port, "--burst", 20, "--rounds", 3, "--json", "--raw", tmp_path / "raw")
+    where = ("--port", target.port, "--burst", 20, "--bursts", 3, "--json", "--raw", tmp_path / "raw")
     env = {**os.environ, "LD_PRELOAD": str(tmp_path / "slow.so")}
     done = run("bench", *where, variant="plain", env=env)
     assert done.returncode == 0, done
     result = json.loads(done.stdout)
-    rounds = np.fromfile(tmp_path / "raw", dtype="<u8").reshape(3, 20)
-    for latencies in rounds:
+    bursts = np.fromfile(tmp_path / "raw", dtype="<u8").reshape(3, 20)
+    for latencies in bursts:
         assert (np.sort(latencies) >= SEND_S * 1e9 * np.arange(1, 21)).all()
-    took = result["round_ns"]
+    took = result["burst_ns"]
     assert 20 * SEND_S * 1e9 <= took["min"] <= took["p50"] <= took["max"]
     assert took["max"] >= result["latency_ns"]["max"]
     assert took["min"] + took["p50"] + took["max"] == result["elapsed_ns"]
@@ -145,7 +145,7 @@ def test_burst_tolerates_a_server_that_closes_after_its_reply() -> None:
         sock.sendall(sock.recv(64))
 
     with ScriptedServer(once) as bad:
-        assert bench_json(bad.port, "--burst", 5, "--rounds", 3)["requests"] == 15
+        assert bench_json(bad.port, "--burst", 5, "--bursts", 3)["requests"] == 15
 
 
 def test_many_connections(target: Server) -> None:
@@ -392,10 +392,10 @@ def test_descriptor_limits(target: Server) -> None:
         (["--cpus", "3-1"], "--cpus"),
         (["--cpus", "a"], "--cpus"),
         (["--burst", "0"], "--burst"),
-        (["--burst", "5", "--count", "7"], "--burst has --rounds"),
+        (["--burst", "5", "--count", "7"], "--burst has --bursts"),
         (["--burst", "5", "--connections", "5"], "--burst has its own number of connections"),
         (["--connections", "5", "--burst", "5"], "--burst has its own number of connections"),
-        (["--rounds", "5"], "--rounds goes with --burst"),
+        (["--bursts", "5"], "--bursts goes with --burst"),
         (["extra"], 'unexpected argument "extra"'),
         (["--nonsense"], "nonsense"),
     ],

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Measures several targets round by round, and notes what each service counted during exactly its own runs."""
+"""The rounds of a benchmark: each measures every target once, with what the service counted during exactly that run."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from dataclasses import dataclass, replace
 from kecho.bench.plan import Plan
 from kecho.bench.result import Result
 from kecho.bench.run import Run
-from kecho.bench.runner import Progress, RunOptions, measure
+from kecho.bench.runner import Progress, RunOptions, run_bench
 from kecho.bench.targets import Target
 from kecho.model.errors import KechoError
 from kecho.model.snapshot import PathStats, Snapshot
@@ -32,15 +31,6 @@ class Step:
     ends_round: bool = False
 
 
-def pin(options: RunOptions, alone: bool) -> RunOptions:
-    """Pins a client that is `alone` to the last CPU that this process may use, unless `cpus` is given."""
-    if options.cpus == "none":
-        return replace(options, cpus=None)
-    if options.cpus is None and alone:
-        return replace(options, cpus=str(max(os.sched_getaffinity(0))))
-    return options
-
-
 def steps(plan: Plan, targets: Sequence[Target]) -> Iterator[Step]:
     """The runs in order. Every round measures each target once, so that changes on the machine affect all alike.
 
@@ -56,7 +46,7 @@ def steps(plan: Plan, targets: Sequence[Target]) -> Iterator[Step]:
             number += 1
 
 
-def measure_all(
+def make_all(
     plan: Plan,
     targets: Sequence[Target],
     empty: Result,
@@ -73,7 +63,7 @@ def measure_all(
             name = step.target.name
             if name not in result.failed:
                 try:
-                    done = run(step, functools.partial(show, step))
+                    done = make_run(step, functools.partial(show, step))
                 except KechoError as e:
                     if e.exit_code != 1:  # the fault is not the target's
                         raise
@@ -92,7 +82,7 @@ def measure_all(
     return result
 
 
-def run(step: Step, on_progress: Callable[[Progress], None] = lambda _: None) -> Run:
+def make_run(step: Step, on_progress: Callable[[Progress], None] = lambda _: None) -> Run:
     """Makes one run. Raises KechoError that names the target or its address."""
     target = step.target
     before: Snapshot | None = None
@@ -106,7 +96,7 @@ def run(step: Step, on_progress: Callable[[Progress], None] = lambda _: None) ->
         look()
         # The service's count starts after the warm-up.
         on_hold = look if target.snapshot and step.options.warmup_s else None
-        measured = measure(target.host, target.port, step.options, on_progress, on_hold, target.client)
+        measured = run_bench(target.host, target.port, step.options, on_progress, on_hold, target.client)
     except KechoError as e:
         if e.exit_code == 1 and target.endpoint not in str(e) and target.name not in str(e):
             raise KechoError(f"{target.name}: {e}") from e

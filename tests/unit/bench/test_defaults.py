@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: MIT
+"""Defaults that two languages must both have are equal."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+from kecho.bench import runner
+from kecho.model import config
+from kecho.native import programs
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def said_by(program: str) -> dict[str, str]:
+    """The default of each option, in the words of the program's --help."""
+    done = subprocess.run([programs.find(program), "--help"], capture_output=True, text=True, check=True)
+    return dict(re.findall(r"^ +--([a-z-]+) .*\(default (\w+)[),]", done.stdout, re.MULTILINE))
+
+
+def test_the_load_generator() -> None:
+    defaults = {
+        "connections": runner.DEFAULT_CONNECTIONS,
+        "threads": runner.RunOptions.threads,
+        "size": runner.RunOptions.size_bytes,
+        "seed": runner.DEFAULT_SEED,
+        "bursts": runner.DEFAULT_BURSTS,
+        "connect-timeout": runner.DEFAULT_TIMEOUT_S,
+        "io-timeout": runner.DEFAULT_TIMEOUT_S,
+    }
+    said = said_by("bench")
+    assert {name: said[name] for name in defaults} == {name: str(value) for name, value in defaults.items()}
+
+
+def test_the_port() -> None:
+    port = str(config.DEFAULT_PORT)
+    assert said_by("bench")["port"] == said_by("user-echo-server")["port"] == port
+    assert re.findall(r"\.port = (\d+),", (ROOT / "kmod/params.c").read_text()) == [port]

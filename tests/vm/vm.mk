@@ -36,8 +36,9 @@ VM_SHORT_ENV = KECHO_VM_LOAD_ROUNDS=10 KECHO_TEST_SHRINK=16 KECHO_TEST_STREAM_MB
 VM_CLOCK = (round_trip and bare) or unload_under_traffic or unload_with_idle
 VM_SHORT = tests/vm/run -m "not instructions" -k
 
-# $(call report,COMMAND): prints the output in one piece at the end, because other jobs run at the same time.
-report = out=$$($(1) 2>&1); status=$$?; printf '\nmake %s:\n%s\n' $@ "$$out"; exit $$status
+# $(call report,COMMAND): prints the output in one piece at the end, because other jobs run at the same time. The tests on
+# this kernel wait more than they compute, so they go first.
+report = out=$$(nice $(1) 2>&1); status=$$?; printf '\nmake %s:\n%s\n' $@ "$$out"; exit $$status
 
 vm-short-own vm-short-newest: vm-short-%:
 	@$(call report,scripts/vm --kver $* --append slab_nomerge --timeout $(VM_TIMEOUT) \

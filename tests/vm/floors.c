@@ -1,39 +1,22 @@
 // SPDX-License-Identifier: MIT
 /*
-* floors SIZE COUNT: measures what the kernel alone takes, as the median time of COUNT in
+ * floors SIZE COUNT: measures what the kernel alone takes, as the median time of COUNT in
  * nanoseconds: a null system call, a message of SIZE bytes through a pipe, and a message there
  * and back over a TCP connection with both ends in this thread. As in pingpong, each includes one
  * reading of the clock.
  */
-#include <errno.h>
+#define _GNU_SOURCE
+#include "times.h"
+
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 static char *out, *in;
 static size_t size;
 static int pipe_fds[2], client, server;
-
-static void fail(const char *what)
-{
-	fprintf(stderr, "floors: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ull + t.tv_nsec;
-}
 
 static void move(int from, int to)
 {
@@ -92,13 +75,6 @@ static void connect_ends(void)
 	setsockopt(server, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 }
 
-static int by_value(const void *a, const void *b)
-{
-	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-
-	return (x > y) - (x < y);
-}
-
 int main(int argc, char **argv)
 {
 	size_t count = argc == 3 ? strtoul(argv[2], NULL, 10) : 0;
@@ -122,8 +98,8 @@ int main(int argc, char **argv)
 			times_ns[n] = end_ns - start_ns;
 			start_ns = end_ns;
 		}
-		qsort(times_ns, count, sizeof(*times_ns), by_value);
-		printf("%s\t%llu\n", floors[i].name, (unsigned long long)times_ns[count / 2]);
+		printf("%s\t%llu\n", floors[i].name,
+		       (unsigned long long)median_ns(times_ns, count));
 	}
 	return 0;
 }

@@ -1,33 +1,16 @@
 // SPDX-License-Identifier: MIT
 /*
-* pingpong ADDRESS PORT SIZE COUNT: sends COUNT messages of SIZE bytes, each after the echo of the
+ * pingpong ADDRESS PORT SIZE COUNT: sends COUNT messages of SIZE bytes, each after the echo of the
  * one before, and prints the median round trip in nanoseconds. A reply that differs from what was
  * sent is an error.
  */
-#include <errno.h>
+#define _GNU_SOURCE
+#include "times.h"
+
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
-#include <time.h>
-
-static void fail(const char *what)
-{
-	fprintf(stderr, "pingpong: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ull + t.tv_nsec;
-}
 
 static int connect_to(const char *address, const char *port)
 {
@@ -61,13 +44,6 @@ static void round_trip(int fd, const char *out, char *in, size_t size)
 	}
 }
 
-static int by_value(const void *a, const void *b)
-{
-	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-
-	return (x > y) - (x < y);
-}
-
 int main(int argc, char **argv)
 {
 	size_t size = argc == 5 ? strtoul(argv[3], NULL, 10) : 0;
@@ -96,7 +72,6 @@ int main(int argc, char **argv)
 		fprintf(stderr, "pingpong: the last reply differs from what was sent\n");
 		return 1;
 	}
-	qsort(times_ns, count, sizeof(*times_ns), by_value);
-	printf("%llu\n", (unsigned long long)times_ns[count / 2]);
+	printf("%llu\n", (unsigned long long)median_ns(times_ns, count));
 	return 0;
 }

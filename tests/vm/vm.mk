@@ -59,6 +59,7 @@ vm-short-clock:
 vm-build: $(VM_TOOLS) build/sweep clients native
 	@for kver in $$(scripts/kernels); do $(MAKE) --no-print-directory -C kmod KVER=$$kver || exit; done
 
+build/pingpong build/floors: tests/vm/times.h
 $(VM_TOOLS): build/%: %.c
 	@mkdir -p $(@D)
 	$(CC) -O2 -Wall -Wextra -Werror -o $@ $<

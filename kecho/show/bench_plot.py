@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from kecho.bench import table
 from kecho.bench.interval import CONFIDENCE, Interval
@@ -70,8 +68,6 @@ def _suffix(file: str, found: Mapping[str, Result]) -> str:
 
 
 def _percentile_figure(found: Mapping[str, Result]) -> Figure:
-    import matplotlib.pyplot as plt
-
     named = [
         (target.label + _suffix(file, found), result, target)
         for file, result in found.items()
@@ -82,7 +78,7 @@ def _percentile_figure(found: Mapping[str, Result]) -> Figure:
     observed = [one for one in series if _inside(one.target)]
     rows = -(-len(observed) // 2)
     top = max(4.2, 2.0 + 0.75 * len(series))
-    figure = plt.figure(figsize=(12, top + 0.6 + 2.6 * rows), layout="constrained")
+    figure = canvas.new_figure(12, top + 0.6 + 2.6 * rows)
     grid = figure.add_gridspec(1 + rows, 2, width_ratios=(1.2, 1), height_ratios=(top, *[2.6] * rows))
     _draw_curves(figure.add_subplot(grid[0, 0]), series)
     _draw_dots(figure.add_subplot(grid[0, 1]), series)
@@ -304,7 +300,8 @@ _SWEPT = {"connections": "connections (log scale)", "size_bytes": "message size 
 
 def _sweep_figure(found: Mapping[str, Result]) -> Figure:
     """Draws p50, p99 and requests a second against what varies, with a row for each value of the other dimension."""
-    import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     frame = table.frame(found)
     frame = frame[frame["requests"] > 0]
@@ -313,14 +310,8 @@ def _sweep_figure(found: Mapping[str, Result]) -> Figure:
     across = "size_bytes" if along == "connections" else "connections"
     values = sorted(frame[across].unique())
     labels = list(dict.fromkeys(frame["label"]))
-    figure, grid = plt.subplots(
-        len(values),
-        len(_SWEEP_COLUMNS),
-        figsize=(16, 1.6 + 3.4 * len(values)),
-        sharex=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure = canvas.new_figure(16, 1.6 + 3.4 * len(values))
+    grid = figure.subplots(len(values), len(_SWEEP_COLUMNS), sharex=True, squeeze=False)
     for value, row in zip(values, grid, strict=True):
         part = frame[frame[across] == value]
         what = f"{value:,} B" if across == "size_bytes" else plural(value, "connection")

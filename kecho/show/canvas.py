@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,11 +39,25 @@ _STYLE: Any = {
 
 
 def style() -> AbstractContextManager[None]:
-    """Within it, figures are made in kecho's way, whatever the user's matplotlibrc says."""
-    import matplotlib.pyplot as plt
-    from matplotlib import rcParamsDefault
+    """Within it, figures are made in kecho's way, whatever the user's settings are, and without a word about them.
 
-    return plt.rc_context({**{key: value for key, value in rcParamsDefault.items() if key not in _KEPT}, **_STYLE})
+    It is the first to import Matplotlib. A user's backend may need a notebook or a screen; figures here need none.
+    """
+    logging.getLogger("matplotlib").setLevel(logging.CRITICAL)
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        from matplotlib import rc_context, rcParamsDefault
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    return rc_context({**{key: value for key, value in rcParamsDefault.items() if key not in _KEPT}, **_STYLE})
+
+
+def new_figure(width_in: float, height_in: float) -> Figure:
+    """An empty figure, which belongs to no window."""
+    from matplotlib.figure import Figure
+
+    return Figure((width_in, height_in), layout="constrained")
 
 
 def looks(count: int) -> list[tuple[str, Any, str]]:
@@ -73,11 +89,7 @@ def footer(figure: Figure, text: str) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    import matplotlib.pyplot as plt
-
     try:
         figure.savefig(path, metadata={"Title": "kecho"} if str(path).endswith((".png", ".pdf", ".svg")) else None)
     except (OSError, ValueError) as e:  # ValueError: no such format
         raise KechoError(f"cannot write {path}: {one_line(e)}") from e
-    finally:
-        plt.close(figure)

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import LogNorm
-from matplotlib.ticker import NullLocator
 
 from kecho import __version__
 from kecho.model import histogram
@@ -41,20 +39,12 @@ def plot_stats(snapshots: Snapshot | Sequence[Snapshot], path: str | Path) -> No
     ]
     if not panels:
         raise KechoError("nothing to draw: no path has a latency sample yet")
-    import matplotlib.pyplot as plt
-
     used = [histogram.bounds(i) for _, latency in panels for i in latency.merged()]
     span = (max(1, min(low for low, _ in used)) / 2, max(high for _, high in used) * 1.6)
     heights = [height for _, latency in panels for height in (_HEIGHT_IN, _map_height(latency))]
     with canvas.style():
-        figure, axes = plt.subplots(
-            len(heights),
-            1,
-            figsize=(8.5, 1.2 + sum(heights) + 0.35 * len(heights)),
-            height_ratios=heights,
-            squeeze=False,
-            layout="constrained",
-        )
+        figure = canvas.new_figure(8.5, 1.2 + sum(heights) + 0.35 * len(heights))
+        axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)
         for i, (title, latency) in enumerate(panels):
             top, bottom = axes[2 * i][0], axes[2 * i + 1][0]
             _draw_histogram(top, title, latency, canvas.COLOURS[i % len(canvas.COLOURS)])
@@ -76,6 +66,8 @@ def _map_height(latency: Histogram) -> float:
 
 def _draw_histogram(axes: Axes, title: str, latency: Histogram, colour: str) -> None:
     """Draws bars as wide as the slots. Counts have a log axis too, so that the tail can be seen."""
+    from matplotlib.ticker import NullLocator
+
     counts = latency.merged()
     frame = pd.DataFrame([(*histogram.bounds(i), n) for i, n in counts.items()], columns=["low", "high", "count"])
     frame["low"] = frame["low"].clip(lower=0.5)  # a log axis has no 0
@@ -116,6 +108,8 @@ def _draw_histogram(axes: Axes, title: str, latency: Histogram, colour: str) -> 
 
 def _draw_cpus(axes: Axes, latency: Histogram) -> None:
     """Draws a row for each CPU and a column for each slot; darker is more, white is nothing."""
+    from matplotlib.colors import LogNorm
+
     cpus = sorted(latency.cpus)
     slots = list(latency.merged())
     slots = list(range(slots[0], slots[-1] + 1))

@@ -185,15 +185,18 @@ else:
     home = {"PATH": os.environ["PATH"], "MPLCONFIGDIR": str(tmp_path / "config")}
     homeless = {"PATH": os.environ["PATH"], "HOME": "/proc/nowhere"}
     notebook = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    unknown = {"MPLBACKEND": "none of these"}
+    settings = ((tmp_path, home), (theirs, {**homeless, **notebook}), (theirs, {**homeless, **unknown}))
     pictures = []
-    for name, folder, environment in (("plain", tmp_path, home), ("theirs", theirs, {**homeless, **notebook})):
+    for name, (folder, environment) in enumerate(settings):
         picture = tmp_path / f"{name}.png"
         command = [sys.executable, "-c", script, str(picture)]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done
         pictures.append(plt.imread(picture))
-    assert pictures[0].shape == pictures[1].shape
-    assert abs(pictures[0] - pictures[1]).mean() < 0.01
+    for other in pictures[1:]:
+        assert other.shape == pictures[0].shape
+        assert abs(other - pictures[0]).mean() < 0.01
 
 
 def test_lines_differ_in_colour_and_in_grey() -> None:

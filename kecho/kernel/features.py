@@ -122,21 +122,22 @@ def can_bind(address: str) -> bool:
 # ---- headers ----
 
 
-# Where scripts/setup unpacks kernels (scripts/common.sh).
-_KERNELS = Path(os.environ.get("KECHO_CACHE", "/var/lib/kecho"), "kernels")
+def cache() -> Path:
+    """The folder in which scripts/ keep what they fetched and built (`cache` in scripts/common.sh)."""
+    return Path(os.environ.get("KECHO_CACHE", "/var/lib/kecho"))
 
 
 def headers() -> Headers:
     """The running kernel's headers if installed, else the newest of others. Raises Unavailable if there are none.
 
-    Others may also be unpacked in `_KERNELS`, since installing a package of headers may bring a kernel along.
+    Others may also be unpacked in `cache`, since installing a package of headers may bring a kernel along.
     """
     if (Path("/lib/modules") / release() / "build/include").is_dir() or Path("/sys/kernel/kheaders.tar.xz").exists():
         return Headers(release(), None, ())
     builds = [
         *Path("/lib/modules").glob("*/build"),
         *Path("/usr/src").glob("linux-headers-*"),
-        *_KERNELS.glob("*/lib/modules/*/build"),
+        *cache().glob("kernels/*/lib/modules/*/build"),
     ]
     found = {build.resolve() for build in builds if (build / "include/generated/uapi/linux/version.h").exists()}
     if not found:

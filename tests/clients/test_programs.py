@@ -22,7 +22,7 @@ from kecho.kernel import features
 
 HERE = Path(__file__).resolve().parent / "programs"
 BUILT = support.ROOT / "build/clients"
-PROXIES = Path(os.environ.get("KECHO_CACHE", "/var/lib/kecho")) / "proxies/usr"
+PROXIES = features.cache() / "proxies/usr"
 SIZE_BYTES = support.few(1_000_003)
 MIRRORED_BYTES = support.few(100_003)  # a stream in one direction at a time waits for delayed acknowledgements
 LINES = support.few(2000)

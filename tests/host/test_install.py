@@ -12,11 +12,12 @@ import pytest
 import support
 
 import kecho
+from kecho.kernel import features
 
 KERNELS = subprocess.run(
     [support.ROOT / "scripts/kernels"], stdout=subprocess.PIPE, text=True, check=True
 ).stdout.split()
-WRITTEN = [d for d in ("/usr/src", "/lib/modules", "/var/lib/dkms", "/var/lib/kecho") if Path(d).exists()]
+WRITTEN = [d for d in ("/usr/src", "/lib/modules", "/var/lib/dkms", str(features.cache())) if Path(d).exists()]
 # Writes to these folders go to a file system that ends with this shell, which ends with its input.
 _OVERLAYS = f"""
 mount -t tmpfs tmpfs "$1"

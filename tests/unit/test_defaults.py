@@ -7,11 +7,14 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from kecho.bench import runner
+from kecho.kernel import features
 from kecho.model import config
 from kecho.native import programs
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def said_by(program: str) -> dict[str, str]:
@@ -38,3 +41,14 @@ def test_the_port() -> None:
     port = str(config.DEFAULT_PORT)
     assert said_by("bench")["port"] == said_by("user-echo-server")["port"] == port
     assert re.findall(r"\.port = (\d+),", (ROOT / "kmod/params.c").read_text()) == [port]
+
+
+def test_the_cache_of_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_scripts() -> Path:
+        command = ["bash", "-c", '. scripts/common.sh; printf %s "$cache"']
+        return Path(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+
+    monkeypatch.delenv("KECHO_CACHE", raising=False)
+    assert of_scripts() == features.cache()
+    monkeypatch.setenv("KECHO_CACHE", "/elsewhere")
+    assert of_scripts() == features.cache() == Path("/elsewhere")

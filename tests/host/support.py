@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import random
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kecho.backends import base
+from kecho.kernel import libc
 from kecho.service.client import Client
 
 HERE = Path(__file__).resolve().parent
@@ -428,15 +428,13 @@ def sending(sock: socket.socket, data: bytes, then: Callable[[], object] | None 
 
 
 _CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def enter_netns(name: str) -> None:
     """Moves this thread into a network namespace; in preexec_fn, the process to be started."""
     fd = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if _libc.setns(fd, _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), f"setns {name}")
+        libc.call("setns", fd, _CLONE_NEWNET)
     finally:
         os.close(fd)
 

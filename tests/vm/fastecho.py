@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Loads and unloads fastecho.ko, reads its counters, and measures the round trip to whatever serves its port."""
 
-import ctypes
 import os
 import socket
 import subprocess
@@ -13,6 +12,8 @@ from pathlib import Path
 import support
 from support import wait_for
 
+from kecho.kernel import modules
+
 TOP = support.ROOT
 KO = Path(os.environ.get("KECHO_KO", TOP / "build" / f"kmod-{os.uname().release}" / "fastecho.ko"))
 SYSFS = Path("/sys/module/fastecho")
@@ -22,8 +23,6 @@ PORT = 12345
 # busy the host is. Without it the clock goes on while the guest waits for a CPU of the host: there unloading only has
 # to end.
 UNLOAD_LIMIT_S = 2 if os.environ.get("KECHO_VM_ICOUNT") else 60
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LoadError(Exception):
@@ -40,8 +39,7 @@ def load(*parameters: str) -> None:
 def unload() -> None:
     """Unloads the module within the limit. It uses the system call: starting a program is slow in the guest."""
     start = time.monotonic()
-    if _libc.delete_module(b"fastecho", os.O_NONBLOCK):
-        raise OSError(ctypes.get_errno(), "rmmod fastecho")
+    modules.unload("fastecho")
     took_s = time.monotonic() - start
     assert took_s < UNLOAD_LIMIT_S, f"unloading took {took_s:.2f} s"
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The service ends early, and the rest of the machine goes on meanwhile."""
 
-import ctypes
 import os
 import signal
 import socket
@@ -12,8 +11,9 @@ import time
 import fastecho
 from kernel_log import KernelLog
 
+from kecho.kernel import libc
+
 CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def is_refused(address: str = "127.0.0.1") -> bool:
@@ -25,7 +25,9 @@ def make_namespaces(report: int) -> None:
     """Makes namespaces without end. Reports the start of each, in seconds, and the number of peers left then."""
     while True:
         begun_s = time.monotonic()
-        if _libc.unshare(CLONE_NEWNET):
+        try:
+            libc.call("unshare", CLONE_NEWNET)
+        except OSError:
             os._exit(1)
         try:
             peers = fastecho.counter("active")

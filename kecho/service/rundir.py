@@ -228,9 +228,13 @@ class RunDir:
         sock.listen(128)
         return sock
 
+    def has_stale_state(self) -> bool:
+        """Is the state still the one that a dead controller left?"""
+        return bool(self._inherited) and (self.path / "state.json").read_bytes() == self._inherited
+
     def remove(self) -> None:
         """Removes the folder, and with the last one /run/kecho. A stale state stays."""
-        if self._inherited and (self.path / "state.json").read_bytes() == self._inherited:
+        if self.has_stale_state():
             self._remove_all_but("state.json")
             return
         shutil.rmtree(self.path, ignore_errors=True)

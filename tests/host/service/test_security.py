@@ -113,7 +113,7 @@ def test_no_capability_is_left(lasting: support.Service) -> None:
 def test_descriptors_that_are_left(lasting: support.Service) -> None:
     """The service has only descriptors that it uses. The only file is the lock on its name."""
     found = {name: descriptors(pid) for name, pid in processes(lasting).items()}
-    assert found["kecho-keeper"] == {"/dev/null": 3, "socket": 1}
+    assert found["kecho-keeper"] == {"/dev/null": 2, "socket": 1}
     controller = {
         "/dev/null": 3,
         str(support.RUN / lasting.name / "lock"): 1,

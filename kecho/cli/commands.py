@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 
 from kecho import __version__
-from kecho.cli import bench, check, doctor, down, logs, plot, reset, stats, status, tune, up
 from kecho.cli.completion import SHELLS
 from kecho.cli.options import HelpFormatter, Parser, Subparsers
 
@@ -26,24 +26,16 @@ exit status:
   0 done; 1 failed while running; 2 wrong usage; 3 this machine cannot (the message says what is missing)
 """
 
-# In the order in which --help lists them. Each adds its parser, and with it `run`, which returns the exit code.
-COMMANDS = (
-    up.add,
-    down.add,
-    status.add,
-    stats.add,
-    reset.add,
-    check.add,
-    logs.add,
-    bench.add,
-    plot.add,
-    tune.add,
-    doctor.add,
-)
+# The modules, in the order in which --help lists them. Each adds its parser, and with it `run`, which returns the exit
+# code.
+COMMANDS = ("up", "down", "status", "stats", "reset", "check", "logs", "bench", "plot", "tune", "doctor")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line. Completion and the man page are made from it too."""
+def build_parser(command: str = "") -> argparse.ArgumentParser:
+    """The parser of one command, or else of the whole command line. Completion and the man page are made from it too.
+
+    What other commands import is not loaded then: a service would hold it for as long as it is up.
+    """
     parser = Parser(
         prog="kecho-ctl",
         description=_DESCRIPTION,
@@ -60,6 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
     commands: Subparsers = parser.add_subparsers(
         title="commands", metavar="COMMAND", dest="command", parser_class=Parser
     )
-    for add in COMMANDS:
-        add(commands)
+    for name in (command,) if command in COMMANDS else COMMANDS:
+        import_module(f"kecho.cli.{name}").add(commands)
     return parser

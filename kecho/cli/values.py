@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from kecho.bench.plan import STDOUT
 from kecho.cli.options import is_number
 from kecho.model.errors import UsageError, one_line
 
@@ -43,6 +42,7 @@ def variants(text: str) -> tuple[str, ...]:
 def file(text: str) -> str:
     """A file that can be written. It is tried before the runs."""
     from kecho.bench import outputs
+    from kecho.bench.plan import STDOUT
 
     if text != STDOUT:
         try:

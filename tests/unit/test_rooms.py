@@ -61,3 +61,10 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
     assert "kecho" in loaded and not loaded & HEAVY
+
+
+def test_a_command_imports_no_other() -> None:
+    script = "import sys\nfrom kecho.cli.main import main\nmain(['up', '--help'])\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "kecho.cli.up" in loaded and not loaded & {"kecho.cli.bench", "kecho.bench.plan", "kecho.cli.doctor"}

@@ -11,6 +11,7 @@ that are newer than this file. Without that section the types behind such a kind
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,6 +30,7 @@ _MEMBER = struct.Struct("<III")  # name_off, type, offset
 _ENUMERATOR = struct.Struct("<II")  # name_off, value
 
 _ARRAY, _STRUCT, _UNION, _ENUM, _TYPEDEF, _VOLATILE, _CONST, _RESTRICT = 3, 4, 5, 6, 8, 9, 10, 11
+_FUNC = 12
 _TYPE_TAG = 18
 # A bound for nested modifiers and anonymous types; no kernel comes near it.
 _MAX_DEPTH = 32
@@ -47,7 +49,7 @@ _TRAILER = {
     _VOLATILE: (0, 0),
     _CONST: (0, 0),
     _RESTRICT: (0, 0),
-    12: (0, 0),  # FUNC
+    _FUNC: (0, 0),
     13: (0, 8),  # FUNC_PROTO
     14: (4, 0),  # VAR
     15: (0, 12),  # DATASEC
@@ -146,14 +148,26 @@ class Btf:
         at = self._blob.find(b"\0" + name.encode() + b"\0", self._strings)
         return at + 1 - self._strings if at >= 0 else -1
 
-    def _struct(self, name: str) -> int:
+    def _named(self, kind: int, name: str) -> int:
+        """The type of that kind and name; 0 if there is none."""
         wanted = self._name_offset(name)
-        unpack = _TYPE.unpack_from
-        if wanted >= 0:
-            for type_id in range(1, len(self._positions)):
-                name_off, info, _ = unpack(self._blob, self._positions[type_id])
-                if name_off == wanted and info >> 24 & 0x7F == _STRUCT:
-                    return type_id
+        if wanted < 0:
+            return 0
+        # Looks for the bytes of name_off, which may stand elsewhere too, and then whether a type starts there.
+        at = self._types - 1
+        while (at := self._blob.find(struct.pack("<I", wanted), at + 1, self._types_end)) >= 0:
+            type_id = bisect_left(self._positions, at)
+            if self._positions[type_id : type_id + 1] == [at] and self._kind(at) == kind:
+                return type_id
+        return 0
+
+    def _kind(self, at: int) -> int:
+        info: int = _TYPE.unpack_from(self._blob, at)[1]
+        return info >> 24 & 0x7F
+
+    def _struct(self, name: str) -> int:
+        if found := self._named(_STRUCT, name):
+            return found
         raise BtfError(f"no struct {name} in the kernel's BTF{self._unknown}")
 
     def _member(self, type_id: int, name: str, depth: int = 0) -> tuple[int, int] | None:
@@ -182,6 +196,10 @@ class Btf:
         """Is there a type, function or member of that name? A tracepoint NAME is ``btf_trace_NAME``."""
         return self._name_offset(name) >= 0
 
+    def function(self, name: str) -> int:
+        """The type of a function; 0 if there is none of that name."""
+        return self._named(_FUNC, name)
+
     def offset(self, path: str) -> int:
         """Bytes from the start of a structure to a field: ``offset("sock.sk_backlog.rmem_alloc")``.
 
@@ -207,12 +225,9 @@ class Btf:
     def enumerator(self, path: str) -> int:
         """The value of an enumerator: ``enumerator("sock_flags.SOCK_ZEROCOPY")``. Raises BtfError."""
         name, _, member = path.partition(".")
-        wanted = self._name_offset(name)
-        for at in self._positions[1:] if wanted >= 0 else ():
-            name_off, info, _ = _TYPE.unpack_from(self._blob, at)
-            if name_off != wanted or info >> 24 & 0x1F != _ENUM:
-                continue
-            for i in range(info & 0xFFFF):
+        if found := self._named(_ENUM, name):
+            at, _, vlen, _, _ = self._type(found)
+            for i in range(vlen):
                 member_off, value = _ENUMERATOR.unpack_from(self._blob, at + _TYPE.size + i * _ENUMERATOR.size)
                 if self._string(member_off) == member:
                     return int(value)

@@ -148,6 +148,17 @@ def test_what_is_not_there(path: str, line: str) -> None:
     assert str(caught.value) == line
 
 
+def test_functions() -> None:
+    """By kind and name: a struct has the same name, and the bytes that stand for it stand elsewhere before."""
+    make = Maker()
+    name = make.name("send")
+    make.add("", INT, name, trailer=struct.pack("<I", name))
+    make.types += struct.pack("<III", name, STRUCT << 24, 4)
+    make.types += struct.pack("<III", name, FUNC << 24, 1)
+    assert Btf(make.blob()).function("send") == 3
+    assert Btf(make.blob()).function("sen") == Btf(make.blob()).function("int") == 0
+
+
 def test_every_truncation_is_refused() -> None:
     blob = nested().blob()
     for length in range(len(blob)):

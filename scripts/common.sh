@@ -7,6 +7,8 @@ cache=${KECHO_CACHE:-/var/lib/kecho}
 # Kernels are unpacked here, not installed, since installing would change what this machine boots. `own` and `newest` are
 # links to the kernel that the distribution boots and to its newest one.
 kernels=$cache/kernels
+# Headers of kernels that are not booted here.
+headers=$cache/headers
 
 die() {
 	echo "scripts/${0##*/}: $1" >&2

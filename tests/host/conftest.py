@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 
@@ -13,6 +14,7 @@ import support
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and kecho would inherit that
     config.addinivalue_line("markers", "paths(*names): only for these of the paths that there are")
 
 

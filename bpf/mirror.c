@@ -547,6 +547,92 @@ static __always_inline int gate(struct __sk_buff *skb, int kind)
 	return TC_ACT_UNSPEC;
 }
 
+/*
+ * Makes the echo of a segment with ACK that is within reach. Returns true if it goes out twice, because the client waits
+ * for the acknowledgement in it. @said becomes a digest of an acknowledgement that must not be answered for ever.
+ */
+static __always_inline bool answer_ack(const struct segment *seg, struct segment *echo, __u32 seen,
+				       __s32 in_flight, struct recent *recent, __u32 now_ms,
+				       bool gso, __u32 *said)
+{
+	const bool fin = seg->flags & TCP_FLAG_FIN;
+
+	if (in_flight <= 0 && (__s32)(seg->seq - seen) < 0) {
+		/*
+		 * The client has the echo already (a retransmission, a probe, keepalive); only our
+		 * acknowledgement is missing. An unchanged echo would be old to its TCP, which
+		 * then ignores the acknowledgement in it.
+		 */
+		echo->seq = seg->ack;
+		echo->flags &= ~(TCP_FLAG_FIN | TCP_FLAG_PSH);
+		echo->bare = seg->payload;
+	} else if (seg->payload) {
+		/* A segment that needs GSO is larger than what Nagle's algorithm holds back. */
+		return holds_back(recent, now_ms) && !gso && !fin;
+	} else if (!in_flight) {
+		note_ack_of_all(recent, now_ms);
+	} else if (!fin && in_flight > 0) {
+		__u32 window = bpf_ntohl(seg->flags) & 0xffff;
+
+		/* If the window is closed, what we could still send is new only there. */
+		if (!window)
+			echo->seq = seg->ack;
+		*said = seg->seq + seg->ack * 31 + window;
+	}
+	return false;
+}
+
+/* Answers time stamps that stand where most stacks put them, as fast as that allows. */
+static __always_inline bool turn_usual_options(const struct segment *seg, struct tcphdr *tcp,
+					       void *end, __u64 *sum)
+{
+	__u32 *stamp = (__u32 *)(tcp + 1) + 1; /* value, echo reply */
+
+	if (seg->options != 12 || (void *)(tcp + 1) + 12 > end ||
+	    *(__u32 *)(tcp + 1) != TCPOPT_WORD_TS)
+		return false;
+	*sum = sum_change(*sum, stamp[1], stamp[0]);
+	stamp[1] = stamp[0];
+	return true;
+}
+
+static __always_inline void answer_syn(const struct segment *seg, struct segment *echo, __u32 shift,
+				       struct recent *recent)
+{
+	*recent = (struct recent){.shift = shift, .isn = seg->seq, .opening = 1};
+	echo->ack = seg->seq + 1;
+	/* No ECN: the echo would carry the marks of the way here as those of the way back. */
+	echo->flags = (seg->flags & (TCP_DATA_OFFSET | TCP_WINDOW)) | TCP_FLAG_SYN | TCP_FLAG_ACK;
+	echo->bare = true;
+}
+
+/* Makes the headers those of the echo. Returns @sum with what changes in the checksum. */
+static __always_inline __u64 write_headers(struct tcphdr *tcp, __u32 ports,
+					   const struct segment *seg, const struct segment *echo,
+					   __u64 sum)
+{
+	*(__u32 *)tcp = ports << 16 | ports >> 16;
+	sum = sum_change(sum, bpf_htonl(seg->seq), bpf_htonl(echo->seq));
+	sum = sum_change(sum, tcp->ack_seq, bpf_htonl(echo->ack));
+	sum = sum_change(sum, seg->flags, echo->flags);
+	tcp->seq = bpf_htonl(echo->seq);
+	tcp->ack_seq = bpf_htonl(echo->ack);
+	tcp_flag_word(tcp) = echo->flags;
+	if (tcp->urg_ptr) {
+		sum += (__u16)~tcp->urg_ptr;
+		tcp->urg_ptr = 0;
+	}
+	return sum;
+}
+
+/* Is it a segment that the service takes? Otherwise the stack gets it. */
+static __always_inline bool is_ours(const void *ip, int kind, bool v6)
+{
+	if (!(v6 ? is_served6(ip, kind) : is_served4(ip, kind)))
+		return false;
+	return kind == LO || v6 || ip_checksum_holds(ip);
+}
+
 static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 {
 	const __u32 l2 = link_size(kind), l4 = l2 + ip_size(v6);
@@ -560,11 +646,7 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 	__s32 in_flight;
 	bool fin, nudge = false;
 
-	if ((void *)(tcp + 1) > end)
-		return TC_ACT_UNSPEC;
-	if (!(v6 ? is_served6(data + l2, kind) : is_served4(data + l2, kind)))
-		return TC_ACT_UNSPEC;
-	if (kind != LO && !v6 && !ip_checksum_holds(data + l2))
+	if ((void *)(tcp + 1) > end || !is_ours(data + l2, kind, v6))
 		return TC_ACT_UNSPEC;
 	size = segment_size(skb, data + l2, kind, v6);
 	if (tcp->doff < sizeof(*tcp) / 4 || tcp->doff * 4 > size)
@@ -591,12 +673,7 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 	echo.bare = false;
 	switch (seg.flags & TCP_FLAGS_CTRL) {
 	case TCP_FLAG_SYN:
-		*recent = (struct recent){.shift = shift, .isn = seg.seq, .opening = 1};
-		echo.ack = seg.seq + 1;
-		/* No ECN: the echo would carry the marks of the way here as those of the way back. */
-		echo.flags =
-			(seg.flags & (TCP_DATA_OFFSET | TCP_WINDOW)) | TCP_FLAG_SYN | TCP_FLAG_ACK;
-		echo.bare = true;
+		answer_syn(&seg, &echo, shift, recent);
 		break;
 	case TCP_FLAG_ACK | TCP_FLAG_FIN:
 	case TCP_FLAG_ACK:
@@ -616,28 +693,8 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 			key = conn_key(data + l2, tcp, v6);
 			conn_close(&key, false);
 		}
-		if (in_flight <= 0 && (__s32)(seg.seq - seen) < 0) {
-			/*
-			 * The client has the echo already (a retransmission, a probe, keepalive); only our
-			 * acknowledgement is missing. An unchanged echo would be old to its TCP, which
-			 * then ignores the acknowledgement in it.
-			 */
-			echo.seq = seg.ack;
-			echo.flags &= ~(TCP_FLAG_FIN | TCP_FLAG_PSH);
-			echo.bare = seg.payload;
-		} else if (seg.payload) {
-			/* A segment that needs GSO is larger than what Nagle's algorithm holds back. */
-			nudge = holds_back(recent, now_ms) && !skb->gso_size && !fin;
-		} else if (!in_flight) {
-			note_ack_of_all(recent, now_ms);
-		} else if (!fin && in_flight > 0) {
-			__u32 window = bpf_ntohl(seg.flags) & 0xffff;
-
-			/* If the window is closed, what we could still send is new only there. */
-			if (!window)
-				echo.seq = seg.ack;
-			said = seg.seq + seg.ack * 31 + window;
-		}
+		nudge = answer_ack(&seg, &echo, seen, in_flight, recent, now_ms, skb->gso_size,
+				   &said);
 		break;
 	case TCP_FLAG_RST:
 	case TCP_FLAG_RST | TCP_FLAG_ACK:
@@ -648,13 +705,7 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 		return TC_ACT_UNSPEC;
 	}
 
-	if (seg.options == 12 && data + l4 + sizeof(*tcp) + 12 <= end &&
-	    *(__u32 *)(tcp + 1) == TCPOPT_WORD_TS) {
-		__u32 *stamp = (__u32 *)(tcp + 1) + 1; /* value, echo reply */
-
-		sum = sum_change(sum, stamp[1], stamp[0]);
-		stamp[1] = stamp[0];
-	} else if (seg.options) {
+	if (!turn_usual_options(&seg, tcp, end, &sum) && seg.options) {
 		if (!turn_options(skb, l4 + sizeof(*tcp), l4 + sizeof(*tcp) + seg.options,
 				  seg.flags & TCP_FLAG_SYN, shift, &said, &sum))
 			return TC_ACT_UNSPEC;
@@ -668,17 +719,7 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 		return SWALLOW;
 
 	swap_addresses(data, kind, v6);
-	*(__u32 *)tcp = ports << 16 | ports >> 16;
-	sum = sum_change(sum, bpf_htonl(seg.seq), bpf_htonl(echo.seq));
-	sum = sum_change(sum, tcp->ack_seq, bpf_htonl(echo.ack));
-	sum = sum_change(sum, seg.flags, echo.flags);
-	tcp->seq = bpf_htonl(echo.seq);
-	tcp->ack_seq = bpf_htonl(echo.ack);
-	tcp_flag_word(tcp) = echo.flags;
-	if (tcp->urg_ptr) {
-		sum += (__u16)~tcp->urg_ptr;
-		tcp->urg_ptr = 0;
-	}
+	sum = write_headers(tcp, ports, &seg, &echo, sum);
 	if (echo.bare) {
 		if (!strip(skb, sizeof(*tcp) + seg.options, kind, v6))
 			return SWALLOW;

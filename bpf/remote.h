@@ -72,36 +72,69 @@ static __always_inline bool trim(struct __sk_buff *skb, __u32 size)
 	return !size;
 }
 
+/*
+ * Removes what the server has taken in already: a retransmitting client may cut its stream differently. TCP queues a
+ * segment whose first part it has already; the reader has to skip that part, and tcp_read_skb() does not. False if that
+ * fails, and the stream has a hole.
+ */
+static __always_inline bool trim_known(struct __sk_buff *skb, const struct remote *conn)
+{
+	__s32 known = conn->rcv_base + conn->in_bytes - SKB_SEQ(skb);
+
+	if (known < 0) /* a segment before this one could not be trimmed */
+		return false;
+	return !known || trim(skb, (__u32)known < skb->len ? known : skb->len);
+}
+
+/*
+ * True if @size more bytes may be redirected. Redirecting acknowledges what the client sends, so only this bounds memory.
+ * It must act before the send buffer is full: behind a backlog of redirected data the kernel queues what is passed as
+ * well, without bound.
+ */
+static __always_inline bool has_room(const struct remote *conn, struct tcp_sock *tp, __u32 size)
+{
+	/* This skb, and what is redirected but not in the send buffer yet. */
+	__u32 waiting = conn->in_bytes - (FIELD(tp, WRITE_SEQ) - conn->snd_base) + size;
+
+	/* All bytes taken in whose echo is not acknowledged, wherever they are. */
+	if (conn->in_bytes - (FIELD(tp, SND_UNA) - conn->snd_base) + size > KECHO_LIMIT)
+		return false;
+	return FIELD(tp, WMEM_QUEUED) + memory(tp, waiting, size) <=
+	       FIELD(tp, SNDBUF) - FIELD(tp, SNDBUF) / 16;
+}
+
+/* Notes the start of the echo that ends at in_bytes, if there is room for one more. */
+static __always_inline void open_echo(struct remote *conn)
+{
+	__u32 i = conn->open_head & (OPEN_ECHOES - 1);
+
+	if (!KECHO_LATENCY || conn->open_head - conn->open_tail >= OPEN_ECHOES)
+		return;
+	conn->open_end[i] = conn->in_bytes;
+	conn->open_ns[i] = bpf_ktime_get_ns();
+	conn->open_head++;
+}
+
 int kecho_skb_echo(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk;
 	struct path_stats *stats;
 	struct tcp_sock *tp;
 	struct remote *conn;
-	__u32 size = skb->len;
 	__u64 key = (__u64)sk;
-	__u32 waiting; /* this skb, and what is redirected but not in the send buffer yet */
-	__s32 known;
+	__u32 size;
 
-	if (!size) /* a bare FIN, which TCP has handled */
+	if (!skb->len) /* a bare FIN, which TCP has handled */
 		return SK_DROP;
 	if (!find_remote(sk, &conn, &tp, &stats))
 		return SK_PASS;
-
-	/*
-	 * A retransmitting client may cut its stream differently. TCP queues a segment whose first part it has already.
-	 * The reader has to skip that part, and tcp_read_skb() does not.
-	 */
-	known = conn->rcv_base + conn->in_bytes - SKB_SEQ(skb);
-	if (known < 0) /* a segment before this one could not be trimmed */
-		goto broken;
-	if (known > 0) {
-		if (!trim(skb, (__u32)known < size ? known : size))
-			goto broken;
-		size = skb->len;
-		if (!size) /* only its FIN is new */
-			return SK_DROP;
+	if (!trim_known(skb, conn)) { /* end the stream rather than echo wrong bytes */
+		broken.ringbuf_output(&conn->cookie, sizeof(conn->cookie), 0);
+		return SK_DROP;
 	}
+	size = skb->len;
+	if (!size) /* only its FIN is new */
+		return SK_DROP;
 
 	if (conn->path == PATH_USER) {
 		/* Stay on path user until the controller has sent all that was passed to it. */
@@ -109,37 +142,19 @@ int kecho_skb_echo(struct __sk_buff *skb)
 			goto pass;
 		conn->path = PATH_SKB;
 	}
-	/*
-	 * All bytes taken in whose echo is not acknowledged, wherever they are. Redirecting acknowledges what the client
-	 * sends, so only this bounds memory. It must act before the send buffer is full: behind a backlog of redirected
-	 * data the kernel queues what is passed as well, without bound.
-	 */
-	waiting = conn->in_bytes - (FIELD(tp, WRITE_SEQ) - conn->snd_base) + size;
-	if (conn->in_bytes - (FIELD(tp, SND_UNA) - conn->snd_base) + size > KECHO_LIMIT ||
-	    FIELD(tp, WMEM_QUEUED) + memory(tp, waiting, size) >
-		    FIELD(tp, SNDBUF) - FIELD(tp, SNDBUF) / 16) {
+	if (!has_room(conn, tp, size)) {
 		conn->path = PATH_USER;
 		COUNT(stats->fallbacks, 1);
 		goto pass;
 	}
 	count_echo(stats, size);
 	conn->in_bytes += size;
-	if (KECHO_LATENCY && conn->open_head - conn->open_tail < OPEN_ECHOES) {
-		__u32 i = conn->open_head & (OPEN_ECHOES - 1);
-
-		conn->open_end[i] = conn->in_bytes;
-		conn->open_ns[i] = bpf_ktime_get_ns();
-		conn->open_head++;
-	}
+	open_echo(conn);
 	return servers.sk_redirect_hash(skb, &key, 0);
 
 pass:
 	conn->in_bytes += size;
 	return SK_PASS;
-
-broken: /* the stream has a hole: end it rather than echo wrong bytes */
-	broken.ringbuf_output(&conn->cookie, sizeof(conn->cookie), 0);
-	return SK_DROP;
 }
 
 #if KECHO_LATENCY

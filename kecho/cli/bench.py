@@ -64,40 +64,85 @@ exit status:
 def add(commands: Subparsers) -> None:
     text = "measure the response time of services and of any echo server"
     parser = add_command(commands, "bench", run, text, _EXAMPLES)
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "targets",
         nargs="*",
         metavar="TARGET",
         help="the name of a service, or HOST:PORT of any echo server (default: all services that are up)",
     )
-    add(
+    parser.add_argument(
         "--compare",
         type=values.variants,
         metavar="MODE,…",
         help="bring these services up, measure them in turn, and take them down",
     )
-    add(
+    _add_load(parser.add_argument_group("load"))
+    _add_workload(parser.add_argument_group("instead of the closed loop"))
+    _add_runs(parser.add_argument_group("runs"))
+    _add_surroundings(parser.add_argument_group("surroundings"))
+    _add_outputs(parser.add_argument_group("output"))
+
+
+def _add_load(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--connections",
         type=values.list_of(values.whole),
         metavar="N,…",
         help=f"how many connections the client keeps busy (default {DEFAULT_CONNECTIONS}); several numbers are a sweep",
     )
-    add(
+    group.add_argument(
         "--threads",
         type=values.whole,
         default=RunOptions.threads,
         metavar="M",
         help="how many threads the client has (default %(default)s); in a sweep at most one a connection",
     )
-    add(
+    group.add_argument(
         "--size",
         type=values.list_of(values.size),
         default=(RunOptions.size_bytes,),
         metavar="B,…",
         help=f"how many bytes a message has, 1 to 1M (default {RunOptions.size_bytes}); several sizes are a sweep",
     )
-    length = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--seed",
+        type=values.whole,
+        default=DEFAULT_SEED,
+        metavar="N",
+        help="draw payloads, and the order in a round, from N (default %(default)s)",
+    )
+    timeout = f"(default {DEFAULT_TIMEOUT_S})"
+    group.add_argument(
+        "--connect-timeout", type=values.seconds, metavar="S", help=f"give a connection S seconds {timeout}"
+    )
+    group.add_argument("--io-timeout", type=values.seconds, metavar="S", help=f"give a reply S seconds {timeout}")
+
+
+def _add_workload(group: argparse._ArgumentGroup) -> None:
+    one_of = group.add_mutually_exclusive_group()
+    one_of.add_argument(
+        "--rate",
+        type=values.rate,
+        metavar="R",
+        help="open loop: R requests a second are due (10k, 1M), and latency counts from when each was",
+    )
+    one_of.add_argument(
+        "--burst",
+        type=values.whole,
+        metavar="N",
+        help="N connections send one message each, all at once; latency counts from that moment",
+    )
+    one_of.add_argument(
+        "--crr", action="store_true", help="make a connection for each request; latency counts from connect() on"
+    )
+    one_of.add_argument("--depth", type=values.whole, metavar="D", help="keep D requests in flight on each connection")
+    group.add_argument(
+        "--bursts", type=values.whole, metavar="R", help=f"make R bursts in each run (default {DEFAULT_BURSTS})"
+    )
+
+
+def _add_runs(group: argparse._ArgumentGroup) -> None:
+    length = group.add_mutually_exclusive_group()
     length.add_argument("--count", type=values.whole, metavar="K", help="measure K requests in each run")
     length.add_argument(
         "--duration",
@@ -105,50 +150,34 @@ def add(commands: Subparsers) -> None:
         metavar="S",
         help=f"measure S seconds in each run (default {DEFAULT_DURATION_S:g}; with --compare {COMPARE_DURATION_S:g})",
     )
-    add(
+    group.add_argument(
         "--warmup",
         type=values.seconds,
         metavar="S",
         help=f"warm up for S seconds before each run (default {DEFAULT_WARMUP_S:g})",
     )
-    workload = parser.add_argument_group("instead of the closed loop").add_mutually_exclusive_group()
-    workload.add_argument(
-        "--rate",
-        type=values.rate,
-        metavar="R",
-        help="open loop: R requests a second are due (10k, 1M), and latency counts from when each was",
-    )
-    workload.add_argument(
-        "--burst",
-        type=values.whole,
-        metavar="N",
-        help="N connections send one message each, all at once; latency counts from that moment",
-    )
-    workload.add_argument(
-        "--crr", action="store_true", help="make a connection for each request; latency counts from connect() on"
-    )
-    workload.add_argument(
-        "--depth", type=values.whole, metavar="D", help="keep D requests in flight on each connection"
-    )
-    add("--bursts", type=values.whole, metavar="R", help=f"make R bursts in each run (default {DEFAULT_BURSTS})")
-    timeout = f"(default {DEFAULT_TIMEOUT_S})"
-    add("--connect-timeout", type=values.seconds, metavar="S", help=f"give a connection S seconds {timeout}")
-    add("--io-timeout", type=values.seconds, metavar="S", help=f"give a reply S seconds {timeout}")
-    add("--cpus", metavar="LIST", help="run the client's threads on these CPUs, as in 0,2-3, or on any: none")
-    add(
+    group.add_argument(
         "--repeat",
         type=values.whole,
         metavar="R",
         help=f"make R rounds, each target once in each (default {DEFAULT_REPEATS}; with --compare {COMPARE_REPEATS})",
     )
-    add("--tune", action="store_true", help="raise limits of the system for the time of the runs; for root")
-    add(
+
+
+def _add_surroundings(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--cpus", metavar="LIST", help="run the client's threads on these CPUs, as in 0,2-3, or on any: none"
+    )
+    group.add_argument(
+        "--tune", action="store_true", help="raise limits of the system for the time of the runs; for root"
+    )
+    group.add_argument(
         "--topology",
         choices=topology.CHOICES,
         default="loopback",
         help="put the client on loopback, or in a network namespace behind a veth pair (for root)",
     )
-    add(
+    group.add_argument(
         "--delay",
         type=values.number(
             lambda value: 0 < value <= topology.MOST_DELAY_MS, f"ms above 0, up to {topology.MOST_DELAY_MS:g}"
@@ -157,9 +186,10 @@ def add(commands: Subparsers) -> None:
         metavar="MS",
         help="with --topology veth, delay each way by MS milliseconds (netem)",
     )
-    seeded = f"draw payloads, and the order in a round, from N (default {DEFAULT_SEED})"
-    add("--seed", type=values.whole, metavar="N", help=seeded)
-    add(
+
+
+def _add_outputs(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--json",
         nargs="?",
         type=values.file,
@@ -167,9 +197,11 @@ def add(commands: Subparsers) -> None:
         metavar="FILE",
         help="print the result as JSON, or save it to FILE after each round",
     )
-    add("--csv", type=values.file, metavar="FILE", help="save a table with a row for each run (docs/metrics.md)")
-    add("--plot", type=values.picture, metavar="FILE", help="draw the result: .png, .svg or .pdf")
-    add_wide(parser)
+    group.add_argument(
+        "--csv", type=values.file, metavar="FILE", help="save a table with a row for each run (docs/metrics.md)"
+    )
+    group.add_argument("--plot", type=values.picture, metavar="FILE", help="draw the result: .png, .svg or .pdf")
+    add_wide(group)
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
@@ -185,7 +217,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         repeats=args.repeat or (COMPARE_REPEATS if args.compare else DEFAULT_REPEATS),
         targets=tuple(args.targets),
         variants=args.compare or (),
-        seed=args.seed or DEFAULT_SEED,
+        seed=args.seed,
         tuned=args.tune,
         veth=veth,
         delay_ms=args.delay,

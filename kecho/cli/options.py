@@ -88,7 +88,7 @@ def positive(text: str | None, what: str, kind: Callable[[str], T]) -> T | None:
     return value
 
 
-def add_wide(parser: argparse.ArgumentParser) -> None:
+def add_wide(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     parser.add_argument("--wide", action="store_true", help="all columns of the tables, wider than the terminal or not")
 
 

@@ -59,38 +59,43 @@ examples:
         metavar="N",
         help="connections that may wait to be accepted (default: what net.core.somaxconn allows)",
     )
-    parser.add_argument(
+    parser.add_argument("--foreground", action="store_true", help="stay in the foreground; Ctrl-C ends the service")
+
+    _add_own(parser.add_argument_group("options of some modes"))
+
+
+def _add_own(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--path",
         help="sockmap: egress (as auto, the default) or ingress for local clients, or skb or user for all",
     )
-    parser.add_argument(
+    group.add_argument(
         "--limit",
         type=values.size,
         metavar="BYTES",
         help="sockmap: what a connection may have in flight in the kernel, 4K to 1024M "
         f"(default {config.DEFAULT_LIMIT_BYTES >> 20}M)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--bench",
         type=integer,
         metavar="0|1",
         help="module: use an unbound workqueue (0, default) or a per-CPU one (1)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--engine",
         metavar="NAME",
         help=f"user: the engine of the server, {' or '.join(config.ENGINES)} (default {config.ENGINES[0]})",
     )
-    parser.add_argument(
+    group.add_argument(
         "--no-inline", action="store_true", default=None, help="module: echo on the workqueue, not in softirq"
     )
-    parser.add_argument(
+    group.add_argument(
         "--no-latency", action="store_true", default=None, help="sockmap, mirror: take no time stamps, only count"
     )
-    parser.add_argument(
+    group.add_argument(
         "--keep-secret", metavar="FILE", help="mirror: keep the secret in FILE, so that a restart keeps connections"
     )
-    parser.add_argument("--foreground", action="store_true", help="stay in the foreground; Ctrl-C ends the service")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -499,28 +499,29 @@ def test_defaults() -> None:
 @pytest.mark.parametrize(
     ("words", "arguments"),
     [
-        (["--count", "7", "--cpus", "none"], "--threads 1 --size 64 --count 7 --warmup 0.2"),
-        (["--burst", "50"], "--threads 1 --size 64 --burst 50"),
+        (["--count", "7", "--cpus", "none"], "--threads 1 --size 64 --count 7 --warmup 0.2 --seed 1"),
+        (["--burst", "50"], "--threads 1 --size 64 --burst 50 --seed 1"),
         (["--burst", "50", "--bursts", "3", "--seed", "9"], "--threads 1 --size 64 --burst 50 --bursts 3 --seed 9"),
         (
             ["--connections", "10", "--threads", "2", "--size", "1K", "--duration", "1.5", "--warmup", "0"],
-            "--connections 10 --threads 2 --size 1024 --duration 1.5 --warmup 0.0",
+            "--connections 10 --threads 2 --size 1024 --duration 1.5 --warmup 0.0 --seed 1",
         ),
         (
             ["--connections", "4", "--cpus", "0-1", "--count", "8", "--warmup", "1"],
-            "--connections 4 --threads 1 --size 64 --count 8 --warmup 1.0 --cpus 0-1",
+            "--connections 4 --threads 1 --size 64 --count 8 --warmup 1.0 --cpus 0-1 --seed 1",
         ),
         (
             ["--rate", "5e3", "--count", "7", "--cpus", "none", "--connect-timeout", "1", "--io-timeout", "2"],
-            "--threads 1 --size 64 --count 7 --warmup 0.2 --rate 5000.0 --connect-timeout 1.0 --io-timeout 2.0",
+            "--threads 1 --size 64 --count 7 --warmup 0.2 --rate 5000.0"
+            " --connect-timeout 1.0 --io-timeout 2.0 --seed 1",
         ),
         (
             ["--crr", "--count", "7", "--cpus", "0"],
-            "--threads 1 --size 64 --count 7 --warmup 0.2 --cpus 0 --crr",
+            "--threads 1 --size 64 --count 7 --warmup 0.2 --cpus 0 --seed 1 --crr",
         ),
         (
             ["--depth", "8", "--count", "7", "--cpus", "none"],
-            "--threads 1 --size 64 --count 7 --warmup 0.2 --depth 8",
+            "--threads 1 --size 64 --count 7 --warmup 0.2 --depth 8 --seed 1",
         ),
     ],
 )

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /*
-* Usage: sweep ADDRESS PORT [CHECK...]: runs all checks or those named, and prints "NAME: what it saw" for each.
+ * Usage: sweep ADDRESS PORT [CHECK...]: runs all checks or those named, and prints "NAME: what it saw" for each.
  */
 #include "sweep.h"
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
-* The system-call sweep: what a client of an echo server sees of each system call, option and flag, a line a check.
+ * The system-call sweep: what a client of an echo server sees of each system call, option and flag, a line a check.
  *
 * A check runs in its own process, on its own connection. Its line has to be the same on every run against an ordinary
  * TCP server: no time, port, address or queue length that may vary.

@@ -16,7 +16,7 @@ import java.nio.file.StandardOpenOption;
 
 /** Usage: Sockets available|nio|transfer HOST PORT INPUT OUTPUT: sends INPUT, and writes what comes back to OUTPUT. */
 final class Sockets {
-	/** One message after the other; reads only what is there, by its own count. */
+	/** Sends one message after the other, and reads only as many bytes as available() counts. */
 	static void available(InetSocketAddress server, Path input, Path output) throws Exception {
 		byte[] data = Files.readAllBytes(input);
 		int message = 8192;
@@ -43,7 +43,7 @@ final class Sockets {
 		}
 	}
 
-	/** A selector for both directions. */
+	/** Sends and receives with one selector. */
 	static void nio(InetSocketAddress server, Path input, Path output) throws Exception {
 		ByteBuffer toSend = ByteBuffer.wrap(Files.readAllBytes(input)), got = ByteBuffer.allocateDirect(100_000);
 		try (SocketChannel socket = SocketChannel.open(server); FileChannel file = create(output);
@@ -70,7 +70,7 @@ final class Sockets {
 		}
 	}
 
-	/** From file to socket and back, each by transferTo or transferFrom: sendfile(2) where the JVM can. */
+	/** Copies by transferTo and transferFrom, for which the JVM uses sendfile(2) if it can. */
 	static void transfer(InetSocketAddress server, Path input, Path output) throws Exception {
 		try (SocketChannel socket = SocketChannel.open(server); FileChannel from = FileChannel.open(input);
 				FileChannel file = create(output)) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-// Usage: copy file|pipe|connection ADDRESS INPUT OUTPUT: sends INPUT, and has io.Copy take what comes back to OUTPUT: at
-// once, or by way of a pipe or of a second connection to the server. Where it can, io.Copy leaves that to splice(2).
+// Usage: copy file|pipe|connection ADDRESS INPUT OUTPUT: sends INPUT, and copies what comes back to OUTPUT with io.Copy:
+// directly, through a pipe, or through a second connection to the server. io.Copy uses splice(2) if it can.
 package main
 
 import (
@@ -23,7 +23,7 @@ func connect(address string) *net.TCPConn {
 	return conn.(*net.TCPConn)
 }
 
-// copyAll copies up to the end, which it hands on.
+// copyAll copies until the source ends, and then ends the target.
 func copyAll(to io.Writer, from io.Reader) {
 	_, err := io.Copy(to, from)
 	check(err)

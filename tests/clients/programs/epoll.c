@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /*
- * Usage: epoll HOST PORT INPUT OUTPUT: sends INPUT, and writes what comes back to OUTPUT; edge-triggered, in one thread.
+ * Usage: epoll HOST PORT INPUT OUTPUT: sends INPUT, and writes what comes back to OUTPUT. One thread, edge-triggered.
  */
 #include "file.h"
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What the client programs in C share: a connection, what they send, and where they write what comes back. Whatever fails
+ * Shared by the client programs in C: the connection, the file that they send, and the file that they write. An error
  * ends the program.
  */
 #ifndef FILE_H

@@ -7,7 +7,7 @@ const net = require("net");
 const [how, host, port, input, output] = process.argv.slice(2);
 
 const ways = {
-	// Streams that hold one another back.
+	// Streams with backpressure.
 	pipe(socket) {
 		fs.createReadStream(input).pipe(socket);
 		socket.pipe(fs.createWriteStream(output));
@@ -24,7 +24,7 @@ const ways = {
 		fs.createReadStream(input).pipe(socket);
 	},
 
-	// All in one write, and the end right behind it.
+	// One write of everything, and end() at once.
 	end(socket) {
 		const pieces = [];
 		socket.on("data", (piece) => pieces.push(piece));

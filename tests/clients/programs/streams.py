@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 async def by_asyncio(host: str, port: int, data: bytes, output: Path) -> None:
-    """A task for each direction."""
+    """One task sends, another receives."""
     reader, writer = await asyncio.open_connection(host, port)
 
     async def send() -> None:
@@ -28,7 +28,7 @@ async def by_asyncio(host: str, port: int, data: bytes, output: Path) -> None:
 
 
 def by_makefile(host: str, port: int, data: bytes, output: Path) -> None:
-    """Buffered files, in a thread each."""
+    """Buffered file objects: one thread sends, another receives."""
     with socket.create_connection((host, port)) as sock, sock.makefile("rwb") as both, output.open("wb") as file:
 
         def send() -> None:

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 /*
- * Usage: uring send|send_zc HOST PORT INPUT OUTPUT: sends INPUT, and writes what comes back to OUTPUT, by io_uring: one
- * multishot receive into provided buffers, beside one send at a time, which with send_zc copies nothing. With send_zc
- * every send has to get its second completion, after which its bytes may change: it changes them.
- * Status 3: this kernel has not got that.
+ * Usage: uring send|send_zc HOST PORT INPUT OUTPUT: sends INPUT, and writes what comes back to OUTPUT, by io_uring. It
+ * receives with one multishot request into provided buffers, and has one send in flight. send_zc is zero-copy: each send
+ * needs a second completion, which says that its bytes may change. The program then changes them.
+ * Status 3: this kernel does not support it.
  */
 #include "file.h"
 
@@ -71,7 +71,7 @@ static void start_receiving(void)
 	entry->buf_group = GROUP;
 }
 
-/* A part of what arrives; false at the end of the stream. */
+/* Writes a piece that has arrived. False: the stream has ended. */
 static bool received(const struct io_uring_cqe *done, int output)
 {
 	if (done->res != -ENOBUFS && !ring_result("recv", done->res))
@@ -97,7 +97,7 @@ static void start_sending(struct input *input, bool copies)
 		io_uring_prep_send_zc(new_entry(SENT), sock, input->bytes, size, 0, 0);
 }
 
-/* A completion of a send: the one that counts its bytes, or the one that gives them back. */
+/* Handles a completion of a send: the first, with its bytes, or the second, which allows them to change. */
 static void sent(const struct io_uring_cqe *done, struct input *input, bool copies)
 {
 	static size_t taken;

@@ -1,10 +1,6 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /* Shared by the paths of local clients, egress and ingress: a verdict on the client's send. A service has one of them. */
 
-/* KECHO_SEND_HOOK: the hook on the return of a local client's send, as in kecho/backends/sockmap.py. */
-#define SEND_HOOK_TRACEPOINT 1
-#define SEND_HOOK_FEXIT	     2
-
 /* A local client. Written under its socket's lock, but for `server`. */
 struct local {
 	__u64 cookie; /* SO_COOKIE of its socket */
@@ -115,16 +111,9 @@ static __always_inline int end_send(__u64 sk)
 	return 0;
 }
 
-#if KECHO_SEND_HOOK == SEND_HOOK_TRACEPOINT
+/* On the return of a local client's send: where there is no tracepoint sock_send_length, fexit of tcp_bpf_sendmsg(). */
 int kecho_local_sent(struct bpf_raw_tracepoint_args *ctx)
 {
-	return end_send(ctx->args[0]);
+	return end_send(ctx->args[0]); /* the socket, in both */
 }
-#elif KECHO_SEND_HOOK == SEND_HOOK_FEXIT
-/* BCC attaches it, by the name that this macro makes. */
-KRETFUNC_PROBE(tcp_bpf_sendmsg, void *sk)
-{
-	return end_send((__u64)sk);
-}
-#endif
 #endif

@@ -7,8 +7,9 @@
  *
  * KIND is that of the device: lo, ether (Ethernet), ip (no link header).
  *
- * Settings arrive as -D from kecho/backends/mirror.py: KECHO_PORT, KECHO_KEY0 and KECHO_KEY1 (the secret), KECHO_LATENCY
- * (0, 1), KECHO_ANY_V4 and KECHO_ANY_V6 (0, 1: bound to the wildcard).
+ * kecho/backends/mirror.py gives the settings KECHO_PORT_BE (in network order), KECHO_KEY0 and KECHO_KEY1 (the secret) when
+ * it loads the programs, and as -D KECHO_LATENCY (0, 1), KECHO_ANY_V4 and KECHO_ANY_V6 (0, 1: bound to the wildcard),
+ * KECHO_KINDS (how many kinds of devices) and KECHO_MAX_CONNS.
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/if_ether.h>
@@ -538,7 +539,7 @@ static __always_inline int gate(struct __sk_buff *skb, int kind)
 		    ip->protocol != IPPROTO_TCP || ip->frag_off & bpf_htons(IP_FRAGMENT))
 			return TC_ACT_UNSPEC;
 	}
-	if (*port == bpf_htons(KECHO_PORT)) {
+	if (*port == KECHO_PORT_BE) {
 		if (v6)
 			turns.call(skb, kind * TURNS_EACH + 1);
 		else

@@ -9,8 +9,8 @@
  *   kecho_skb_echo      sk_skb on `servers`: path skb, from the wire back to the wire (remote.h)
  *   kecho_skb_sent      sk_msg on `servers`: ends the latency of path skb (remote.h)
  *
- * Settings arrive as -D from kecho/backends/sockmap.py: KECHO_PORT, KECHO_NETNS (cookie), KECHO_LIMIT (bytes),
- * KECHO_MAX_CONNS, KECHO_CPUS, KECHO_LATENCY (0, 1), KECHO_SEND_HOOK, KECHO_PATH_LOCAL and KECHO_PATH_REMOTE (a PATH_*),
+ * kecho/backends/sockmap.py gives the settings KECHO_PORT and KECHO_NETNS (cookie) when it loads the programs, and as -D
+ * KECHO_LIMIT (bytes), KECHO_MAX_CONNS, KECHO_CPUS, KECHO_LATENCY (0, 1), KECHO_PATH_LOCAL and KECHO_PATH_REMOTE (a PATH_*),
  * KECHO_WMEM_MIN (bytes, of net.ipv4.tcp_wmem), KECHO_SOCK_ZEROCOPY (number of the flag), and KECHO_OFF_*, the offsets of
  * fields in the running kernel's structures. The last two come from its BTF.
  *

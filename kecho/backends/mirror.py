@@ -67,7 +67,9 @@ class MirrorBackend(AllOrNothing):
         for address in config.binds:
             self._hold(address, config.port)
         kinds = _KINDS[:1] if all(address.is_loopback for address in self._binds) else _KINDS
-        self._module = Module("mirror.c", self._defines(config, secret, len(kinds)))
+        key0, key1 = struct.unpack("<QQ", secret)
+        settings = {"KECHO_PORT_BE": socket.htons(config.port), "KECHO_KEY0": key0, "KECHO_KEY1": key1}
+        self._module = Module("mirror.c", self._defines(config, len(kinds)), settings)
         self._undo.callback(self._module.close)
         programs = {kind: self._load(self._module, kind) for kind in kinds}
         if not config.latency:
@@ -96,12 +98,9 @@ class MirrorBackend(AllOrNothing):
         # Another server that sets the option could bind to the port as well; now it cannot listen.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
 
-    def _defines(self, config: Config, secret: bytes, kinds: int) -> Mapping[str, int | str]:
-        key0, key1 = struct.unpack("<QQ", secret)
+    @staticmethod
+    def _defines(config: Config, kinds: int) -> Mapping[str, int]:
         return {
-            "KECHO_PORT": config.port,
-            "KECHO_KEY0": f"{key0}ULL",
-            "KECHO_KEY1": f"{key1}ULL",
             "KECHO_LATENCY": int(config.latency),
             "KECHO_ANY_V4": int("0.0.0.0" in config.binds),
             "KECHO_ANY_V6": int("::" in config.binds),

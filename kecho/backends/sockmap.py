@@ -19,8 +19,9 @@ from kecho.backends.acceptor import Acceptor
 from kecho.backends.base import AllOrNothing, Context
 from kecho.kernel import features, syscall, sysctl
 from kecho.kernel.bpf import Module, PathArray, log, possible_cpus
-from kecho.kernel.btf import Btf, BtfError
+from kecho.kernel.btf import BtfError
 from kecho.kernel.features import Feature
+from kecho.kernel.fields import Fields, fields
 from kecho.model.config import Config, family_of, parse_address
 from kecho.model.errors import KechoError, Unavailable, one_line
 from kecho.model.snapshot import Connections, PathStats
@@ -45,8 +46,6 @@ _WITHOUT = {
 }
 _TRY_OUT_S = 5
 _END_MS = 200  # to wait for the end of our own client; other clients may be connected by then
-# The hook on the return of a client's send: SEND_HOOK_* of bpf/sockmap.c. Linux has the tracepoint since 6.3.
-_NO_HOOK, _TRACEPOINT, _FEXIT = range(3)
 _MIN_CONNECTIONS, _MAX_CONNECTIONS = 1024, 1 << 20
 
 
@@ -79,9 +78,12 @@ class SockmapBackend(AllOrNothing):
         local, remote = self._local, self._remote = self._route(config.path)
         features.raise_nofile()
         listeners = [self._bind(address, config.port) for address in config.binds]
-        btf = _read_btf()
-        module = self._compile(self._defines(config, btf, listeners[0], local, remote), btf, local)
+        kernel = _kernel_fields()
+        settings = {"KECHO_PORT": config.port, "KECHO_NETNS": features.netns_cookie(listeners[0])}
+        module = Module("sockmap.c", {**self._defines(config, local, remote), **kernel.defines}, settings)
         self._undo.callback(module.close)
+        if config.latency and local in _LOCAL_PROBES:  # a hook costs every send on this machine a look-up
+            self._attach_send_hook(module, kernel, local)
         self._attach_verdicts(module, config.latency, local)
         for address in config.binds:
             syscall.map_update(module.map_fd("listeners"), _mapped(address), b"\x01")
@@ -164,29 +166,20 @@ class SockmapBackend(AllOrNothing):
         sock.bind((address, port))
         return sock
 
-    def _compile(self, defines: dict[str, int | str], btf: Btf, local: str) -> Module:
-        """Compiles with the best hook there is, if one is needed: a hook costs every send on this machine a look-up."""
-        hook = _NO_HOOK
-        if defines["KECHO_LATENCY"] and local in _LOCAL_PROBES:
-            hook = _TRACEPOINT if btf.has("btf_trace_sock_send_length") else _FEXIT
+    def _attach_send_hook(self, module: Module, kernel: Fields, local: str) -> None:
+        """Ends samples where a client's send returns. Linux has the tracepoint since 6.3."""
         try:
-            module = Module("sockmap.c", {**defines, "KECHO_SEND_HOOK": hook})
-        except KechoError as e:
-            if hook != _FEXIT:
-                raise
-            self._why_no_latency[local] = f"no tracepoint sock_send_length, and no fexit: {e}"
-            return Module("sockmap.c", {**defines, "KECHO_SEND_HOOK": _NO_HOOK})
-        if hook == _TRACEPOINT:
             module.attach_raw_tracepoint("sock_send_length", "kecho_local_sent")
-        return module
+        except KechoError:
+            try:
+                module.attach_fexit(kernel.sendmsg, "kecho_local_sent")
+            except KechoError as e:
+                self._why_no_latency[local] = f"no tracepoint sock_send_length, and no fexit: {e}"
 
-    def _defines(
-        self, config: Config, btf: Btf, listener: socket.socket, local: str, remote: str
-    ) -> dict[str, int | str]:
+    @staticmethod
+    def _defines(config: Config, local: str, remote: str) -> dict[str, int]:
         nofile, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return {
-            "KECHO_PORT": config.port,
-            "KECHO_NETNS": f"{features.netns_cookie(listener)}ULL",
             "KECHO_LIMIT": config.limit_bytes,
             "KECHO_MAX_CONNS": min(max(nofile, _MIN_CONNECTIONS), _MAX_CONNECTIONS),
             "KECHO_CPUS": max(possible_cpus()) + 1,
@@ -194,8 +187,6 @@ class SockmapBackend(AllOrNothing):
             "KECHO_PATH_LOCAL": PATHS.index(local),
             "KECHO_PATH_REMOTE": PATHS.index(remote),
             "KECHO_WMEM_MIN": int(sysctl.read("net.ipv4.tcp_wmem").split()[0]),
-            "KECHO_SOCK_ZEROCOPY": btf.enumerator(features.SOCK_ZEROCOPY),
-            **{f"KECHO_OFF_{name}": offset for name, offset in features.sockmap_offsets(btf).items()},
         }
 
     def _attach_verdicts(self, module: Module, latency: bool, local: str) -> None:
@@ -251,9 +242,9 @@ def _release_sockets(module: Module) -> None:
                 syscall.map_delete(fd, key)
 
 
-def _read_btf() -> Btf:
+def _kernel_fields() -> Fields:
     try:
-        return Btf.vmlinux()
+        return fields()
     except (OSError, BtfError) as e:
         raise KechoError(f"the kernel's BTF: {one_line(e)}") from e
 

@@ -22,6 +22,10 @@ examples:
   sudo kecho-ctl down                    and take it down
   kecho-ctl doctor                       what this machine can run
 
+files:
+  /run/kecho/NAME         a service that is up: its state, log and control socket
+  /var/cache/kecho        compiled BPF programs; may be removed at any time
+
 exit status:
   0 done; 1 failed while running; 2 wrong usage; 3 this machine cannot (the message says what is missing)
 """

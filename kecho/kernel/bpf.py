@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""Compiles and loads BPF programs. The only importer of bcc."""
+"""Makes maps and loads programs, from objects that kecho/kernel/compiler.py has compiled."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import os
-import re
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from kecho.kernel import features, privileges, syscall
+from kecho.kernel import compiler, privileges, syscall
 from kecho.kernel.privileges import CAP_BPF, CAP_SYS_ADMIN
-from kecho.model.errors import KechoError, Unavailable
+from kecho.kernel.ringbuf import RingBuffer
+from kecho.kernel.syscall import Program, Refused
+from kecho.model.errors import KechoError, one_line
 from kecho.model.histogram import SLOTS, Histogram
 from kecho.model.snapshot import PathStats
 
@@ -26,93 +24,88 @@ log.addHandler(logging.NullHandler())
 # struct path_stats of bpf/kecho.h, in units of 8 bytes.
 _COUNTERS = 3
 _STATS_WORDS = _COUNTERS + SLOTS
-_INCLUDE = re.compile(r'#include "([^"]+)"')
-
-
-def sources() -> Path:
-    """The folder of the BPF sources: shipped inside the package, or `bpf/` of the checkout."""
-    shipped = Path(__file__).parents[1] / "_bpf"
-    return shipped if shipped.is_dir() else Path(__file__).parents[2] / "bpf"
-
-
-def source_text(path: Path) -> str:
-    """A source with its `#include "…"` lines replaced by the files: BCC rewrites only the main file."""
-    included: set[Path] = set()
-
-    def expand(file: Path) -> str:
-        included.add(file)
-        lines = [f'# 1 "{file}"']
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            match = _INCLUDE.fullmatch(line)
-            if not match:
-                lines.append(line)
-            elif (other := file.parent / match[1]) not in included:
-                lines += [expand(other), f'# {number + 1} "{file}"']
-        return "\n".join(lines)
-
-    return expand(path) + "\n"
 
 
 class Module:
-    """A compiled source file, its maps and the programs loaded from it. `close` frees all of it."""
+    """The maps of a compiled source and the programs loaded from it. `close` frees all of it."""
 
-    def __init__(self, source: str, defines: Mapping[str, int | str]) -> None:
-        """Compiles `source` of `sources()`. Raises Unavailable without bcc or headers, KechoError if it fails."""
-        features.probe_bcc()
-        headers = features.headers()
-        if headers.source:
-            os.environ["BCC_KERNEL_SOURCE"] = str(headers.source)
-        cflags = [f"-D{name}={value}" for name, value in defines.items()]
-        path = sources() / source
-        with _quiet_stderr(f"cannot compile {path}"):
-            import bcc  # slow: imported only where a service is brought up
+    def __init__(
+        self, source: str, defines: Mapping[str, int | str], settings: Mapping[str, int] | None = None
+    ) -> None:
+        """Compiles `source` of `compiler.sources()`, unless that was done before, and makes its maps.
 
-            self._lib = bcc.lib
-            self._bpf = bcc.BPF(text=source_text(path).encode(), cflags=[*cflags, *headers.cflags])
-        self._raw_tracepoints: list[int] = []
+        `settings` have values that differ from service to service: SETTING of bpf/kecho.h. Raises Unavailable without
+        bcc or headers, KechoError if it fails.
+        """
+        self._settings = settings or {}
+        self._object = compiler.compiled(source, defines, self._settings.keys())
+        self._maps: dict[str, int] = {}
+        self._undo = ExitStack()
+        try:
+            self._btf = self._own(syscall.btf_load(self._object.btf)) if self._object.btf else 0
+            for what in self._object.maps:
+                self._maps[what.name] = self._own(syscall.map_create(what, self._btf))
+        except OSError as e:
+            self.close()
+            raise KechoError(f"cannot make the maps of {source}: {one_line(e)}") from e
+
+    def _own(self, fd: int) -> int:
+        self._undo.callback(os.close, fd)
+        return fd
 
     def map_fd(self, name: str) -> int:
         """The descriptor of a map. The module owns it."""
-        fd: int = self._lib.bpf_table_fd(self._bpf.module, name.encode())
-        if fd < 0:
+        if name not in self._maps:
             raise KechoError(f"no BPF map {name}")
-        return fd
+        return self._maps[name]
 
-    def load(self, function: str, prog_type: int) -> int:
+    def load(self, function: str, prog_type: int, attach_type: int = 0, attach_btf_id: int = 0) -> int:
         """Loads a program and returns its descriptor, which the module owns. Raises KechoError if it does not load."""
-        with _quiet_stderr(f"the kernel refuses the BPF program {function}"):
-            fd: int = self._bpf.load_func(function.encode(), prog_type).fd
-        return fd
+        compiled = self._object.functions[function]
+        code = compiled.bound(self._settings, self._maps)
+        attach = attach_type, attach_btf_id
+        program = Program(prog_type, code, function, self._object.licence, *attach, self._btf, compiled.btf_type)
+        try:
+            return self._own(syscall.program_load(program))
+        except Refused as e:
+            what = f"the kernel refuses the BPF program {function}: {one_line(e)}"
+            log.warning("%s\n%s", what, e.log)
+            raise KechoError(what) from e
 
     def on_record(self, ringbuf: str, handle: Callable[[bytes], None]) -> tuple[int, Callable[[], None]]:
         """A descriptor that is readable when there are records, and a function that hands each of them to `handle`."""
+        (size,) = (what.max_entries for what in self._object.maps if what.name == ringbuf)
+        try:
+            ring = RingBuffer(self.map_fd(ringbuf), size)
+        except OSError as e:
+            raise KechoError(f"cannot read the ring buffer {ringbuf}: {one_line(e)}") from e
+        self._undo.callback(ring.close)
 
-        def received(_context: object, data: int, size: int) -> None:
-            handle(ctypes.string_at(data, size))
+        def consume() -> None:
+            for record in ring.read():
+                handle(record)
 
-        with _quiet_stderr(f"cannot read the ring buffer {ringbuf}"):
-            self._bpf[ringbuf.encode()].open_ring_buffer(received)
-        return self.map_fd(ringbuf), self._bpf.ring_buffer_consume
+        return self.map_fd(ringbuf), consume
 
     def attach_raw_tracepoint(self, tracepoint: str, function: str) -> None:
         """Runs `function` at every hit, until `close`. Raises KechoError if the kernel has no such tracepoint."""
-        with _quiet_stderr(f"the kernel has no usable tracepoint {tracepoint}"):
-            self._bpf.attach_raw_tracepoint(tracepoint.encode(), function.encode())
+        program = self.load(function, syscall.PROG_TYPE_RAW_TRACEPOINT)
+        try:
+            self._own(syscall.raw_tracepoint_open(program, tracepoint))
+        except OSError as e:
+            raise KechoError(f"the kernel has no usable tracepoint {tracepoint}: {one_line(e)}") from e
+
+    def attach_fexit(self, btf_id: int, function: str) -> None:
+        """Runs `function` when the kernel's function of that BTF type returns, until `close`. Raises KechoError."""
+        program = self.load(function, syscall.PROG_TYPE_TRACING, syscall.ATTACH_TRACE_FEXIT, btf_id)
+        try:
+            self._own(syscall.raw_tracepoint_open(program))
+        except OSError as e:
+            raise KechoError(f"fexit is refused: {one_line(e)}") from e
 
     def close(self) -> None:
         """Detaches and frees everything. Idempotent."""
-        bpf: Any = self._bpf
-        if bpf is None:
-            return
-        self._bpf = None
-        for name in list(bpf.funcs):
-            function = bpf.funcs.pop(name)
-            if function.fd >= 0:
-                os.close(function.fd)
-        bpf.cleanup()
-        if bpf.module:
-            self._lib.bpf_module_destroy(bpf.module)
-            bpf.module = None
+        self._undo.close()
 
 
 class PathArray:
@@ -148,25 +141,3 @@ def possible_cpus() -> list[int]:
         first, _, last = part.partition("-")
         cpus.extend(range(int(first), int(last or first) + 1))
     return cpus
-
-
-@contextlib.contextmanager
-def _quiet_stderr(what: str) -> Iterator[None]:
-    """Keeps the output of clang and the verifier off the terminal; on failure all of it goes to the service's log."""
-    with tempfile.TemporaryFile() as captured:
-        sys.stderr.flush()
-        saved = os.dup(2)
-        os.dup2(captured.fileno(), 2)
-        try:
-            yield
-        except (KechoError, Unavailable):
-            raise
-        except Exception as e:
-            captured.seek(0)
-            text = captured.read().decode(errors="replace").strip()
-            log.warning("%s: %s\n%s", what, e, text)
-            reason = next((line for line in text.splitlines() if "error:" in line or "denied" in line), str(e))
-            raise KechoError(f"{what}: {' '.join(reason.split())}") from e
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)

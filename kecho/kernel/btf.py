@@ -192,10 +192,6 @@ class Btf:
         start = self._strings + offset
         return self._blob[start : self._blob.index(b"\0", start)].decode()
 
-    def has(self, name: str) -> bool:
-        """Is there a type, function or member of that name? A tracepoint NAME is ``btf_trace_NAME``."""
-        return self._name_offset(name) >= 0
-
     def function(self, name: str) -> int:
         """The type of a function; 0 if there is none of that name."""
         return self._named(_FUNC, name)

@@ -21,39 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kecho.kernel import privileges, procfs, syscall
-from kecho.kernel.btf import VMLINUX, Btf, BtfError
+from kecho.kernel.btf import VMLINUX, BtfError
+from kecho.kernel.fields import fields
 from kecho.kernel.privileges import CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN
 from kecho.model.errors import KechoError, Unavailable, one_line
 
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, from 5.14
 SO_MEMINFO = 55
 _APT_S = 10
-
-# The names that bpf/sockmap.c gives the fields it reads.
-SOCKMAP_FIELDS = {
-    "FLAGS": "sock_common.skc_flags",
-    "SOCKET": "sock.sk_socket",
-    "DST": "sock.sk_dst_cache",
-    "DST_DEV": "dst_entry.dev",
-    "DEV_IFINDEX": "net_device.ifindex",
-    "RMEM_ALLOC": "sock.sk_backlog.rmem_alloc",
-    "WMEM_QUEUED": "sock.sk_wmem_queued",
-    "SNDBUF": "sock.sk_sndbuf",
-    "RCV_NXT": "tcp_sock.rcv_nxt",
-    "COPIED_SEQ": "tcp_sock.copied_seq",
-    "SND_UNA": "tcp_sock.snd_una",
-    "WRITE_SEQ": "tcp_sock.write_seq",
-    "MAX_WINDOW": "tcp_sock.max_window",
-}
-SOCK_ZEROCOPY = "sock_flags.SOCK_ZEROCOPY"
-
-
-def sockmap_offsets(btf: Btf) -> dict[str, int]:
-    """The offset of each field in bytes. Raises BtfError if bpf/sockmap.c cannot run on the kernel with that BTF."""
-    # The verifier lets a program read cb[0] to cb[4] of an skb; TCP keeps the sequence number there.
-    if btf.offset("tcp_skb_cb.seq") != btf.offset("sk_skb_cb.data"):
-        raise BtfError("an skb's cb[0] is not its sequence number on this kernel")
-    return {name: btf.offset(path) for name, path in SOCKMAP_FIELDS.items()}
 
 
 @dataclass(frozen=True)
@@ -81,6 +56,7 @@ class Headers:
     version: str
     source: Path | None  # BCC_KERNEL_SOURCE; None if BCC finds the running kernel's headers by itself
     cflags: tuple[str, ...]
+    configuration: Path  # a file that is written anew when the headers change; a kernel with headers in itself has none
 
 
 def release() -> str:
@@ -122,6 +98,9 @@ def can_bind(address: str) -> bool:
 # ---- headers ----
 
 
+_CONFIGURATION = "generated/autoconf.h"
+
+
 def cache() -> Path:
     """The folder in which scripts/ keep what they fetched and built (`cache` in scripts/common.sh)."""
     return Path(os.environ.get("KECHO_CACHE", "/var/lib/kecho"))
@@ -132,8 +111,9 @@ def headers() -> Headers:
 
     Others may also be unpacked in `cache`, since installing a package of headers may bring a kernel along.
     """
-    if (Path("/lib/modules") / release() / "build/include").is_dir() or Path("/sys/kernel/kheaders.tar.xz").exists():
-        return Headers(release(), None, ())
+    own = Path("/lib/modules", release(), "build/include")
+    if own.is_dir() or Path("/sys/kernel/kheaders.tar.xz").exists():
+        return Headers(release(), None, (), own / _CONFIGURATION)
     builds = [
         *Path("/lib/modules").glob("*/build"),
         *Path("/usr/src").glob("linux-headers-*"),
@@ -151,7 +131,12 @@ def headers() -> Headers:
         f"arch/{arch}/include/generated",
         f"arch/{arch}/include/generated/uapi",
     )
-    return Headers(build.name.removeprefix("linux-headers-"), source, tuple(f"-I{build / part}" for part in parts))
+    return Headers(
+        build.name.removeprefix("linux-headers-"),
+        source,
+        tuple(f"-I{build / part}" for part in parts),
+        build / "include" / _CONFIGURATION,
+    )
 
 
 def _version_key(name: str) -> list[int]:
@@ -260,9 +245,7 @@ def probe_headers() -> str:
 def probe_btf() -> str:
     """The kernel's BTF, with every field that bpf/sockmap.c reads."""
     try:
-        btf = Btf.vmlinux()
-        sockmap_offsets(btf)
-        btf.enumerator(SOCK_ZEROCOPY)
+        fields()
     except (OSError, BtfError) as e:
         raise Unavailable(
             f"the kernel's BTF does not serve: {one_line(e)}", "boot a kernel with CONFIG_DEBUG_INFO_BTF=y"
@@ -295,7 +278,9 @@ def _try_bpf(what: str, config: str, attempt: Callable[[], int]) -> str:
 def probe_sockhash() -> str:
     """Map type sockhash, which holds the sockets."""
     return _try_bpf(
-        "sockhash", "CONFIG_BPF_STREAM_PARSER", lambda: syscall.map_create(syscall.MAP_TYPE_SOCKHASH, 8, 8, 1)
+        "sockhash",
+        "CONFIG_BPF_STREAM_PARSER",
+        lambda: syscall.map_create(syscall.Map(syscall.MAP_TYPE_SOCKHASH, 8, 8, 1)),
     )
 
 
@@ -322,7 +307,9 @@ def _redirected(path: str, flags: int) -> Iterator[socket.socket]:
                 stack.callback(os.close, fd)
                 return fd
 
-            senders, targets = (opened(syscall.map_create(syscall.MAP_TYPE_SOCKHASH, 4, 4, 1)) for _ in range(2))
+            senders, targets = (
+                opened(syscall.map_create(syscall.Map(syscall.MAP_TYPE_SOCKHASH, 4, 4, 1))) for _ in range(2)
+            )
             program = opened(syscall.prog_load(syscall.PROG_TYPE_SK_MSG, syscall.msg_redirect(targets, flags)))
             syscall.prog_attach(program, senders, syscall.ATTACH_SK_MSG_VERDICT)
             target = client if flags & syscall.MSG_INGRESS else server

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
-from collections.abc import Collection, Iterator
+import traceback
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NoReturn
 
 from kecho.kernel import libc
+from kecho.model.errors import KechoError
 
 # include/uapi/linux/prctl.h
 _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_SET_NAME = 1, 2, 15
@@ -59,6 +63,45 @@ def end_with_parent(parent: int, by: int = signal.SIGTERM) -> None:
     libc.prctl(_PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
         os.kill(os.getpid(), by)
+
+
+def in_child(name: str, work: Callable[[], object]) -> tuple[Any, str]:
+    """The result of `work`, as JSON gives it back, and what was written to standard error. Raises OSError.
+
+    `work` runs in a process of that name, whose memory and descriptors end with it. The result is None if it failed or
+    was killed. The last line on standard error is the exception, if there was one.
+    """
+    parent, receiving, sending = os.getpid(), *os.pipe()
+    with open(os.memfd_create(name), "r+b") as said, open(receiving, "rb") as pipe:
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _work(name, work, parent, sending, said.fileno())
+        finally:
+            os.close(sending)
+        answer = pipe.read()
+        _, status = os.waitpid(pid, 0)
+        said.seek(0)
+        return None if status else json.loads(answer), said.read().decode(errors="replace").strip()
+
+
+def _work(name: str, work: Callable[[], object], parent: int, sending: int, stderr: int) -> NoReturn:
+    """Runs the child. What it has inherited of signal handling must not reach its parent."""
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        end_with_parent(parent, signal.SIGKILL)
+        set_name(name)
+        os.dup2(stderr, 2)
+        with open(sending, "w") as pipe:
+            json.dump(work(), pipe)
+        code = 0
+    except KechoError as e:
+        os.write(2, str(e).encode())
+    except BaseException as e:
+        os.write(2, "".join(traceback.format_exception(e)).encode())
+    finally:
+        os._exit(code)
 
 
 def ends_by() -> int:

@@ -17,7 +17,8 @@ from kecho.kernel import features
 KERNELS = subprocess.run(
     [support.ROOT / "scripts/kernels"], stdout=subprocess.PIPE, text=True, check=True
 ).stdout.split()
-WRITTEN = [d for d in ("/usr/src", "/lib/modules", "/var/lib/dkms", str(features.cache())) if Path(d).exists()]
+_FOLDERS = ("/usr/src", "/lib/modules", "/var/lib/dkms", "/var/cache", str(features.cache()))
+WRITTEN = [folder for folder in _FOLDERS if Path(folder).exists()]
 # Writes to these folders go to a file system that ends with this shell, which ends with its input.
 _OVERLAYS = f"""
 mount -t tmpfs tmpfs "$1"
@@ -79,7 +80,9 @@ def test_install_dkms_uninstall(run: Run, tmp_path: Path) -> None:
     assert run("modinfo", "-k", kver, "-F", "version", "fastecho").strip() == version
     assert run("modinfo", "-k", kver, "-F", "vermagic", "fastecho").split()[0] == kver
 
+    run("mkdir", "-p", "/var/cache/kecho")
     run("make", "-s", "uninstall", f"PREFIX={prefix}")
+    run("test", "!", "-e", "/var/cache/kecho")
     assert run("dkms", "status", "fastecho") == ""
     assert run("find", prefix, "-not", "-type", "d") == ""
     assert run("find", *WRITTEN, "-name", "fastecho*") == ""

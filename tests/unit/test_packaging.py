@@ -128,7 +128,7 @@ def test_wheel_has_the_command(wheel: zipfile.ZipFile) -> None:
 
 
 def test_a_checkout_has_no_copy_of_the_bpf_sources() -> None:
-    """kecho/kernel/bpf.py would read the copy, and changes in bpf/ would do nothing."""
+    """kecho/kernel/compiler.py would read the copy, and changes in bpf/ would do nothing."""
     assert not (ROOT / "kecho" / "_bpf").exists()
 
 

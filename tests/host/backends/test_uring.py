@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import support
 
-from kecho.kernel import bpf, features, syscall
+from kecho.kernel import bpf, features
 from kecho.model.errors import KechoError, Unavailable
 
 _TRIALS = 300
@@ -49,7 +49,6 @@ def test_no_wake_up_is_lost(served: support.Service) -> None:
     module = bpf.Module(str(Path(__file__).with_name("slow-completions.c")), {"PID": server, "HOLD_NS": _HOLD_NS})
     rng = random.Random(1)
     try:
-        module.load("hold_up", syscall.PROG_TYPE_RAW_TRACEPOINT)
         try:
             module.attach_raw_tracepoint("io_uring_complete", "hold_up")
         except KechoError as e:

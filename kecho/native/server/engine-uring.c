@@ -160,18 +160,25 @@ static void uring_serve(struct worker *worker)
 		submit_accept(engine, &engine->listeners[i]);
 	while (engine->running) {
 		struct io_uring_cqe *cqe;
-		unsigned int head, n = 0;
+		unsigned int head, n;
 
 		if (uring_close_round(engine))
 			uring_check_submit(io_uring_submit_and_wait(&engine->ring, 1));
 		else
 			uring_check_submit(io_uring_submit_and_get_events(&engine->ring));
-		io_uring_for_each_cqe(&engine->ring, head, cqe)
-		{
-			handle(engine, cqe);
-			n++;
-		}
-		io_uring_cq_advance(&engine->ring, n);
+		/*
+		 * A full queue is submitted meanwhile, and a send of it may fail. From version 2.9 on
+		 * liburing's loop sees only the completions that were there when it began.
+		 */
+		do {
+			n = 0;
+			io_uring_for_each_cqe(&engine->ring, head, cqe)
+			{
+				handle(engine, cqe);
+				n++;
+			}
+			io_uring_cq_advance(&engine->ring, n);
+		} while (io_uring_cq_ready(&engine->ring));
 		if (!io_uring_cq_has_overflow(&engine->ring)) /* the rest may contain a failure */
 			uring_settle_sends(engine);
 		io_uring_buf_ring_advance(engine->buffer_ring, (int)engine->returned);

@@ -45,7 +45,7 @@ setup: ## install what is missing to build, test and lint; needs root only if so
 setup-vm: ## the same, and what the virtual machines need
 	$(call need,build test lint vm newest)
 
-demo: ## measure a user-space server against sockmap and the module; needs root
+demo: ## measure a user-space server against sockmap, mirror and the module; needs root
 	$(call need,build)
 	@scripts/keep-owner $(MAKE) -s build
 	@scripts/keep-owner scripts/demo

@@ -22,14 +22,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Mode:
-    """`backend` is the class; `options` are those fields of Config that not every mode has."""
+    """`backend` is the class; `options` are those fields of Config that not every mode has.
+
+    `why_no_sockets` is the reason if its connections have no sockets that `status` could list.
+    """
 
     backend: str
     options: tuple[str, ...]
+    why_no_sockets: str = ""
 
 
 _MODES = {
-    "mirror": _Mode("kecho.backends.mirror.MirrorBackend", ("latency", "keep_secret")),
+    "mirror": _Mode("kecho.backends.mirror.MirrorBackend", ("latency", "keep_secret"), "a mirror has no sockets"),
     "module": _Mode("kecho.backends.module.ModuleBackend", ("bench", "inline")),
     "sockmap": _Mode("kecho.backends.sockmap.SockmapBackend", ("path", "limit_bytes", "latency")),
     "user": _Mode("kecho.backends.user.UserBackend", ("engine",)),
@@ -59,8 +63,6 @@ class Context:
 
 class Backend(Protocol):
     """Starts and stops a data path and reads its counters and histograms. It does no measuring."""
-
-    why_no_sockets: str
 
     @staticmethod
     def features() -> tuple[Feature, ...]:
@@ -98,8 +100,6 @@ class Backend(Protocol):
 class AllOrNothing(ABC):
     """Start and stop by a stack: stopping, or failing to start, undoes in reverse what `_start` put on the stack."""
 
-    why_no_sockets = ""  # a reason if the connections have no sockets that `status` could list
-
     def __init__(self) -> None:
         self._undo = contextlib.ExitStack()
 
@@ -131,6 +131,11 @@ def backend(mode: str) -> type[Backend]:
         raise UsageError(f"--mode {mode}: must be one of auto, {', '.join(MODES)}")
     module, _, name = _MODES[mode].backend.rpartition(".")
     return cast(type[Backend], getattr(import_module(module), name))
+
+
+def why_no_sockets(mode: str) -> str:
+    """Why `status` cannot list the connections of that mode; empty if it can, or if the mode is not known."""
+    return _MODES[mode].why_no_sockets if mode in _MODES else ""
 
 
 def modes_with(option: str) -> tuple[str, ...]:

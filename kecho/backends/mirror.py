@@ -41,8 +41,6 @@ def filter_name(service: str) -> str:
 class MirrorBackend(AllOrNothing):
     """One service: programs at tc ingress, and a socket that holds the port."""
 
-    why_no_sockets = "a mirror has no sockets"
-
     def __init__(self) -> None:
         super().__init__()
         self._binds: tuple[Address, ...] = ()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kecho.kernel import features
+from kecho.kernel import procfs
 from kecho.model.config import endpoint
 from kecho.model.errors import KechoError, UsageError, one_line
 from kecho.model.snapshot import Snapshot
@@ -87,7 +87,7 @@ def _of_service(name: str, services: Mapping[str, Mapping[str, Any]]) -> Target:
 
 def elsewhere(service: Mapping[str, Any]) -> str:
     """Why a service that is up is not reached from here: its port here is somebody else's. Empty if it is."""
-    if service["netns"] == features.netns_inode():
+    if service["netns"] == procfs.netns_inode():
         return ""
     enter = f"sudo nsenter --net=/proc/{service['pid']}/ns/net kecho-ctl bench {service['name']}"
     return f"in another network namespace; from within it: {enter}"

@@ -21,7 +21,7 @@ from kecho.bench.plan import STDOUT, Plan
 from kecho.bench.result import Result
 from kecho.bench.runner import DEFAULT_BURSTS, DEFAULT_CONNECTIONS, DEFAULT_SEED, DEFAULT_TIMEOUT_S, RunOptions
 from kecho.cli import values
-from kecho.cli.options import Subparsers, add_command, add_wide, columns, table_width
+from kecho.cli.options import Parser, add_wide, columns, table_width
 from kecho.model.errors import KechoError, UsageError
 from kecho.system import topology
 
@@ -61,9 +61,8 @@ exit status:
 """
 
 
-def add(commands: Subparsers) -> None:
-    text = "measure the response time of services and of any echo server"
-    parser = add_command(commands, "bench", run, text, _EXAMPLES)
+def add(parser: Parser) -> None:
+    parser.epilog = _EXAMPLES
     parser.add_argument(
         "targets",
         nargs="*",

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 
-from kecho.cli.options import Subparsers, add_command, positive
+from kecho.cli.options import Parser, positive
 from kecho.model import config
 from kecho.model.errors import KechoError, one_line
 
@@ -17,21 +17,18 @@ _PAYLOAD_BYTES = 4096
 _TIMEOUT_S = 5.0
 
 
-def add(commands: Subparsers) -> None:
-    parser = add_command(
-        commands,
-        "check",
-        run,
-        "say by one line and the exit code whether a server echoes",
-        """\
+_EXAMPLES = """\
 Connects, sends 4,096 random bytes, shuts down its side, and compares what comes back to the end.
 
 examples:
   kecho-ctl check                      the service called kecho
   kecho-ctl check base && echo well
   kecho-ctl check [::1]:7 --timeout 1  anybody's echo server
-""",
-    )
+"""
+
+
+def add(parser: Parser) -> None:
+    parser.epilog = _EXAMPLES
     parser.add_argument(
         "target",
         nargs="?",

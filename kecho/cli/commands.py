@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from importlib import import_module
 
 from kecho import __version__
 from kecho.cli.completion import SHELLS
-from kecho.cli.options import HelpFormatter, Parser, Subparsers
+from kecho.cli.options import HelpFormatter, Parser
 
 _DESCRIPTION = "Run a TCP echo service that never leaves the kernel, and measure it."
 _EPILOG = """\
@@ -30,15 +31,27 @@ exit status:
   0 done; 1 failed while running; 2 wrong usage; 3 this machine cannot (the message says what is missing)
 """
 
-# The modules, in the order in which --help lists them. Each adds its parser, and with it `run`, which returns the exit
-# code.
-COMMANDS = ("up", "down", "status", "stats", "reset", "check", "logs", "bench", "plot", "tune", "doctor")
+# In the order in which --help lists them. Each is a module, which adds its options, and runs the command.
+COMMANDS = {
+    "up": "bring a service up",
+    "down": "take services down, and clear away what dead ones left",
+    "status": "list services and their connections",
+    "stats": "show echoes, bytes and latency, path by path, as the kernel has counted them",
+    "reset": "count from here on",
+    "check": "say by one line and the exit code whether a server echoes",
+    "logs": "print the log of a service, which is empty where nothing went wrong",
+    "bench": "measure the response time of services and of any echo server",
+    "plot": "draw saved results",
+    "tune": "show which limits of the system a run would hit, and put back what a killed run left raised",
+    "doctor": "say what this machine can run, what is missing and what mends it",
+}
 
 
-def build_parser(command: str = "") -> argparse.ArgumentParser:
-    """The parser of one command, or else of the whole command line. Completion and the man page are made from it too.
+def build_parser(names: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """The parser of the command line, with the options of these commands. Completion and the man page have all.
 
-    What other commands import is not loaded then: a service would hold it for as long as it is up.
+    What other commands import is not loaded: --help needs none of it, and a service would hold it for as long as it is
+    up.
     """
     parser = Parser(
         prog="kecho-ctl",
@@ -53,9 +66,13 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
         metavar="SHELL",
         help=f"print the completion script for {', '.join(SHELLS)}",
     )
-    commands: Subparsers = parser.add_subparsers(
-        title="commands", metavar="COMMAND", dest="command", parser_class=Parser
-    )
-    for name in (command,) if command in COMMANDS else COMMANDS:
-        import_module(f"kecho.cli.{name}").add(commands)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", parser_class=Parser)
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", formatter_class=HelpFormatter
+        )
+        if name in names:
+            module = import_module(f"kecho.cli.{name}")
+            module.add(command)
+            command.set_defaults(run=module.run)
     return parser

@@ -8,12 +8,11 @@ import json
 import textwrap
 from typing import Any
 
-from kecho.cli.options import Subparsers, add_command, columns
+from kecho.cli.options import Parser, columns
 from kecho.model.errors import Unavailable
 
 
-def add(commands: Subparsers) -> None:
-    parser = add_command(commands, "doctor", run, "say what this machine can run, what is missing and what mends it")
+def add(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print an object (docs/metrics.md)")
 
 

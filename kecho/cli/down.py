@@ -6,13 +6,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from kecho.cli.options import Subparsers, add_command, add_name
+from kecho.cli.options import Parser, add_name
 from kecho.model import config
 from kecho.model.errors import KechoError, one_line
 
 
-def add(commands: Subparsers) -> None:
-    parser = add_command(commands, "down", run, "take services down, and clear away what dead ones left")
+def add(parser: Parser) -> None:
     add_name(parser, "*")
     parser.add_argument("--all", action="store_true", help="take every service down")
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import argparse
 
-from kecho.cli.options import Subparsers, add_command, add_name
+from kecho.cli.options import Parser, add_name
 from kecho.model import config
 from kecho.model.errors import KechoError
 
 
-def add(commands: Subparsers) -> None:
-    parser = add_command(commands, "logs", run, "print the log of a service, which is empty where nothing went wrong")
+def add(parser: Parser) -> None:
     add_name(parser)
 
 

@@ -24,13 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     words = sys.argv[1:] if argv is None else argv
-    parser = build_parser(words[0] if words else "")
+    parser = build_parser(words[:1])
     try:
         args = parser.parse_args(words)
     except SystemExit as e:  # after --help or --version
         return int(e.code or 0)
     if args.print_completion:
-        return print_completion(parser, args.print_completion)
+        return print_completion(build_parser(), args.print_completion)
     if args.command is None:
         parser.print_help()
         return 2

@@ -10,7 +10,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable
-from typing import NoReturn, TypeAlias, TypeVar
+from typing import NoReturn, TypeVar
 
 from kecho.model import config
 from kecho.model.errors import UsageError
@@ -37,24 +37,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
-
-
-Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"
-
-
-def add_command(
-    commands: Subparsers, name: str, run: Callable[[argparse.Namespace], int], text: str, epilog: str = ""
-) -> Parser:
-    """Adds the parser of a command. `run` takes the parsed arguments and returns the exit code."""
-    parser = commands.add_parser(
-        name,
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}.",
-        epilog=epilog,
-        formatter_class=HelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
 
 
 def add_name(parser: argparse.ArgumentParser, nargs: str = "?") -> None:

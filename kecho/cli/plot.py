@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 
 from kecho.cli import values
-from kecho.cli.options import Subparsers, add_command
+from kecho.cli.options import Parser
 
 _EXAMPLES = """\
 examples:
@@ -16,8 +16,8 @@ examples:
 """
 
 
-def add(commands: Subparsers) -> None:
-    parser = add_command(commands, "plot", run, "draw saved results of bench", _EXAMPLES)
+def add(parser: Parser) -> None:
+    parser.epilog = _EXAMPLES
     parser.add_argument("results", nargs="+", metavar="RESULT", help="a file that `kecho-ctl bench --json=FILE` wrote")
     parser.add_argument(
         "-o", "--output", type=values.picture, required=True, metavar="FILE", help="the picture: .png, .svg or .pdf"

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import argparse
 
-from kecho.cli.options import Subparsers, add_command, add_name
+from kecho.cli.options import Parser, add_name
 from kecho.model import config
 
 
-def add(commands: Subparsers) -> None:
-    parser = add_command(commands, "reset", run, "count from here on")
+def add(parser: Parser) -> None:
     add_name(parser)
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from kecho.cli.options import Subparsers, add_command, is_number, positive, width
+from kecho.cli.options import Parser, is_number, positive, width
 from kecho.cli.values import picture
 from kecho.model import config
 from kecho.model.errors import UsageError
@@ -19,13 +19,7 @@ if TYPE_CHECKING:
     from kecho.service.client import Client
 
 
-def add(commands: Subparsers) -> None:
-    parser = add_command(
-        commands,
-        "stats",
-        run,
-        "show echoes, bytes and latency, path by path, as the kernel has counted them",
-        """\
+_EXAMPLES = """\
 examples:
   kecho-ctl stats                    since the service came up
   kecho-ctl stats 1                  a line a second for each path, until Ctrl-C
@@ -33,8 +27,11 @@ examples:
   kecho-ctl stats 1 10 --histogram   the histogram of each interval
   kecho-ctl stats 1 10 --json        one object a line
   kecho-ctl stats --plot latency.png
-""",
-    )
+"""
+
+
+def add(parser: Parser) -> None:
+    parser.epilog = _EXAMPLES
     parser.usage = "%(prog)s [options] [NAME] [INTERVAL [COUNT]]"
     parser.add_argument(
         "words",

@@ -8,12 +8,11 @@ import json
 import sys
 from typing import Any
 
-from kecho.cli.options import Subparsers, add_command, add_wide, columns, table_width
+from kecho.cli.options import Parser, add_wide, columns, table_width
 from kecho.model.errors import KechoError, Unavailable
 
 
-def add(commands: Subparsers) -> None:
-    parser = add_command(commands, "status", run, "list services and their connections")
+def add(parser: Parser) -> None:
     parser.add_argument("name", nargs="*", metavar="NAME", help="show only these services, with all their connections")
     parser.add_argument("--json", action="store_true", help="print an object (docs/metrics.md)")
     add_wide(parser)
@@ -45,15 +44,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _add_sockets(service: dict[str, Any]) -> None:
-    from kecho.backends.base import MODES, backend
-    from kecho.kernel import features, sockets
+    from kecho.backends.base import why_no_sockets
+    from kecho.kernel import procfs, sockets
 
     service["sockets"] = None
     if service["state"] != "up":
         service["why"] = {"sockets": "the service is not up"}
-    elif service["netns"] != features.netns_inode():
+    elif service["netns"] != procfs.netns_inode():
         service["why"] = {"sockets": "the service is in another network namespace"}
-    elif service["mode"] in MODES and (why := backend(service["mode"]).why_no_sockets):
+    elif why := why_no_sockets(service["mode"]):
         service["why"] = {"sockets": why}
     else:
         try:

@@ -6,24 +6,20 @@ from __future__ import annotations
 import argparse
 import json
 
-from kecho.cli.options import Subparsers, add_command, columns, integer
+from kecho.cli.options import Parser, columns, integer
 from kecho.model.errors import UsageError
 
-
-def add(commands: Subparsers) -> None:
-    parser = add_command(
-        commands,
-        "tune",
-        run,
-        "show which limits of the system a run would hit, and put back what a killed run left raised",
-        """\
+_EXAMPLES = """\
 `bench --tune` raises these limits for the time of the run.
 
 examples:
   kecho-ctl tune --connections 15000      what so many connections at once need
   sudo kecho-ctl tune --restore           after a run that was killed; the next bench as root does it too
-""",
-    )
+"""
+
+
+def add(parser: Parser) -> None:
+    parser.epilog = _EXAMPLES
     parser.add_argument(
         "--connections",
         type=integer,

@@ -11,7 +11,7 @@ from typing import Any
 
 from kecho.backends.base import AUTO, MODES
 from kecho.cli import values
-from kecho.cli.options import Subparsers, add_command, integer
+from kecho.cli.options import Parser, integer
 from kecho.model import config
 from kecho.model.errors import UsageError
 
@@ -27,19 +27,16 @@ _OPTIONS = {
 }
 
 
-def add(commands: Subparsers) -> None:
-    parser = add_command(
-        commands,
-        "up",
-        run,
-        "bring a service up",
-        """\
+_EXAMPLES = """\
 examples:
   sudo kecho-ctl up                                      the best mode this machine can run
   sudo kecho-ctl up --mode sockmap --bind 0.0.0.0        for remote clients too
   sudo kecho-ctl up --mode user --name base --port 7007  a second service beside it
-""",
-    )
+"""
+
+
+def add(parser: Parser) -> None:
+    parser.epilog = _EXAMPLES
     parser.add_argument(
         "--mode", default="auto", metavar="MODE", help=f"how to echo: auto (default), {', '.join(MODES)}"
     )

@@ -72,11 +72,6 @@ def netns_cookie(sock: socket.socket) -> int:
         raise Unavailable("this kernel has no SO_NETNS_COOKIE", "boot Linux 5.14 or later") from e
 
 
-def netns_inode() -> int:
-    """The inode of this process's network namespace, which names it to other processes."""
-    return os.stat("/proc/self/ns/net").st_ino
-
-
 def raise_nofile() -> int:
     """Raises the soft limit of descriptors to the hard limit, and returns that."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

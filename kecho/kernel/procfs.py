@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Files of the kernel that contain names of mount points, cgroups and processes. A name may hold any byte."""
+"""Files of /proc. Names of mount points, cgroups and processes in them may hold any byte."""
 
 from __future__ import annotations
 
@@ -18,3 +18,8 @@ def text(path: str | Path) -> str:
 def unescaped(word: str) -> str:
     """A name as the kernel has it, from a table of words in which ``\\040`` stands for a space."""
     return os.fsdecode(_ESCAPED.sub(lambda found: bytes([int(found[1], 8) & 0xFF]), os.fsencode(word)))
+
+
+def netns_inode() -> int:
+    """The inode of this process's network namespace, which names it to other processes."""
+    return os.stat("/proc/self/ns/net").st_ino

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from kecho.backends.base import Backend, Context, NotStopped, check
-from kecho.kernel import features, privileges, process
+from kecho.kernel import features, privileges, process, procfs
 from kecho.kernel.sockets import listen_counters, port_taken
 from kecho.model.config import Config, endpoint
 from kecho.model.errors import KechoError, Unavailable, UsageError, one_line
@@ -105,7 +105,7 @@ class Service:
             "pid": os.getpid(),
             "state": "up",
             "paths": list(self._backend.paths()),
-            "netns": features.netns_inode(),
+            "netns": procfs.netns_inode(),
         }
 
     def _status(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kecho.kernel import features, sysctl
+from kecho.kernel import features, procfs, sysctl
 from kecho.model.errors import KechoError, Unavailable
 from kecho.service import rundir
 from kecho.system.limits import DESCRIPTORS, Limits, Needs, wanted
@@ -60,7 +60,7 @@ def raised(needs: Needs, report: Report) -> Iterator[list[Change]]:
     """
     _refuse_without_root("raised")
     with _handled(_exit, *_ENDING), contextlib.ExitStack() as stack:
-        ledger = _Ledger(features.netns_inode())
+        ledger = _Ledger(procfs.netns_inode())
         with _undisturbed():
             changes = _raise_descriptors(needs, stack)
             changes += ledger.enter(needs)
@@ -102,7 +102,7 @@ def still_needed(user: int) -> str:
 
 def current() -> _Record:
     """What is raised now in this network namespace, with the old values. Needs no privilege."""
-    return _Ledger(features.netns_inode()).read()
+    return _Ledger(procfs.netns_inode()).read()
 
 
 def _refuse_without_root(what: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from kecho.bench import surroundings
 from kecho.bench.targets import Target
 from kecho.cli import status
-from kecho.kernel import features, sockets
+from kecho.kernel import procfs, sockets
 from kecho.model.config import Config
 from kecho.model.errors import Unavailable
 from kecho.show import terminal
@@ -76,7 +76,7 @@ def test_a_kernel_that_lists_no_sockets(monkeypatch: pytest.MonkeyPatch, name: s
         with pytest.raises(Unavailable):
             sockets.listeners(port)
 
-        service = {"name": "s", "mode": "user", "state": "up", "port": port, "netns": features.netns_inode()}
+        service = {"name": "s", "mode": "user", "state": "up", "port": port, "netns": procfs.netns_inode()}
         status._add_sockets(service)
         assert service["sockets"] is None
         assert "does not list TCP sockets" in service["why"]["sockets"]

@@ -1030,11 +1030,6 @@ def test_a_service_that_was_reset_meanwhile_is_noted(echo_server: int) -> None:
 
 
 def test_ctrl_c_keeps_what_was_measured(native: None, tmp_path: Path) -> None:
-    script = (
-        "import sys; from kecho.cli import bench as command; from kecho.cli.options import Parser\n"
-        "p = Parser(); command.add(p)\n"
-        "sys.exit(command.run(p.parse_args(sys.argv[1:])))"
-    )
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     measuring = threading.Event()
 
@@ -1048,7 +1043,15 @@ def test_ctrl_c_keeps_what_was_measured(native: None, tmp_path: Path) -> None:
                 measuring.set()
 
     with ScriptedServer(serve) as target:
-        words = [sys.executable, "-c", script, "bench", f"127.0.0.1:{target.port}", "--warmup=0", "--duration=600"]
+        words = [
+            sys.executable,
+            "-m",
+            "kecho.cli.main",
+            "bench",
+            f"127.0.0.1:{target.port}",
+            "--warmup=0",
+            "--duration=600",
+        ]
         with subprocess.Popen(
             [*words, "--json"], stdout=subprocess.PIPE, cwd=tmp_path, env=environment, text=True
         ) as process:

@@ -122,9 +122,9 @@ def compiled(source: str, defines: Mapping[str, int | str], settings: Collection
     flags = [f"-D{name}={value}" for name, value in sorted(defines.items())]
     flags += [f"-D{name}=SETTING({number:02x})" for number, name in enumerate(settings)]
     flags += headers.cflags
-    key = cache.key(
-        "object", Path(__file__).read_text(), text, flags, str(headers.source), _stamp(headers.configuration)
-    )
+    surroundings = {name: value for name, value in os.environ.items() if name.startswith("BCC_")}
+    tree = [str(headers.source), _stamp(headers.configuration), sorted(surroundings.items())]
+    key = cache.key("object", Path(__file__).read_text(), text, flags, tree)
     kept = cache.load(key)
     if kept and kept["compilers"] == {name: _stamp(Path(name)) for name in kept["compilers"]}:
         return Object.from_json(kept["object"])

@@ -180,6 +180,11 @@ def _newer_headers(source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     return {}
 
 
+def _other_environment(source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("BCC_LINUX_VERSION_CODE", "1")
+    return {}
+
+
 def _other_kernel(source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(cache, "_NOTES", source)
     return {}
@@ -204,7 +209,7 @@ def _damaged(source: Path, _: pytest.MonkeyPatch) -> dict[str, Any]:
 
 CHANGES = [
     *(_other_define, _other_settings, _other_text, _other_included_text, _other_headers, _newer_headers),
-    *(_other_kernel, _other_compiler, _damaged),
+    *(_other_environment, _other_kernel, _other_compiler, _damaged),
 ]
 
 

@@ -41,7 +41,7 @@ COMMANDS = {
     "check": "say by one line and the exit code whether a server echoes",
     "logs": "print the log of a service, which is empty where nothing went wrong",
     "bench": "measure the response time of services and of any echo server",
-    "plot": "draw saved results",
+    "plot": "draw saved results of bench, and saved histograms of stats",
     "tune": "show which limits of the system a run would hit, and put back what a killed run left raised",
     "doctor": "say what this machine can run, what is missing and what mends it",
 }

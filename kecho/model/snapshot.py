@@ -119,6 +119,13 @@ class Snapshot:
             paths={name: stats - other.paths[name] for name, stats in self.paths.items()},
         )
 
+    def __add__(self, later: Snapshot) -> Snapshot:
+        """Two intervals of one service as one. Raises ValueError for different services."""
+        if (self.name, self.mode) != (later.name, later.mode):
+            raise ValueError(f"{self.name} ({self.mode}) and {later.name} ({later.mode}) are different services")
+        both = {name: later.paths[name] + stats for name, stats in self.paths.items() if name in later.paths}
+        return replace(later, uptime_s=self.uptime_s + later.uptime_s, paths={**self.paths, **later.paths, **both})
+
     def since(self, earlier: Snapshot, now_ns: int) -> Snapshot:
         """What happened since `earlier`, or since the last reset if that came later.
 

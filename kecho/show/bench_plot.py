@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from kecho.model.errors import KechoError
 from kecho.model.histogram import Histogram
 from kecho.model.units import duration, plural, ratio, three_digits
 from kecho.show import canvas
-from kecho.show.bench_text import headline
+from kecho.show.bench_text import headline, workload
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 # The ticks of the curve, by the share of slower samples.
 _NINES = ((1.0, "0"), (0.5, "50"), (0.1, "90"), (0.01, "99"), (1e-3, "99.9"), (1e-4, "99.99"), (1e-5, "99.999"))
+
+
+# The most lines of a legend within the axes; a longer one is below them.
+_MOST_LINES = 6
 
 
 @dataclass(frozen=True)
@@ -51,20 +56,27 @@ def plot_bench(found: Mapping[str, Result], path: str | Path) -> None:
     """
     if not any(target.requests for result in found.values() for target in result.targets):
         raise KechoError("nothing to draw: the result has no sample")
-    loads = {load for result in found.values() for load in result.loads()}
     with canvas.style():
-        figure = _sweep_figure(found) if len(loads) > 1 else _percentile_figure(found)
-        figure.suptitle("TCP echo, round trip seen by the client", x=0.01, ha="left", fontweight="bold", fontsize=13)
-        canvas.footer(figure, "\n".join(dict.fromkeys(line for r in found.values() for line in _origin(r))))
-        canvas.save(figure, path)
+        canvas.save(_figure(found), path)
+
+
+def _figure(found: Mapping[str, Result]) -> Figure:
+    loads = {load for result in found.values() for load in result.loads()}
+    figure = _sweep_figure(found) if len(loads) > 1 else _percentile_figure(found)
+    figure.suptitle("TCP echo, round trip seen by the client", x=0.01, ha="left", fontweight="bold", fontsize=13)
+    canvas.footer(figure, list(dict.fromkeys(line for r in found.values() for line in _origin(r))))
+    return figure
 
 
 def _suffix(file: str, found: Mapping[str, Result]) -> str:
-    """A suffix that distinguishes the lines of several results: the file's name, or its path."""
+    """What distinguishes the lines of several results: the file's name or path, and the workload if they differ."""
     if len(found) == 1:
         return ""
     stems = [Path(other).stem for other in found]
-    return f", {Path(file).stem if len(set(stems)) == len(stems) else file}"
+    parts = [Path(file).stem if len(set(stems)) == len(stems) else file]
+    if len({workload(result) for result in found.values() if result.runs}) > 1:
+        parts.append(workload(found[file]))
+    return "".join(f", {part}" for part in parts)
 
 
 def _percentile_figure(found: Mapping[str, Result]) -> Figure:
@@ -140,13 +152,19 @@ def _draw_curves(axes: Axes, series: Sequence[_Series]) -> None:
     axes.set_xlim(1, end)
     axes.set_xticks([1 / share for share, _ in shown], [text for _, text in shown])
     axes.minorticks_off()
-    # The legend needs room above the curves: about a twelfth of the axis for each line.
-    room = (high / low) ** (len(targets) / (12 - len(targets))) if len(targets) < 8 else 1
+    # The legend needs room above the curves: about a sixteenth of the axis for each line.
+    columns = 2 if max(len(one.label) for one in series) <= 18 and len(series) > 2 else 1
+    lines = -(-len(series) // columns)
+    inside = lines <= _MOST_LINES
+    room = (high / low) ** (lines / (16 - lines)) if inside else 1
     canvas.latency_ticks(axes, "y", low / 1.25, high * 1.25 * room)
     axes.set_xlabel("percentile")
     axes.set_ylabel("latency (log scale)")
     axes.set_title("Latency by percentile")
-    axes.legend(loc="upper left", handlelength=3.6)
+    if inside:
+        axes.legend(loc="upper left", handlelength=3.6, ncols=columns)
+    else:
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.07), handlelength=3.6, ncols=2)
 
 
 def _draw_dots(axes: Axes, series: Sequence[_Series]) -> None:
@@ -188,7 +206,7 @@ def _draw_dots(axes: Axes, series: Sequence[_Series]) -> None:
     axes.set_xscale("log")
     room = max(2.0, (high / low) ** 0.15)  # for the labels of the outermost marks
     canvas.latency_ticks(axes, "x", low / room, high * room)
-    axes.set_yticks(range(len(series)), [one.label.replace(" (", "\n(", 1) for one in series])
+    axes.set_yticks(range(len(series)), [one.label.replace(" (", "\n(", 1).replace(", ", "\n", 1) for one in series])
     axes.set_ylim(len(series) - 0.45, -0.55)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
@@ -216,22 +234,25 @@ def _write_ratio(axes: Axes, row: int, one: _Series) -> None:
         fontweight="bold" if bold else "normal",
         color="#111111" if bold else canvas.GREY,
     )
+    said = []
     if comparison and not is_base:
-        said = []
         if interval:
             said.append(f"{three_digits(interval.low)} – {three_digits(interval.high)}{'' if bold else ': undecided'}")
         if comparison.requests_per_s:
             said.append(f"requests/s {ratio(comparison.requests_per_s.value)}")
-        axes.annotate(
-            "\n".join(said),
-            (1.02, row),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(0, -20),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color=canvas.GREY,
-        )
+    if one.target.requests_per_s is not None and one.target.bytes_per_s is not None:
+        rates = (canvas.thousands(one.target.requests_per_s), three_digits(one.target.bytes_per_s / 1e6))
+        said.append(f"{rates[0]}/s, {rates[1]} MB/s")
+    axes.annotate(
+        "\n".join(said),
+        (1.02, row),
+        xycoords=axes.get_yaxis_transform(),
+        xytext=(0, -10),
+        textcoords="offset points",
+        va="top",
+        fontsize=8,
+        color=canvas.GREY,
+    )
 
 
 def _span(observed: Sequence[_Series]) -> tuple[float, float]:
@@ -262,13 +283,16 @@ def _draw_inside(axes: Axes, one: _Series, span: tuple[float, float]) -> None:
     inside = _inside(one.target)
     assert inside is not None
     measured = [run.inside.latency.percentile(0.5) for run in one.target.runs if run.inside and run.inside.latency]
+    highest = 0.0
     for where, p50 in (("inside", median(measured)), ("outside", one.target.percentiles["p50"])):
         slots = shares[where]
-        edges = [histogram.bounds(slot) for slot in slots]
+        edges = [(max(0.5, low), high) for low, high in map(histogram.bounds, slots)]
+        heights = [canvas.per_eighth(share, *edge) for share, edge in zip(slots.values(), edges, strict=True)]
+        highest = max(highest, *heights)
         axes.bar(
-            [max(0.5, low) for low, _ in edges],
-            list(slots.values()),
-            width=[high - max(0.5, low) for low, high in edges],
+            [low for low, _ in edges],
+            heights,
+            width=[high - low for low, high in edges],
             align="edge",
             color=colour if where == "inside" else "none",
             edgecolor="white" if where == "inside" else "#222222",
@@ -278,13 +302,11 @@ def _draw_inside(axes: Axes, one: _Series, span: tuple[float, float]) -> None:
         )
     axes.set_xscale("log")
     canvas.latency_ticks(axes, "x", *span)
-    top = 1.45 * max(max(of.values()) for of in shares.values())  # the legend is above the bars
-    axes.set_ylim(0, top)
-    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= min(top, 100)])
+    axes.set_ylim(0, 1.45 * highest)  # the legend is above the bars
     axes.set_xlabel("latency (log scale), up to the client's p99")
-    axes.set_ylabel("samples (%)")
+    axes.set_ylabel("samples (%) per ⅛ octave")
     axes.grid(visible=False, axis="x")
-    axes.set_title(f"Inside the kernel and outside: {one.label}")
+    axes.set_title(textwrap.fill(f"Inside the kernel and outside: {one.label}", 54))
     axes.legend(loc="upper right")
 
 
@@ -293,6 +315,7 @@ _SWEEP_COLUMNS = (
     ("p50_ns", "inside_p50_ns", "Median"),
     ("p99_ns", "inside_p99_ns", "p99"),
     ("rate_per_s", "", "Requests a second"),
+    ("mb_per_s", "", "MB a second, each way"),
 )
 _INSIDE_DASHES = (0, (1, 2.5))
 _SWEPT = {"connections": "connections (log scale)", "size_bytes": "message size in bytes (log scale)"}
@@ -305,12 +328,15 @@ def _sweep_figure(found: Mapping[str, Result]) -> Figure:
 
     frame = table.frame(found)
     frame = frame[frame["requests"] > 0]
-    frame = frame.assign(label=frame["target"] + frame["file"].map(lambda file: _suffix(file, found)))
+    frame = frame.assign(
+        label=frame["target"] + frame["file"].map(lambda file: _suffix(file, found)),
+        mb_per_s=frame["bytes_per_s"] / 1e6,
+    )
     along = "connections" if frame["connections"].nunique() > 1 else "size_bytes"
     across = "size_bytes" if along == "connections" else "connections"
     values = sorted(frame[across].unique())
     labels = list(dict.fromkeys(frame["label"]))
-    figure = canvas.new_figure(16, 1.6 + 3.4 * len(values))
+    figure = canvas.new_figure(20, 1.6 + 3.4 * len(values))
     grid = figure.subplots(len(values), len(_SWEEP_COLUMNS), sharex=True, squeeze=False)
     for value, row in zip(values, grid, strict=True):
         part = frame[frame[across] == value]
@@ -322,20 +348,29 @@ def _sweep_figure(found: Mapping[str, Result]) -> Figure:
         for axes in row[:2]:
             canvas.latency_ticks(axes, "y", low / 1.5, part["p99_ns"].max() * 1.5)
             axes.set_ylabel("latency (log scale)")
+        for axes, column in zip(row[2:], ("rate_per_s", "mb_per_s"), strict=True):
+            canvas.rate_ticks(axes, part[column].min() / 1.5, part[column].max() * 1.5)
         row[2].set_ylabel("requests a second (log scale)")
-        row[2].yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    ticks = sorted(frame[along].unique())
-    grid[0][0].set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        row[3].set_ylabel("MB a second (log scale)")
+    canvas.load_ticks(grid[0][0], sorted(frame[along].unique()), _bytes if along == "size_bytes" else canvas.thousands)
     for axes in grid[-1]:
         axes.set_xlabel(_SWEPT[along])
     handles, names = grid[0][0].get_legend_handles_labels()
     handles.append(Patch(color=canvas.GREY, alpha=0.2, linewidth=0))
-    names.append("lowest to highest round, line: their median")
+    names.append("lowest to highest round;\nline: their median")
     if frame["inside_p50_ns"].notna().any():
         handles.append(Line2D([], [], color=canvas.GREY, linestyle=_INSIDE_DASHES, marker=".", linewidth=1.2))
-        names.append("the same, measured inside the kernel")
-    figure.legend(handles, names, loc="outside lower right", ncols=-(-len(names) // 3), handlelength=3.6)
+        names.append("the median, measured\ninside the kernel")
+    figure.legend(handles, names, loc="outside right upper", handlelength=3.6)
     return figure
+
+
+def _bytes(size: int) -> str:
+    """``64``, ``1K``, ``1M``: as --size takes it."""
+    for unit, text in ((1 << 20, "M"), (1 << 10, "K")):
+        if size >= unit and size % unit == 0:
+            return f"{size // unit}{text}"
+    return str(size)
 
 
 def _draw_sweep(

@@ -63,9 +63,8 @@ def headline(result: Result) -> list[str]:
         return ["nothing was measured"]
     options = result.runs[0].options
     loads = result.loads()
-    workload = _WORKLOADS.get(options["mode"], options["mode"]).format(**options)
     parts = [
-        f"{workload}: {_several([load.connections for load in loads], 'connection')}",
+        f"{workload(result)}: {_several([load.connections for load in loads], 'connection')}",
         _several([run.options["threads"] for run in result.runs], "thread"),
         f"{', '.join(f'{size:,}' for size in dict.fromkeys(load.size_bytes for load in loads))} B",
     ]
@@ -80,6 +79,12 @@ def headline(result: Result) -> list[str]:
     if repeats > 1:
         parts.append(f"{repeats} interleaved runs each")
     return parts
+
+
+def workload(result: Result) -> str:
+    """What the load generator did: ``closed loop``, ``open loop at 5,000/s``. The result must have a run."""
+    options = result.runs[0].options
+    return _WORKLOADS.get(options["mode"], str(options["mode"])).format(**options)
 
 
 def _several(numbers: Sequence[int], noun: str) -> str:

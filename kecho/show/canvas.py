@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
+import textwrap
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,24 +70,67 @@ def looks(count: int) -> list[tuple[str, Any, str]]:
 
 
 def latency_ticks(axes: Axes, which: str, low: float, high: float) -> None:
-    """A log axis of nanoseconds from `low` to `high`: ticks at 1, 2, 5 with units, fewer if there are many decades."""
+    """A log axis of nanoseconds from `low` to `high`, with units."""
+    _log_ticks(axes, which, low, high, _in_time_units)
+
+
+def rate_ticks(axes: Axes, low: float, high: float) -> None:
+    """A log y axis of a number a second from `low` to `high`: 500, 20k, 1M."""
+    _log_ticks(axes, "y", low, high, thousands)
+
+
+def _log_ticks(axes: Axes, which: str, low: float, high: float, text: Callable[[float], str]) -> None:
+    """Ticks at 1, 2, 5; fewer if there are many decades, and more if there is less than one."""
     few = 1e5 if which == "y" else 300  # labels side by side need more room than labels above each other
-    steps = (1, 2, 5) if high / low < 300 else (1,) if high / low > few else (1, 3)
-    ticks = [step * 10.0**decade for decade in range(13) for step in steps if low <= step * 10.0**decade <= high]
+    steps: tuple[float, ...] = (1, 2, 5) if high / low < 300 else (1,) if high / low > few else (1, 3)
+    if high / low < 3:
+        steps = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    ticks = [tick for decade in decades for step in steps if low <= (tick := step * 10.0**decade) <= high]
     (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_ticks(ticks, [_tick(ns) for ns in ticks])
+    axis.set_ticks(ticks, [text(tick) for tick in ticks])
     axis.set_ticks([], minor=True)
 
 
-def _tick(ns: float) -> str:
+def _in_time_units(ns: float) -> str:
     for unit_ns, unit in ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns")):
         if ns >= unit_ns:
             return f"{ns / unit_ns:g} {unit}"
     return f"{ns:g} ns"
 
 
-def footer(figure: Figure, text: str) -> None:
+def thousands(number: float) -> str:
+    """Short for the tick of an axis: 0.5, 500, 2k, 1.5M."""
+    for unit, text in ((1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g}{text}"
+    return f"{number:.3g}"
+
+
+def per_eighth(share: float, low: float, high: float) -> float:
+    """The height of a bar from `low` to `high` on a log axis, so that bars of different widths compare.
+
+    That is the density of `share` over the axis, in an eighth of an octave, which is the mean width of a slot.
+    """
+    return share / (8 * math.log2(high / low))
+
+
+def load_ticks(axes: Axes, loads: Sequence[int], text: Callable[[int], str]) -> None:
+    """The ticks of a log x axis at these values. Labels that would touch the next one are left out."""
+    reach = math.log(loads[-1] / loads[0]) or 1.0
+    labelled = [loads[-1]]
+    for load in reversed(loads[:-1]):
+        width = 0.0125 * (len(text(load)) + len(text(labelled[-1]))) + 0.015  # half of both, as a share of the axis
+        if math.log(labelled[-1] / load) > width * reach:
+            labelled.append(load)
+    axes.set_xticks(loads, [text(load) if load in labelled else "" for load in loads])
+
+
+def footer(figure: Figure, lines: Sequence[str]) -> None:
+    """Small lines below everything, wrapped at the figure's width."""
+    fits = int(15 * figure.get_figwidth())  # characters of that size
+    text = "\n".join(part for line in lines for part in textwrap.wrap(line, fits, subsequent_indent="      "))
     figure.supxlabel(text, x=0.01, ha="left", fontsize=8, color=GREY)
 
 

@@ -56,7 +56,7 @@ def plot_stats(snapshots: Snapshot | Sequence[Snapshot], path: str | Path) -> No
         kernels = dict.fromkeys(snapshot.kernel for snapshot in several)
         now = datetime.now(UTC)
         origin = (platform.node(), f"kernel {', '.join(kernels)}", f"{now:%Y-%m-%d %H:%M} UTC", f"kecho {__version__}")
-        canvas.footer(figure, "  ·  ".join(origin))
+        canvas.footer(figure, ["  ·  ".join(origin)])
         canvas.save(figure, path)
 
 
@@ -65,15 +65,16 @@ def _map_height(latency: Histogram) -> float:
 
 
 def _draw_histogram(axes: Axes, title: str, latency: Histogram, colour: str) -> None:
-    """Draws bars as wide as the slots. Counts have a log axis too, so that the tail can be seen."""
+    """Draws bars as wide as the slots, and as high as the density, on a log axis so that the tail can be seen."""
     from matplotlib.ticker import NullLocator
 
     counts = latency.merged()
     frame = pd.DataFrame([(*histogram.bounds(i), n) for i, n in counts.items()], columns=["low", "high", "count"])
     frame["low"] = frame["low"].clip(lower=0.5)  # a log axis has no 0
+    frame["height"] = [canvas.per_eighth(*row) for row in zip(frame["count"], frame["low"], frame["high"], strict=True)]
     axes.bar(
         frame["low"],
-        frame["count"],
+        frame["height"],
         width=frame["high"] - frame["low"],
         align="edge",
         color=colour,
@@ -82,12 +83,12 @@ def _draw_histogram(axes: Axes, title: str, latency: Histogram, colour: str) -> 
     )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    top = max(frame["count"].max(), 2)
-    axes.set_ylim(0.7, top**1.22)  # room for the labels above the bars
-    axes.set_yticks([10.0**i for i in range(20) if 10.0**i <= top], minor=False)
+    top = max(frame["height"].max(), 2)
+    axes.set_ylim(min(0.7, frame["height"].min() / 1.5), top**1.22)  # room for the labels above the bars
+    axes.set_yticks([10.0**i for i in range(20) if 10.0**i <= 1.3 * top], minor=False)
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.set_ylabel("echoes (log scale)")
+    axes.set_ylabel("echoes per ⅛ octave\n(log scale)")
     axes.grid(visible=False, axis="x")
     axes.set_title(f"{title}  ({plural(latency.count, 'echo')})")
     for key, dashes, side in (("p50", canvas.DASHES[1], "right"), ("p99", canvas.DASHES[2], "left")):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -15,6 +16,9 @@ import result_samples as samples
 
 from kecho.bench.interval import MIN_ROUNDS
 from kecho.bench.result import Result
+from kecho.cli import plot as cli_plot
+from kecho.cli.main import main
+from kecho.model import histogram
 from kecho.model.errors import KechoError
 from kecho.model.histogram import Histogram, slot
 from kecho.model.snapshot import Connections, PathStats, Snapshot
@@ -107,6 +111,73 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
+def overlapping(figure: Figure) -> list[tuple[str, str]]:
+    """The texts that stand on one another: labels of ticks, titles, the legend, what is below everything."""
+    figure.draw_without_rendering()
+    shown = [
+        (text.get_text(), text.get_window_extent())
+        for text in figure.findobj(Text)
+        if text.get_text().strip() and text.get_visible()
+    ]
+    return [
+        (one, other)
+        for (one, here), (other, there) in itertools.combinations(shown, 2)
+        if here.padded(-1).overlaps(there.padded(-1))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("targets", "along", "loads"), [(1, "connections", 2), (6, "connections", 6), (6, "size_bytes", 6)]
+)
+def test_no_text_of_a_sweep_stands_on_another(targets: int, along: str, loads: int) -> None:
+    runs = [
+        samples.run(
+            f"127.0.0.1:{7000 + number}",
+            [1000 * (number + 1) * load],
+            options={**samples.OPTIONS, along: load},
+        )
+        for load in (64, 256, 1000, 2000, 5000, 65536)[:loads]
+        for number in range(targets)
+    ]
+    found = {"a.json": samples.result(*runs, baseline="127.0.0.1:7000")}
+    with canvas.style():
+        figure = bench_plot._figure(found)
+        assert not overlapping(figure)
+        assert all(axes.get_yticks().size > 1 for axes in figure.axes)
+
+
+def test_saved_stats(tmp_path: Path) -> None:
+    """The intervals of a file are added up; another file stands beside it; a result of bench does not go with them."""
+    (tmp_path / "s.json").write_text(
+        "".join(f"{json.dumps(snapshot(*one).to_json())}\n" for one in ((1700, 1800), (9000,)))
+    )
+    saved = cli_plot._snapshot(str(tmp_path / "s.json"))
+    assert saved and saved.paths["egress"].latency == Histogram.of((1700, 1800, 9000))
+    picture = str(tmp_path / "s.png")
+    assert main(["plot", str(tmp_path / "s.json"), str(tmp_path / "s.json"), "-o", picture]) == 0
+    check_picture(tmp_path / "s.png")
+    (tmp_path / "b.json").write_text(json.dumps(samples.three_targets().to_json()))
+    assert main(["plot", str(tmp_path / "s.json"), str(tmp_path / "b.json"), "-o", picture]) == 2
+    assert main(["plot", str(tmp_path / "b.json"), "-o", picture]) == 0
+    (tmp_path / "s.json").write_text('{"schema": 1, "paths": 7}\n')
+    assert main(["plot", str(tmp_path / "s.json"), "-o", picture]) == 1
+
+
+def test_workloads_are_told_apart() -> None:
+    closed = sweep((10, 64), (100, 64))
+    burst = replace(closed, runs=tuple(replace(run, options={**run.options, "mode": "burst"}) for run in closed.runs))
+    drawn = texts(bench_plot._figure({"a.json": closed, "b.json": burst}))
+    assert {"fast, a, closed loop", "fast, b, burst"} <= set(drawn)
+
+
+def test_bars_of_different_widths_compare() -> None:
+    """As many samples at every latency: on a log axis density rises evenly, and does not double at an octave."""
+    slots = range(slot(4096), slot(8192) + 8)
+    edges = [histogram.bounds(one) for one in slots]
+    heights = [canvas.per_eighth(high - low, low, high) for low, high in edges]
+    assert all(1 < after / before < 1.2 for before, after in itertools.pairwise(heights))
+
+
 def test_several_results_are_told_apart() -> None:
     one = samples.three_targets()
     drawn = texts(bench_plot._percentile_figure({"monday.json": one, "friday.json": one}))
@@ -168,6 +239,8 @@ def test_the_users_settings_are_not_ours(tmp_path: Path, kind: str) -> None:
     script = f"""
 import json, sys
 from kecho.bench.result import Result
+from kecho.cli import plot as cli_plot
+from kecho.cli.main import main
 from kecho.model.snapshot import Snapshot
 obj = json.loads({json.dumps(shown.to_json())!r})
 if {kind!r} == "bench":

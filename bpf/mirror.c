@@ -366,30 +366,43 @@ static __always_inline bool turn_sack(struct __sk_buff *skb, __u32 at, __u32 siz
 /* The options of a client's SYN that the echo repeats. Others are declined, such as fast open and MPTCP. */
 static __always_inline bool is_agreed(__u8 kind)
 {
-	return kind == TCPOPT_MSS || kind == TCPOPT_WINDOW || kind == TCPOPT_SACK_PERM ||
-	       kind == TCPOPT_TIMESTAMP;
+	return kind == TCPOPT_NOP || kind == TCPOPT_MSS || kind == TCPOPT_WINDOW ||
+	       kind == TCPOPT_SACK_PERM || kind == TCPOPT_TIMESTAMP;
 }
 
-/* Replaces the options of the segment, from @at to @end, by those of the echo. False if they are malformed. */
-static __always_inline bool turn_options(struct __sk_buff *skb, __u32 at, __u32 end, bool syn,
+/* Replaces the options of the segment, @size bytes from @options, by those of the echo. False if they are malformed. */
+static __always_inline bool turn_options(struct __sk_buff *skb, __u32 options, __u32 size, bool syn,
 					 __u32 shift, __u32 *said, __u64 *sum)
 {
-	__u8 nops[MAX_OPTIONS], kind, length;
+	__u8 nops[MAX_OPTIONS], kind, byte;
+	/*
+	 * How far it is. The verifier forgets what was stored in a byte, so that one option looks to it
+	 * like any other, whatever came before it.
+	 */
+	volatile __u8 done = 0;
 	__u32 i;
 
 	__builtin_memset(nops, TCPOPT_NOP, sizeof(nops));
 #pragma clang loop unroll(disable)
-	for (i = 0; i < MAX_OPTIONS && at < end; i++, at += length) {
-		length = 1;
+	for (i = 0; i < MAX_OPTIONS && done < size; i++) {
+		__u32 at = options + done, left = size - done;
+		__u64 length = 1; /* as wide as a register, so that its bounds stay known */
+
 		if (bpf_skb_load_bytes(skb, at, &kind, 1))
 			return false;
 		if (kind == TCPOPT_EOL)
 			break;
-		if (kind == TCPOPT_NOP)
-			continue;
-		if (bpf_skb_load_bytes(skb, at + 1, &length, 1) || length < 2 ||
-		    length > MAX_OPTIONS || at + length > end)
-			return false;
+		if (kind != TCPOPT_NOP) {
+			if (bpf_skb_load_bytes(skb, at + 1, &byte, 1))
+				return false;
+			length = byte;
+			if (length < 2)
+				return false;
+			/* Otherwise clang 19 makes one comparison of the two, which gives no bound. */
+			asm volatile("" : "+r"(length));
+			if (length > MAX_OPTIONS || length > left)
+				return false;
+		}
 		if (kind == TCPOPT_TIMESTAMP) {
 			if (length != TCPOLEN_TIMESTAMP || !turn_timestamps(skb, at + 2, sum))
 				return false;
@@ -400,6 +413,7 @@ static __always_inline bool turn_options(struct __sk_buff *skb, __u32 at, __u32 
 			if (!turn_sack(skb, at + 2, length - 2, shift, said, sum))
 				return false;
 		}
+		done += length;
 	}
 	return true;
 }
@@ -707,8 +721,8 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 	}
 
 	if (!turn_usual_options(&seg, tcp, end, &sum) && seg.options) {
-		if (!turn_options(skb, l4 + sizeof(*tcp), l4 + sizeof(*tcp) + seg.options,
-				  seg.flags & TCP_FLAG_SYN, shift, &said, &sum))
+		if (!turn_options(skb, l4 + sizeof(*tcp), seg.options, seg.flags & TCP_FLAG_SYN,
+				  shift, &said, &sum))
 			return TC_ACT_UNSPEC;
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;

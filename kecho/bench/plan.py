@@ -26,8 +26,12 @@ class Plan:
     delay_ms: float = 0.0  # with veth: in each direction
     json: str | None = None  # a file, or STDOUT
     csv: str | None = None
+    hdr: str | None = None  # a folder, with a file for each run
+    raw: str | None = None
     plot: str | None = None
     wide: bool = False  # tables may be wider than the terminal
+    markdown: bool = False
+    percentiles: tuple[float, ...] = ()  # of the table, in percent; empty for the usual ones
 
     @property
     def needs(self) -> Needs:

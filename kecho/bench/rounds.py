@@ -42,8 +42,20 @@ def steps(plan: Plan, targets: Sequence[Target]) -> Iterator[Step]:
     for options, repeat in itertools.product(plan.sweep, range(plan.repeats)):
         order = draw.sample(targets, len(targets))
         for target in order:
-            yield Step(target, options, repeat, number, total, target is order[-1])
+            own = _with_files(plan, options, target, repeat)
+            yield Step(target, own, repeat, number, total, target is order[-1])
             number += 1
+
+
+def _with_files(plan: Plan, options: RunOptions, target: Target, repeat: int) -> RunOptions:
+    """The options with the names of the run's own files, if the plan has folders for them."""
+    load = f"{options.most_open}x{options.size_bytes}B" + (f"-{options.rate_per_s:.15g}" if options.rate_per_s else "")
+    name = f"{target.name.replace('/', '_')}-{load}-{repeat + 1}"
+    return replace(
+        options,
+        hdr=f"{plan.hdr}/{name}.hlog" if plan.hdr else None,
+        raw=f"{plan.raw}/{name}.u64" if plan.raw else None,
+    )
 
 
 def make_all(

@@ -20,10 +20,11 @@ _FIELDS = ("target", "mode", "endpoint", "repeat", "options", "elapsed_ns", "int
 
 @dataclass(frozen=True, order=True)
 class Load:
-    """What a sweep varies."""
+    """What a sweep varies. `rate_per_s` is what an open loop has due a second, 0 for other workloads."""
 
     connections: int
     size_bytes: int
+    rate_per_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Run:
 
     @property
     def load(self) -> Load:
-        return Load(self.options["connections"], self.options["size_bytes"])
+        return Load(self.options["connections"], self.options["size_bytes"], self.options.get("rate_per_s", 0.0))
 
     @property
     def path(self) -> str:

@@ -45,6 +45,8 @@ class RunOptions:
     io_timeout_s: float | None = None
     cpus: str | None = None
     seed: int | None = None
+    hdr: str | None = None
+    raw: str | None = None
 
     def arguments(self) -> list[str]:
         """The options as arguments of the command line."""
@@ -63,6 +65,8 @@ class RunOptions:
             "--io-timeout": self.io_timeout_s,
             "--cpus": self.cpus,
             "--seed": self.seed,
+            "--hdr": self.hdr,
+            "--raw": self.raw,
         }
         words = [word for option, value in given.items() if value is not None for word in (option, str(value))]
         return [*words, "--crr"] if self.crr else words

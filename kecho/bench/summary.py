@@ -10,7 +10,7 @@ import functools
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from kecho.bench import interval
@@ -66,10 +66,14 @@ class Summary:
     def requests(self) -> int:
         return sum(run.latency.count for run in self.runs)
 
+    def percentile(self, q: float) -> float | None:
+        """The median of the rounds' percentile `q`; None for one that was never sent or answered in half of them."""
+        return median(run.latency.percentile(q) for run in self.runs)
+
     @functools.cached_property
     def percentiles(self) -> Mapping[str, float | None]:
-        """Percentiles by name; None for one that was never sent or answered in half of the rounds."""
-        return {name: median(run.latency.percentiles[name] for run in self.runs) for name in PERCENTILES}
+        """The percentiles of `PERCENTILES`, by name."""
+        return {name: self.percentile(q) for name, q in PERCENTILES.items()}
 
     @functools.cached_property
     def answered(self) -> tuple[Latency, ...]:
@@ -92,11 +96,6 @@ class Summary:
     def bytes_per_s(self) -> float | None:
         """Payload answered a second, in each direction."""
         return None if self.requests_per_s is None else self.requests_per_s * self.load.size_bytes
-
-    @property
-    def offered_per_s(self) -> float | None:
-        """Of an open loop: how many requests a second were due."""
-        return self.runs[0].options.get("rate_per_s")
 
     @functools.cached_property
     def burst_ns(self) -> float | None:
@@ -137,7 +136,8 @@ class Summary:
             "target": self.name,
             "mode": self.mode,
             "path": self.path,
-            **asdict(self.load),
+            "connections": self.load.connections,
+            "size_bytes": self.load.size_bytes,
             "requests_per_s": self.requests_per_s,
             "bytes_per_s": self.bytes_per_s,
             "latency_ns": {
@@ -155,6 +155,8 @@ class Summary:
         }
         if self.burst_ns is not None:
             obj["burst_ns"] = self.burst_ns
+        if self.load.rate_per_s:
+            obj["offered_per_s"] = self.load.rate_per_s
         return obj
 
     def _path_json(self, name: str, stats: PathStats) -> dict[str, Any]:

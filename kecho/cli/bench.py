@@ -50,6 +50,8 @@ examples:
   kecho-ctl bench --connections 100 --threads 2 --size 1K --duration 5
   kecho-ctl bench --burst 1000 --bursts 10         1,000 connections that send at once, ten times
   kecho-ctl bench --rate 5000 --connections 10     a stall of the server shows: no coordinated omission
+  kecho-ctl bench --rate 10k,20k,50k,100k --connections 10 --plot out.png
+  kecho-ctl bench --percentiles 50,99,99.99 --markdown
   kecho-ctl bench --count 100000 --plot out.png --json=out.json
   kecho-ctl bench --json | jq .targets
   sudo kecho-ctl bench --compare user,sockmap --topology veth
@@ -121,9 +123,10 @@ def _add_workload(group: argparse._ArgumentGroup) -> None:
     one_of = group.add_mutually_exclusive_group()
     one_of.add_argument(
         "--rate",
-        type=values.rate,
-        metavar="R",
-        help="open loop: R requests a second are due (10k, 1M), and latency counts from when each was",
+        type=values.list_of(values.rate),
+        metavar="R,…",
+        help="open loop: R requests a second are due (10k, 1M), and latency counts from when each was; several rates "
+        "are a sweep",
     )
     one_of.add_argument(
         "--burst",
@@ -200,6 +203,19 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
         "--csv", type=values.file, metavar="FILE", help="save a table with a row for each run (docs/metrics.md)"
     )
     group.add_argument("--plot", type=values.picture, metavar="FILE", help="draw the result: .png, .svg or .pdf")
+    group.add_argument(
+        "--hdr", type=values.folder, metavar="FOLDER", help="save the histogram of each run as a HdrHistogram log"
+    )
+    group.add_argument(
+        "--raw",
+        type=values.folder,
+        metavar="FOLDER",
+        help="save every latency of each run, as little-endian 64-bit nanoseconds",
+    )
+    group.add_argument(
+        "--percentiles", type=values.list_of(values.percentile), metavar="P,…", help="the percentiles of the table"
+    )
+    group.add_argument("--markdown", action="store_true", help="print tables in Markdown, with all columns")
     add_wide(group)
 
 
@@ -224,6 +240,10 @@ def plan_of(args: argparse.Namespace) -> Plan:
         csv=args.csv,
         plot=args.plot,
         wide=args.wide,
+        markdown=args.markdown,
+        percentiles=args.percentiles or (),
+        hdr=args.hdr,
+        raw=args.raw,
     )
 
 
@@ -246,7 +266,7 @@ def sweep_of(args: argparse.Namespace) -> tuple[RunOptions, ...]:
             warmup_s=warmup_s,
             burst=args.burst,
             bursts=args.bursts,
-            rate_per_s=args.rate,
+            rate_per_s=rate,
             crr=args.crr,
             depth=args.depth,
             connect_timeout_s=args.connect_timeout,
@@ -256,6 +276,7 @@ def sweep_of(args: argparse.Namespace) -> tuple[RunOptions, ...]:
         )
         for size in args.size
         for connections in sweep_over
+        for rate in args.rate or (None,)
     ]
     # All loads of a sweep have the same pinning, so that they are comparable.
     alone = all(options.is_alone for options in sweep)
@@ -325,8 +346,13 @@ def show(plan: Plan, result: Result) -> None:
     else:
         from kecho.show import bench_text
 
-        wide = table_width(plan.wide) is None
-        print(bench_text.bench_table(result, columns(), wide=wide), end="")
+        form = bench_text.Form(
+            columns(),
+            wide=table_width(plan.wide) is None,
+            markdown=plan.markdown,
+            percentiles={f"p{percent:.15g}": percent / 100 for percent in plan.percentiles},
+        )
+        print(bench_text.bench_table(result, form), end="")
     outputs.save_all(plan, result)
     if plan.plot:
         from kecho.show import bench_plot

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -52,6 +53,16 @@ def file(text: str) -> str:
     return text
 
 
+def folder(text: str) -> str:
+    """A folder in which files can be made. It is made and tried before the runs."""
+    try:
+        Path(text).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=text):
+            return text
+    except OSError as e:
+        raise argparse.ArgumentTypeError(f"cannot write to {text!r}: {one_line(e)}") from e
+
+
 def picture(text: str) -> str:
     """A file name with a suffix of a format that can be drawn."""
     if Path(text).suffix not in PICTURES:
@@ -95,5 +106,7 @@ def rate(text: str) -> float:
     factor = {"K": 1e3, "M": 1e6}.get(text[-1:].upper(), 1.0)
     return _requests(f"{float(text[:-1]) * factor:.15g}" if factor > 1 and is_number(text[:-1]) else text)
 
+
+percentile = number(lambda value: 0 < value < 100, "percent between 0 and 100")
 
 seconds = number(lambda value: 0 <= value <= 86400, "seconds from 0 to 86400")

@@ -8,7 +8,7 @@ import math
 import operator
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -315,14 +315,29 @@ _SWEEP_COLUMNS = (
     ("p50_ns", "inside_p50_ns", "Median"),
     ("p99_ns", "inside_p99_ns", "p99"),
     ("rate_per_s", "", "Requests a second"),
-    ("mb_per_s", "", "MB a second, each way"),
+    ("mb_per_s", "", "MB a second"),
 )
 _INSIDE_DASHES = (0, (1, 2.5))
-_SWEPT = {"connections": "connections (log scale)", "size_bytes": "message size in bytes (log scale)"}
+
+
+def _bytes(size: float) -> str:
+    """``64``, ``1K``, ``1M``: as --size takes it."""
+    for unit, text in ((1 << 20, "M"), (1 << 10, "K")):
+        if size >= unit and size % unit == 0:
+            return f"{size / unit:.0f}{text}"
+    return f"{size:.0f}"
+
+
+# What a sweep may vary: the label of its axis, a value in a title, a value at a tick.
+_SWEPT: Mapping[str, tuple[str, Callable[[Any], str], Callable[[float], str]]] = {
+    "offered_per_s": ("requests due a second (log scale)", lambda n: f"{canvas.thousands(n)}/s due", canvas.thousands),
+    "connections": ("connections (log scale)", lambda n: plural(int(n), "connection"), canvas.thousands),
+    "size_bytes": ("message size in bytes (log scale)", lambda n: f"{n:,} B", _bytes),
+}
 
 
 def _sweep_figure(found: Mapping[str, Result]) -> Figure:
-    """Draws p50, p99 and requests a second against what varies, with a row for each value of the other dimension."""
+    """Draws p50, p99 and requests a second against what varies, with a row for each load of the other dimensions."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -332,15 +347,14 @@ def _sweep_figure(found: Mapping[str, Result]) -> Figure:
         label=frame["target"] + frame["file"].map(lambda file: _suffix(file, found)),
         mb_per_s=frame["bytes_per_s"] / 1e6,
     )
-    along = "connections" if frame["connections"].nunique() > 1 else "size_bytes"
-    across = "size_bytes" if along == "connections" else "connections"
-    values = sorted(frame[across].unique())
+    along = max(_SWEPT, key=lambda column: frame[column].nunique() > 1)  # the first that varies
+    across = [column for column in _SWEPT if column != along]
+    rows = frame.groupby(across, dropna=False)
     labels = list(dict.fromkeys(frame["label"]))
-    figure = canvas.new_figure(20, 1.6 + 3.4 * len(values))
-    grid = figure.subplots(len(values), len(_SWEEP_COLUMNS), sharex=True, squeeze=False)
-    for value, row in zip(values, grid, strict=True):
-        part = frame[frame[across] == value]
-        what = f"{value:,} B" if across == "size_bytes" else plural(value, "connection")
+    figure = canvas.new_figure(20, 1.6 + 3.4 * len(rows))
+    grid = figure.subplots(len(rows), len(_SWEEP_COLUMNS), sharex=True, squeeze=False)
+    for (_, part), row in zip(rows, grid, strict=True):
+        what = ", ".join(_SWEPT[column][1](part[column].iloc[0]) for column in across if part[column].notna().all())
         for axes, (outside, inside, title) in zip(row, _SWEEP_COLUMNS, strict=True):
             _draw_sweep(axes, part, along, (outside, inside), dict(zip(labels, canvas.looks(len(labels)), strict=True)))
             axes.set_title(f"{title}, {what}")
@@ -351,10 +365,10 @@ def _sweep_figure(found: Mapping[str, Result]) -> Figure:
         for axes, column in zip(row[2:], ("rate_per_s", "mb_per_s"), strict=True):
             canvas.rate_ticks(axes, part[column].min() / 1.5, part[column].max() * 1.5)
         row[2].set_ylabel("requests a second (log scale)")
-        row[3].set_ylabel("MB a second (log scale)")
-    canvas.load_ticks(grid[0][0], sorted(frame[along].unique()), _bytes if along == "size_bytes" else canvas.thousands)
+        row[3].set_ylabel("MB a second each way (log scale)")
+    canvas.load_ticks(grid[0][0], sorted(frame[along].unique()), _SWEPT[along][2])
     for axes in grid[-1]:
-        axes.set_xlabel(_SWEPT[along])
+        axes.set_xlabel(_SWEPT[along][0])
     handles, names = grid[0][0].get_legend_handles_labels()
     handles.append(Patch(color=canvas.GREY, alpha=0.2, linewidth=0))
     names.append("lowest to highest round;\nline: their median")
@@ -363,14 +377,6 @@ def _sweep_figure(found: Mapping[str, Result]) -> Figure:
         names.append("the median, measured\ninside the kernel")
     figure.legend(handles, names, loc="outside right upper", handlelength=3.6)
     return figure
-
-
-def _bytes(size: int) -> str:
-    """``64``, ``1K``, ``1M``: as --size takes it."""
-    for unit, text in ((1 << 20, "M"), (1 << 10, "K")):
-        if size >= unit and size % unit == 0:
-            return f"{size // unit}{text}"
-    return str(size)
 
 
 def _draw_sweep(

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from kecho.bench import summary
 from kecho.bench.interval import CONFIDENCE, MIN_ROUNDS, Ratio
@@ -18,7 +19,7 @@ from kecho.show.terminal import PERCENTILE_TITLES, finish, flow, prose, table
 # The modes of the load generator, in words.
 _WORKLOADS = {
     "closed": "closed loop",
-    "open": "open loop at {rate_per_s:,.10g}/s",
+    "open": "open loop at {rates}/s",
     "crr": "connect-request-response",
     "pipeline": "pipelined, {depth} deep",
 }
@@ -33,25 +34,56 @@ _COMPARISON_GIVES_WAY = ("rounds", "of requests/s", "requests/s", "of p50")
 _INSIDE_GIVES_WAY = ("fallbacks", "bytes", "echoes", "outside p99", "inside p99")
 
 
-def bench_table(result: Result, width: int = 80, utf8: bool | None = None, wide: bool = True) -> str:
-    """What bench measured. Sentences have lines of `width`; and so have tables, unless they are `wide`."""
+@dataclass(frozen=True)
+class Form:
+    """How a result is shown. Sentences have lines of `width`; and so have tables, unless they are `wide`.
+
+    `percentiles` are those of the table of the client's figures, by title, in place of the usual ones.
+    """
+
+    width: int = 80
+    wide: bool = True
+    markdown: bool = False
+    percentiles: Mapping[str, float] = field(default_factory=dict)
+    utf8: bool | None = None  # None: as standard output's encoding says
+
+    def table(
+        self, titles: Sequence[str], rows: Sequence[Sequence[str]], left: int, gives_way: Sequence[str]
+    ) -> list[str]:
+        if self.markdown:
+            rule = ["---" if i < left else "---:" for i in range(len(titles))]
+            return [f"| {' | '.join(cell.strip() for cell in row)} |" for row in (titles, rule, *rows)]
+        return table(titles, rows, left, None if self.wide else self.width, gives_way)
+
+    def prose(self, sentence: str) -> list[str]:
+        """Lines of a sentence that introduces a table."""
+        return [sentence, ""] if self.markdown else prose(sentence, self.width)
+
+    def notes(self, sentences: Sequence[str]) -> list[str]:
+        if self.markdown:
+            return [f"- {sentence}" for sentence in sentences]
+        return [line for sentence in sentences for line in prose(f"note: {sentence}", self.width)]
+
+
+_FORM = Form()
+
+
+def bench_table(result: Result, form: Form = _FORM) -> str:
+    """What bench measured, as text or in Markdown."""
     swept = len(result.loads()) > 1
-    lines = [*flow((*headline(result), *result.host.summary()), width), ""]
+    parts = (*headline(result), *result.host.summary())
+    lines = ["; ".join(parts)] if form.markdown else [*flow(parts, form.width)]
+    lines.append("")
     if first := caveats(result):
-        lines += _noted(first, width)
+        lines += form.notes(first)
         lines.append("")
-    room = None if wide else width
-    lines += _outside_lines(result, swept, room)
-    lines += _comparison_lines(result, swept, width, room)
-    lines += _inside_lines(result, swept, width, room)
+    lines += _outside_lines(result, swept, form)
+    lines += _comparison_lines(result, swept, form)
+    lines += _inside_lines(result, swept, form)
     if more := notes(result):
         lines.append("")
-        lines += _noted(more, width)
-    return finish(lines, max(width, *map(len, lines)), utf8)
-
-
-def _noted(sentences: Sequence[str], width: int) -> list[str]:
-    return [line for sentence in sentences for line in prose(f"note: {sentence}", width)]
+        lines += form.notes(more)
+    return finish(lines, max(form.width, *map(len, lines)), form.utf8)
 
 
 # ---- words ----
@@ -84,7 +116,8 @@ def headline(result: Result) -> list[str]:
 def workload(result: Result) -> str:
     """What the load generator did: ``closed loop``, ``open loop at 5,000/s``. The result must have a run."""
     options = result.runs[0].options
-    return _WORKLOADS.get(options["mode"], str(options["mode"])).format(**options)
+    rates = ", ".join(dict.fromkeys(_rate(load.rate_per_s) for load in result.loads()))
+    return _WORKLOADS.get(options["mode"], str(options["mode"])).format(**options, rates=rates)
 
 
 def _several(numbers: Sequence[int], noun: str) -> str:
@@ -132,7 +165,12 @@ def _where(target: Summary, result: Result) -> str:
     if len(result.loads()) == 1:
         return target.name
     load = target.load
-    return f"{target.name}, {plural(load.connections, 'connection')}, {load.size_bytes:,} B"
+    due = f", {_rate(load.rate_per_s)}/s" if load.rate_per_s else ""
+    return f"{target.name}, {plural(load.connections, 'connection')}, {load.size_bytes:,} B{due}"
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:,.10g}" if per_s else "-"
 
 
 def _disagree(target: Summary, comparison: Comparison) -> bool:
@@ -154,11 +192,11 @@ def notes(result: Result) -> list[str]:
     if any(comparison.p50.interval is None for _, comparison in _compared(result)):
         said.append(f"a ratio of fewer than {MIN_ROUNDS} rounds has no interval: --repeat {MIN_ROUNDS} or more")
     said += (f"{name} is left out: {why}" for name, why in result.left_out.items())
+    for target in result.targets:
+        said += (f"{_where(target, result)}: {text}" for text in (overload(target), lateness(target)) if text)
     for run in result.runs:
         dropped = run.listened.note() if run.listened else ""
-        said += (
-            f"{run.target}: {text}" for text in (run.why, mismatch(run), overload(run), lateness(run), dropped) if text
-        )
+        said += (f"{run.target}: {text}" for text in (run.why, mismatch(run), dropped) if text)
     return list(dict.fromkeys(said))
 
 
@@ -172,27 +210,26 @@ def mismatch(run: Run) -> str:
     return ""
 
 
-def overload(run: Run) -> str:
+def overload(target: Summary) -> str:
     """How many requests of an open loop were due and never sent; "" if none."""
-    unsent = run.latency.unsent
+    unsent = [run.latency.unsent for run in target.runs if run.latency.unsent]
     if not unsent:
         return ""
     return (
-        f"{plural(unsent, 'request')} of round {run.repeat + 1} never sent: the rate is too high "
-        "(a percentile that falls among them is -)"
+        f"{plural(sum(unsent), 'request')} never sent, in {len(unsent)} of {plural(len(target.runs), 'round')}: "
+        "the rate is too high (a percentile that falls among them is -)"
     )
 
 
-def lateness(run: Run) -> str:
+def lateness(target: Summary) -> str:
     """That an open loop's requests were late before the server could be; empty if p50 says little of that."""
-    late_ns = run.options.get("late_ns", {}).get("mean", 0.0)
-    p50_ns = run.latency.percentiles["p50"]
-    if not run.latency.count or (p50_ns is not None and late_ns < _LATE * p50_ns):
+    late_ns = summary.median(run.options.get("late_ns", {}).get("mean") for run in target.runs if run.latency.count)
+    p50_ns = target.percentiles["p50"]
+    if late_ns is None or (p50_ns is not None and late_ns < _LATE * p50_ns):
         return ""
     return (
-        f"in round {run.repeat + 1} requests were sent {duration(late_ns)} after they were due, on average, and p50 is "
-        f"{duration(p50_ns)}: they waited for an idle connection or for the client (--connections, --threads, or a "
-        "lower --rate)"
+        f"requests were sent {duration(late_ns)} after they were due, on average, and p50 is {duration(p50_ns)}: they "
+        "waited for an idle connection or for the client (--connections, --threads, or a lower --rate)"
     )
 
 
@@ -204,29 +241,30 @@ def _target_table(
     rows: Sequence[tuple[Summary, Sequence[str]]],
     left: int,
     swept: bool,
-    room: int | None,
+    form: Form,
     gives_way: Sequence[str],
 ) -> list[str]:
     """A table of targets; of a sweep, with the load in front."""
     if not swept:
-        return table(titles, [row for _, row in rows], left, room, gives_way)
+        return form.table(titles, [row for _, row in rows], left, gives_way)
     loads = [(f"{target.load.connections:,}", f"{target.load.size_bytes:,}") for target, _ in rows]
     widths = [max(map(len, column)) for column in zip(("conns", "size"), *loads, strict=True)]
     aligned = [
         (*(cell.rjust(w) for cell, w in zip(load, widths, strict=True)), *row)
         for load, (_, row) in zip(loads, rows, strict=True)
     ]
-    return table(("conns", "size", *titles), aligned, left + 2, room, gives_way)
+    return form.table(("conns", "size", *titles), aligned, left + 2, gives_way)
 
 
-def _outside_lines(result: Result, swept: bool, room: int | None) -> list[str]:
+def _outside_lines(result: Result, swept: bool, form: Form) -> list[str]:
     """A row a target and load: each figure the median of the rounds, but for max; ratios beside both of them.
 
     Megabytes a second have the ratio of requests a second: under one load all requests are of one size.
     """
     burst = any(target.burst_ns is not None for target in result.targets)
-    offered = any(target.offered_per_s for target in result.targets)
-    titles = ["target", "mode", "path", *PERCENTILE_TITLES.values(), "max", "p50 ratio"]
+    offered = any(target.load.rate_per_s for target in result.targets)
+    percentiles = form.percentiles or {PERCENTILE_TITLES[name]: q for name, q in PERCENTILES.items()}
+    titles = ["target", "mode", "path", *percentiles, "max", "p50 ratio"]
     titles += [*(["offered/s"] if offered else []), "requests/s", "MB/s", "ratio"]
     if burst:
         titles.append("burst")
@@ -238,10 +276,10 @@ def _outside_lines(result: Result, swept: bool, room: int | None) -> list[str]:
             target.name,
             target.mode or "-",
             target.path or "-",
-            *(duration(ns, gap="") for ns in target.percentiles.values()),
+            *(duration(target.percentile(q), gap="") for q in percentiles.values()),
             duration(target.max if target.requests else None, gap=""),
             ratio(comparison.p50.value if comparison else None),
-            *([f"{target.offered_per_s:,.10g}" if target.offered_per_s else "-"] if offered else []),
+            *([_rate(target.load.rate_per_s)] if offered else []),
             f"{target.requests_per_s:,.0f}" if target.requests_per_s is not None else "-",
             three_digits(target.bytes_per_s / 1e6) if target.bytes_per_s is not None else "-",
             ratio(rate.value if rate else None),
@@ -249,26 +287,26 @@ def _outside_lines(result: Result, swept: bool, room: int | None) -> list[str]:
         if burst:
             cells.append(duration(target.burst_ns, gap=""))
         rows.append((target, cells))
-    return _target_table(titles, rows, 3, swept, room, _OUTSIDE_GIVES_WAY)
+    gives_way = [title for title in _OUTSIDE_GIVES_WAY if title not in form.percentiles]
+    return _target_table(titles, rows, 3, swept, form, gives_way)
 
 
 def _compared(result: Result) -> list[tuple[Summary, Comparison]]:
     return [(t, c) for t in result.targets if t.name != result.baseline and (c := result.compare(t))]
 
 
-def _comparison_lines(result: Result, swept: bool, width: int, room: int | None) -> Iterator[str]:
+def _comparison_lines(result: Result, swept: bool, form: Form) -> Iterator[str]:
     """The ratios with their intervals and the verdicts."""
     found = _compared(result)
     if not any(comparison.p50.interval for _, comparison in found):
         return
     yield ""
-    yield from prose(
-        f"against {result.baseline}, round by round, with {CONFIDENCE:.0%} intervals: how many times shorter; more",
-        width,
+    yield from form.prose(
+        f"against {result.baseline}, round by round, with {CONFIDENCE:.0%} intervals: how many times shorter; more"
     )
     rows = [(target, (target.name, *_comparison_cells(comparison))) for target, comparison in found]
     titles = ("target", "p50", "of p50", "requests/s", "of requests/s", "rounds", "p50 is")
-    yield from _target_table(titles, rows, 1, swept, room, _COMPARISON_GIVES_WAY)
+    yield from _target_table(titles, rows, 1, swept, form, _COMPARISON_GIVES_WAY)
 
 
 def _comparison_cells(comparison: Comparison) -> tuple[str, ...]:
@@ -290,7 +328,7 @@ def _ratio_cells(found: Ratio | None) -> tuple[str, str]:
     )
 
 
-def _inside_lines(result: Result, swept: bool, width: int, room: int | None) -> Iterator[str]:
+def _inside_lines(result: Result, swept: bool, form: Form) -> Iterator[str]:
     """What the services counted in these runs, by path, beside the client's figures."""
     inside = [target for target in result.targets if target.kernel is not None]
     if not inside:
@@ -298,9 +336,7 @@ def _inside_lines(result: Result, swept: bool, width: int, room: int | None) -> 
     warm = not all(run.counts_exactly for run in result.runs)
     yield ""
     warmup = ", with the warm-up" if warm else ""
-    yield from prose(
-        f"inside: counted by the services during these runs{warmup}; outside: measured by the client", width
-    )
+    yield from form.prose(f"inside: counted by the services during these runs{warmup}; outside: measured by the client")
     rows = [
         (target, (target.name, path, *_inside_cells(target, path, stats)))
         for target in inside
@@ -309,7 +345,7 @@ def _inside_lines(result: Result, swept: bool, width: int, room: int | None) -> 
     ]
     figures = [f"{where} {key}" for key in ("p50", "p99") for where in ("inside", "outside")]
     titles = ("target", "path", *figures, "echoes", "bytes", "fallbacks")
-    yield from _target_table(titles, rows, 2, swept, room, _INSIDE_GIVES_WAY)
+    yield from _target_table(titles, rows, 2, swept, form, _INSIDE_GIVES_WAY)
 
 
 def _inside_cells(target: Summary, path: str, stats: PathStats) -> Iterator[str]:

@@ -116,7 +116,7 @@ def per_eighth(share: float, low: float, high: float) -> float:
     return share / (8 * math.log2(high / low))
 
 
-def load_ticks(axes: Axes, loads: Sequence[int], text: Callable[[int], str]) -> None:
+def load_ticks(axes: Axes, loads: Sequence[float], text: Callable[[float], str]) -> None:
     """The ticks of a log x axis at these values. Labels that would touch the next one are left out."""
     reach = math.log(loads[-1] / loads[0]) or 1.0
     labelled = [loads[-1]]

@@ -44,7 +44,7 @@ from kecho.model.errors import KechoError, Unavailable, UsageError, one_line
 from kecho.model.histogram import Histogram
 from kecho.model.snapshot import Connections, PathStats, Snapshot
 from kecho.native import programs
-from kecho.show.bench_text import bench_table, caveats, headline, mismatch, notes
+from kecho.show.bench_text import Form, bench_table, caveats, headline, mismatch, notes
 from kecho.system.limits import ListenCounts
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -192,7 +192,7 @@ def test_a_result_in_two_modes_says_so_first() -> None:
     result = samples.result(*rounds("slow", [120] * 10), *rounds("fast", [10] * 4 + [60] * 6))
     (said,) = caveats(result)
     assert said.startswith("fast: the p50 of its rounds fall into two groups, 4 at 10.0 µs and 6 at 60.0 µs")
-    text = " ".join(bench_table(result, utf8=True).split())
+    text = " ".join(bench_table(result, Form(utf8=True)).split())
     assert text.index("two groups") < text.index("target mode path")
 
 
@@ -210,7 +210,7 @@ def test_latency_and_throughput_that_disagree_are_noted() -> None:
         fast = samples.run("fast", [14_000] * 100, options=options, elapsed_ns=elapsed_ns)
         result = samples.result(slow, fast)
         assert any("requests a second say 3.3×" in said for said in caveats(result)) is disagree
-        assert ("note: fast: p50 says" in bench_table(result, utf8=True)) is disagree
+        assert ("note: fast: p50 says" in bench_table(result, Form(utf8=True))) is disagree
         (obj,) = (target for target in result.to_json()["targets"] if target["target"] == "fast")
         assert obj["ratio_requests_per_s"] == pytest.approx(20_000_000 / elapsed_ns)
     set_rate = {**options, "mode": "open", "rate_per_s": 1000.0}
@@ -311,7 +311,7 @@ def test_figures_of_an_emulated_machine_are_noted() -> None:
 
 
 def test_table() -> None:
-    lines = bench_table(samples.three_targets(), width=100, utf8=True).splitlines()
+    lines = bench_table(samples.three_targets(), Form(100, utf8=True)).splitlines()
     assert lines[0].startswith("closed loop: 1 connection  1 thread  64 B  client on CPU 1  2 interleaved runs each")
     head = next(i for i, line in enumerate(lines) if line.startswith("target"))
     percentiles = ["p50", "p90", "p99", "p99.9", "max"]
@@ -333,7 +333,7 @@ def test_nothing_is_wider_than_the_terminal(width: int, loads: tuple[tuple[int, 
     counted = {"egress": PathStats(10**9, 10**12, 10**9, Histogram.of([10**6] * 9)), "idle": PathStats()}
     runs = [replace(run, target=f"a-service-whose-name-is-long-{run.target}", kernel=counted) for run in result.runs]
     result = replace(result, runs=tuple(runs), baseline="a-service-whose-name-is-long-t0")
-    narrow, wide = (bench_table(result, width, utf8=True, wide=wide) for wide in (False, True))
+    narrow, wide = (bench_table(result, Form(width, utf8=True, wide=wide)) for wide in (False, True))
     assert max(map(len, narrow.splitlines())) <= width
     for title in ("p50", "p99", "p50 ratio", "requests/s"):
         assert title in narrow
@@ -343,7 +343,7 @@ def test_nothing_is_wider_than_the_terminal(width: int, loads: tuple[tuple[int, 
 
 
 def test_table_of_inside_and_outside() -> None:
-    text = bench_table(samples.three_targets(), utf8=True)
+    text = bench_table(samples.three_targets(), Form(utf8=True))
     inside = text[text.index("client\n", text.index("counted by the services")) :].partition("\n\n")[0].splitlines()
     assert [line.split()[0] for line in inside[1:]] == ["target", "slow", "fast"]
     assert inside[1].replace("e p", "e_p").split() == [
@@ -381,7 +381,7 @@ def test_what_the_interval_supports_is_called_a_difference_and_nothing_else() ->
     assert obj["t1"]["ratio_p50_interval"][0] <= obj["t1"]["ratio_p50"] <= obj["t1"]["ratio_p50_interval"][1]
     assert [obj[name]["verdict"] for name in sorted(obj)] == [None, "faster", "slower", "undecided"]
     assert (obj["t0"]["ratio_p50"], obj["t0"]["ratio_p50_interval"]) == (1, None)
-    table = bench_table(result, utf8=True)
+    table = bench_table(result, Form(utf8=True))
     section = table[table.index("against t0, round by round") :].splitlines()
     assert [line.split()[0] for line in section[2:5]] == ["t1", "t2", "t3"]
     assert [line.split()[-1] for line in section[2:5]] == ["faster", "slower", "undecided"]
@@ -394,7 +394,7 @@ def test_too_few_rounds_support_nothing() -> None:
     comparison = result.compare(result.targets[1])
     assert comparison is not None
     assert (comparison.p50.interval, comparison.verdict, comparison.rounds) == (None, "", MIN_ROUNDS - 1)
-    table = bench_table(result, utf8=True)
+    table = bench_table(result, Form(utf8=True))
     assert "faster" not in table and "intervals" not in table
     assert f"--repeat {MIN_ROUNDS} or more" in " ".join(table.split())
 
@@ -419,7 +419,7 @@ def test_a_sweep_compares_under_the_same_load() -> None:
     assert [t.requests for t in targets_] == [40] * 6
     for target in targets_[1::2]:
         assert (comparison := result.compare(target)) and comparison.p50.value == pytest.approx(2, rel=0.01)
-    lines = bench_table(result, utf8=True).splitlines()
+    lines = bench_table(result, Form(utf8=True)).splitlines()
     assert lines[0].startswith("closed loop: 1, 10 connections  1 thread  64, 1,024 B")
     head = next(i for i, line in enumerate(lines) if "target" in line)
     assert lines[head].split()[:3] == ["conns", "size", "target"]
@@ -451,7 +451,7 @@ def test_requests_that_are_sent_late_are_noted(mean_ns: int, noted: bool) -> Non
     late = {"mode": "open", "rate_per_s": 2e6, "unsent": 0, "late_ns": {"mean": mean_ns, "max": mean_ns}}
     result = samples.result(samples.run("s", [1000] * 9, options={**samples.OPTIONS, **late}), baseline="s")
     assert any("after they were due" in note for note in notes(result)) is noted
-    text = bench_table(result, utf8=True)
+    text = bench_table(result, Form(utf8=True))
     assert "offered/s  requests/s" in text and " 2,000,000  " in text
 
 
@@ -476,7 +476,7 @@ def test_compiler_of_a_program(native: None, tmp_path: Path) -> None:
 
 def test_table_says_what_went_wrong() -> None:
     run = samples.run("fast", [1000], why="no counts of the service: it was reset or started anew meanwhile")
-    text = bench_table(samples.result(run, interrupted=True), width=60, utf8=False)
+    text = bench_table(samples.result(run, interrupted=True), Form(60, utf8=False))
     assert "note: interrupted" in text
     assert "note: fast: no counts of the service" in text
     assert text.isascii()
@@ -815,7 +815,7 @@ def test_a_rate_that_is_too_high_is_noted() -> None:
     options = {**samples.OPTIONS, "mode": "open", "rate_per_s": 1e6, "unsent": 1234}
     obj = samples.result(samples.run("s", [1000], repeat=2, options=options)).to_json()
     result = Result.from_json(obj)
-    assert notes(result)[0].startswith("s: 1,234 requests of round 3 never sent: the rate is too high")
+    assert notes(result)[0].startswith("s: 1,234 requests never sent, in 1 of 1 round: the rate is too high")
     assert set(result.targets[0].percentiles.values()) == {None}
     assert result.to_json()["targets"][0]["latency_ns"]["p50"] is None
     (row,) = (line for line in bench_table(result).splitlines() if line.startswith("s "))
@@ -1089,3 +1089,41 @@ def test_an_output_that_fails_meanwhile_loses_nothing(
     assert target in out and "2 interleaved runs" in " ".join(out.split())
     assert err == "kecho-ctl: cannot write /dev/full: No space left on device; the runs go on\n" * 2
     assert len(Path("r.csv").read_text().splitlines()) == 3
+
+
+def test_markdown_and_percentiles() -> None:
+    form = Form(markdown=True, percentiles={"p50": 0.5, "p99.99": 0.9999}, utf8=True)
+    lines = bench_table(samples.three_targets(), form).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert table[0].startswith("| target | mode | path | p50 | p99.99 | max | p50 ratio |")
+    assert table[1].startswith("| --- | --- | --- | ---: |")
+    assert table[2].startswith("| slow | user | user | 14.5 µs") or table[2].startswith("| slow | user | user | 14.5µs")
+    assert len({line.count("|") for line in table[:5]}) == 1
+    assert "p90" not in " ".join(lines)
+    narrow = bench_table(samples.three_targets(), Form(60, wide=False, percentiles={"p90": 0.9}))
+    assert "p90" in narrow, "what was asked for does not give way"
+
+
+def test_a_sweep_of_rates(echo_server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rate is a load, in the table, the JSON and the picture; each run has files of its own."""
+    monkeypatch.chdir(tmp_path)
+    target = f"127.0.0.1:{echo_server}"
+    words = [
+        target,
+        "--rate=200,400",
+        "--count=20",
+        "--warmup=0",
+        "--repeat=2",
+        "--hdr=hdr",
+        "--raw=raw",
+        "--plot=x.png",
+    ]
+    assert command.run(parse(*words, "--json=x.json", "--percentiles=50,99.9")) == 0
+    result = load(tmp_path / "x.json")
+    assert [one.rate_per_s for one in result.loads()] == [200.0, 400.0]
+    assert [one["offered_per_s"] for one in result.to_json()["targets"]] == [200.0, 400.0]
+    assert headline(result)[0].startswith("open loop at 200, 400/s: 1 connection")
+    names = {f"{target}-1x64B-{rate}-{number}" for rate in (200, 400) for number in (1, 2)}
+    assert {path.stem for path in (tmp_path / "hdr").iterdir()} == names
+    assert all(path.stat().st_size == 20 * 8 for path in (tmp_path / "raw").iterdir())
+    assert (tmp_path / "x.png").stat().st_size > 5000

@@ -13,7 +13,7 @@ NATIVE_OBJ := $(BUILD)/native
 NATIVE_PROGRAMS := $(BUILD)/user-echo-server $(BUILD)/bench
 
 NATIVE_CFLAGS  := -std=gnu11 -O2 -g -Wall -Wextra -Wconversion -Wshadow -D_GNU_SOURCE -pthread \
-	-I$(NATIVE_DIR)
+	-I$(NATIVE_DIR) -I.
 NATIVE_LDFLAGS := -pthread
 ifeq ($(SAN),1)
 NATIVE_CFLAGS  += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer

@@ -14,12 +14,14 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from kecho.model.histogram import SLOTS, Histogram
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 30.0
@@ -87,6 +89,14 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.005)
 
 
+class NotReady(AssertionError):
+    """The server ended before it was ready."""
+
+    def __init__(self, returncode: int, stderr: str) -> None:
+        super().__init__(f"ended with {returncode}: {stderr}")
+        self.returncode, self.stderr = returncode, stderr
+
+
 @dataclass
 class Server:
     """A running user-echo-server."""
@@ -104,6 +114,17 @@ class Server:
         assert len(data) == header_bytes + blocks * block_bytes
         rows = [struct.unpack_from("=6Q", data, header_bytes + i * block_bytes) for i in range(blocks)]
         return {name: sum(column) % 2**64 for name, column in zip(STATS_FIELDS, zip(*rows, strict=False), strict=True)}
+
+    def latency(self) -> Histogram:
+        """What the threads measured, by CPU."""
+        data = os.pread(self.stats_fd, 1 << 20, 0)
+        header_bytes, block_bytes, blocks, cpus = struct.unpack_from("=4Q", data, 16)
+        found = Histogram()
+        for block in range(blocks):
+            at = header_bytes + (block + 1) * block_bytes - cpus * 8 * SLOTS  # histograms end the block
+            counts = {cpu: struct.unpack_from(f"={SLOTS}Q", data, at + cpu * 8 * SLOTS) for cpu in range(cpus)}
+            found += Histogram.from_arrays(counts)
+        return found
 
     def wait_stats(self, **expected: int) -> None:
         """Wait until these counters have these values."""
@@ -132,9 +153,16 @@ class Server:
 
 @contextlib.contextmanager
 def server(
-    *args: object, variant: str = "asan", prefix: tuple[str, ...] = (), env: Mapping[str, str] | None = None
+    *args: object,
+    variant: str = "asan",
+    prefix: tuple[str, ...] = (),
+    env: Mapping[str, str] | None = None,
+    fds: Collection[int] = (),
 ) -> Iterator[Server]:
-    """A server that is ready. It must end by SIGTERM with status 0 and a silent stderr."""
+    """A server that is ready, and has the descriptors `fds`. It must end by SIGTERM with status 0 and a silent stderr.
+
+    Raises NotReady.
+    """
     port = free_port()
     stats_fd = os.memfd_create("stats")
     ready, ready_write = os.pipe()
@@ -142,7 +170,7 @@ def server(
     command += ["--ready-fd", str(ready_write), "--stats-fd", str(stats_fd), *map(str, args)]
     process = subprocess.Popen(
         command,
-        pass_fds=(ready_write, stats_fd),
+        pass_fds=(ready_write, stats_fd, *fds),
         env={**os.environ, **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -152,7 +180,9 @@ def server(
     try:
         assert select.select([ready], [], [], TIMEOUT_S)[0], "not ready in time"
         line = os.read(ready, 100)
-        assert line == b"ready\n", (line, process.communicate(timeout=TIMEOUT_S))
+        if line != b"ready\n":
+            _, err = process.communicate(timeout=TIMEOUT_S)
+            raise NotReady(process.returncode, err)
         assert os.read(ready, 100) == b"", "the ready descriptor is still open"
         yield Server(process, port, stats_fd)
         assert process.poll() is None, "the server died"

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: MIT
-// user-echo-server, the baseline: options, listeners, threads, and their end.
+// user-echo-server, the baseline, and path user of mode sockmap: options, threads, and their end.
 #include "common/args.h"
+#include "listen.h"
 #include "socket.h"
 #include "privileges.h"
 #include "server.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -21,20 +20,17 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#define MAX_BINDS   64
 #define MAX_THREADS 256
 
-static const struct engine *const engines[] = {&engine_epoll, &engine_uring};
+static const struct engine *const engines[] = {&engine_epoll, &engine_uring, &engine_sockmap};
 
 struct options {
-	const char *binds[MAX_BINDS];
-	unsigned int nbinds;
-	uint16_t port;
-	int backlog;
+	struct binds binds;
 	unsigned int threads;
 	const struct engine *engine;
 	int ready_fd; /* or -1 */
 	int stats_fd; /* or -1 */
+	int reset_fd; /* or -1 */
 	bool die_with_parent;
 	pid_t parent; /* the parent that it ends with; 0: the one it was started by */
 	uid_t uid;    /* or KEEP_USER */
@@ -49,9 +45,14 @@ static const char usage[] =
 	"  --port PORT       1 to 65535 (default 12345)\n"
 	"  --backlog N       connections that may wait for accept (default 128)\n"
 	"  --threads N       threads that serve, each with its own connections (default 1)\n"
-	"  --engine NAME     epoll (default) or io_uring\n"
+	"  --engine NAME     epoll (default), io_uring, or sockmap: epoll for connections that\n"
+	"                    BPF may have in a sockhash; it measures latency\n"
+	"  --listener FD     listen on this socket, which is bound already, instead of --bind and\n"
+	"                    --port; repeatable\n"
 	"  --ready-fd FD     write \"ready\" and a newline to FD once all addresses listen\n"
 	"  --stats-fd FD     keep the counters in this file (layout: stats.h)\n"
+	"  --reset-fd FD     reset the connections whose SO_COOKIE comes from this pipe (engine\n"
+	"                    sockmap, one thread)\n"
 	"  --die-with-parent[=PID]\n"
 	"                    be killed when the thread that started this ends; PID: its process,\n"
 	"                    which makes this exact even if it ends before this begins\n"
@@ -83,9 +84,18 @@ static void parse_bind(const struct arg *arg, const char *text)
 {
 	struct options *o = arg->to;
 
-	if (o->nbinds == MAX_BINDS)
+	if (o->binds.naddresses == MAX_BINDS)
 		die(EXIT_USAGE, "--bind: at most %d addresses", MAX_BINDS);
-	o->binds[o->nbinds++] = text;
+	o->binds.addresses[o->binds.naddresses++] = text;
+}
+
+static void parse_listener(const struct arg *arg, const char *text)
+{
+	struct options *o = arg->to;
+
+	if (o->binds.nfds == MAX_BINDS)
+		die(EXIT_USAGE, "--listener: at most %d sockets", MAX_BINDS);
+	o->binds.fds[o->binds.nfds++] = (int)parse_number(arg->name, text, 0, INT32_MAX);
 }
 
 static void parse_parent(const struct arg *arg, const char *text)
@@ -100,27 +110,34 @@ static void parse_parent(const struct arg *arg, const char *text)
 static struct options parse_options(int argc, char **argv)
 {
 	struct options o = {
-		.port = 12345,
-		.backlog = 128,
+		.binds = {.port = 12345, .backlog = 128},
 		.threads = 1,
 		.engine = engines[0],
 		.ready_fd = -1,
 		.stats_fd = -1,
+		.reset_fd = -1,
 		.uid = KEEP_USER,
 	};
 	const struct arg args[] = {
 		ARG_OWN("--bind", parse_bind, o),
-		ARG_NUMBER("--port", o.port, 1, 65535),
-		ARG_NUMBER("--backlog", o.backlog, 1, INT32_MAX),
+		ARG_OWN("--listener", parse_listener, o),
+		ARG_NUMBER("--port", o.binds.port, 1, 65535),
+		ARG_NUMBER("--backlog", o.binds.backlog, 1, INT32_MAX),
 		ARG_NUMBER("--threads", o.threads, 1, MAX_THREADS),
 		ARG_OWN("--engine", parse_engine, o.engine),
 		ARG_NUMBER("--ready-fd", o.ready_fd, 0, INT32_MAX),
 		ARG_NUMBER("--stats-fd", o.stats_fd, 0, INT32_MAX),
+		ARG_NUMBER("--reset-fd", o.reset_fd, 0, INT32_MAX),
 		ARG_NUMBER("--uid", o.uid, 1, KEEP_USER - 1),
 		{"--die-with-parent", parse_parent, &o, .bare = true},
 	};
 
 	args_parse(args, sizeof(args) / sizeof(args[0]), argc, argv, usage, NULL, NULL);
+	if (o.binds.nfds && o.binds.naddresses)
+		die(EXIT_USAGE, "--listener excludes --bind");
+	if (o.reset_fd >= 0 && (o.engine != &engine_sockmap || o.threads > 1))
+		die(EXIT_USAGE, "--reset-fd: with --engine sockmap and one thread only");
+	o.binds.print = o.ready_fd < 0; /* started by a person */
 	return o;
 }
 
@@ -146,83 +163,6 @@ static void raise_descriptor_limit(void)
 	setrlimit(RLIMIT_NOFILE, &limit); /* if it fails, fewer connections fit */
 }
 
-/* Returns the descriptor of a listening socket, or -1 with errno set. */
-static int listen_on(const struct address *address, int backlog)
-{
-	static const int on = 1;
-	int fd = socket(address->sa.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	int why;
-
-	if (fd < 0)
-		return -1;
-	if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)))
-		goto err_close;
-	if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)))
-		goto err_close;
-	/* Keepalive ends the connections of clients that have vanished. */
-	if (setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on)))
-		goto err_close;
-	/* An urgent byte is echoed like any other. */
-	if (setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on)))
-		goto err_close;
-	if (address->sa.ss_family == AF_INET6 &&
-	    setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on)))
-		goto err_close;
-	if (bind(fd, (const struct sockaddr *)&address->sa, address->sa_len))
-		goto err_close;
-	if (listen(fd, backlog))
-		goto err_close;
-	return fd;
-
-err_close:
-	why = errno;
-	close(fd);
-	errno = why;
-	return -1;
-}
-
-static bool is_missing_family(int error)
-{
-	return error == EAFNOSUPPORT || error == EADDRNOTAVAIL;
-}
-
-static void listen_all(struct server *server, const struct options *o)
-{
-	static const char *const loopback[] = {"127.0.0.1", "::1"};
-	const char *const *binds = o->nbinds ? o->binds : loopback;
-	unsigned int n = o->nbinds ? o->nbinds : 2;
-	struct address *addresses = calloc(n, sizeof(*addresses));
-
-	server->listeners = calloc(n, sizeof(*server->listeners));
-	if (!addresses || !server->listeners)
-		die(EXIT_FAILED, "out of memory");
-	for (unsigned int i = 0; i < n; i++) /* usage errors first */
-		parse_address("--bind", binds[i], o->port, &addresses[i]);
-	for (unsigned int i = 0; i < n; i++) {
-		int fd = listen_on(&addresses[i], o->backlog);
-
-		if (fd >= 0)
-			server->listeners[server->nlisteners++] = fd;
-		else if (o->nbinds || i == 0 || !is_missing_family(errno))
-			die(errno == EADDRINUSE ? EXIT_PORT_TAKEN : EXIT_FAILED,
-			    "cannot listen on %s: %s", addresses[i].text, strerror(errno));
-		else
-			addresses[i].text[0] = '\0';
-	}
-	for (unsigned int i = 0; o->ready_fd < 0 && i < n; i++) /* started by a person */
-		if (addresses[i].text[0])
-			printf("listening on %s\n", addresses[i].text);
-	fflush(stdout);
-	free(addresses);
-}
-
-static void unlisten_all(struct server *server)
-{
-	while (server->nlisteners)
-		close(server->listeners[--server->nlisteners]);
-	free(server->listeners);
-}
-
 /*
  * SIGTERM and SIGINT are blocked in all threads. The signal makes the descriptor readable for all
  * of them, and stays pending since no thread reads it.
@@ -243,38 +183,60 @@ static int stop_fd_open(void)
 	return fd;
 }
 
-static size_t stats_size(unsigned int blocks)
+static size_t stats_block_bytes(unsigned int cpus)
 {
-	return sizeof(struct stats_header) + blocks * sizeof(struct stats_block);
+	return sizeof(struct stats_block) + cpus * sizeof(struct latency);
+}
+
+static size_t stats_size(unsigned int blocks, unsigned int cpus)
+{
+	return sizeof(struct stats_header) + blocks * stats_block_bytes(cpus);
 }
 
 /* fd: the parent's file, or -1 for private memory. */
-static struct stats_header *stats_map(int fd, unsigned int blocks)
+static struct stats_header *stats_map(int fd, unsigned int blocks, unsigned int cpus)
 {
 	int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+	size_t bytes = stats_size(blocks, cpus);
 	struct stats_header *header;
 
-	if (fd >= 0 && ftruncate(fd, (off_t)stats_size(blocks)))
+	if (fd >= 0 && (ftruncate(fd, 0) || ftruncate(fd, (off_t)bytes))) /* all zeroes */
 		die(EXIT_FAILED, "cannot resize the file of --stats-fd %d: %s", fd,
 		    strerror(errno));
-	header = mmap(NULL, stats_size(blocks), PROT_READ | PROT_WRITE, flags, fd, 0);
+	header = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, fd, 0);
 	if (header == MAP_FAILED)
 		die(EXIT_FAILED, "cannot map the file of --stats-fd %d: %s", fd, strerror(errno));
 	if (fd >= 0)
 		close(fd);
 
-	memset(header, 0, stats_size(blocks));
 	header->version = STATS_VERSION;
 	header->header_bytes = sizeof(struct stats_header);
-	header->block_bytes = sizeof(struct stats_block);
+	header->block_bytes = stats_block_bytes(cpus);
 	header->blocks = blocks;
+	header->cpus = cpus;
 	__atomic_store_n(&header->magic, STATS_MAGIC, __ATOMIC_RELEASE);
 	return header;
 }
 
-static void stats_unmap(struct stats_header *header, unsigned int blocks)
+static struct stats_block *stats_block(struct stats_header *header, unsigned int i)
 {
-	munmap(header, stats_size(blocks));
+	return (struct stats_block *)((char *)(header + 1) + i * header->block_bytes);
+}
+
+static void stats_unmap(struct stats_header *header)
+{
+	munmap(header, stats_size((unsigned int)header->blocks, (unsigned int)header->cpus));
+}
+
+/* With no descriptor left, every client would be refused. */
+static void check_room(void)
+{
+	int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		die(EXIT_FAILED, "no descriptor is left for a client (ulimit -n): %s",
+		    strerror(errno));
+	close(fd);
 }
 
 static void tell_ready(int fd)
@@ -333,22 +295,27 @@ int main(int argc, char **argv)
 
 	raise_descriptor_limit();
 	server.stop_fd = stop_fd_open();
-	listen_all(&server, &o);
+	server.reset_fd = o.reset_fd;
+	if (o.engine->measures)
+		server.cpus = (unsigned int)sysconf(_SC_NPROCESSORS_CONF);
+	listen_all(&server, &o.binds);
 	if (!spare_open())
 		die(EXIT_FAILED, "cannot open /dev/null: %s", strerror(errno));
-	stats = stats_map(o.stats_fd, o.threads);
+	stats = stats_map(o.stats_fd, o.threads, server.cpus);
 	threads = calloc(o.threads, sizeof(*threads));
 	if (!threads)
 		die(EXIT_FAILED, "out of memory");
 	for (unsigned int i = 0; i < o.threads; i++) {
 		threads[i].engine = o.engine;
 		threads[i].worker.server = &server;
-		threads[i].worker.stats = (struct stats_block *)(stats + 1) + i;
+		threads[i].worker.stats = stats_block(stats, i);
+		threads[i].worker.latency = (struct latency *)(threads[i].worker.stats + 1);
 		why = o.engine->setup(&threads[i].worker);
 		if (why)
 			die(EXIT_FAILED, "engine %s: %s", o.engine->name, why);
 	}
 
+	check_room();
 	privileges_drop(o.uid);
 	if (o.die_with_parent) /* a change of user clears the signal */
 		die_with_parent(o.parent ? o.parent : parent);
@@ -359,7 +326,7 @@ int main(int argc, char **argv)
 	for (unsigned int i = o.threads; i-- > 0;)
 		o.engine->teardown(&threads[i].worker);
 	free(threads);
-	stats_unmap(stats, o.threads);
+	stats_unmap(stats);
 	spare_close();
 	unlisten_all(&server);
 	close(server.stop_fd);

@@ -5,18 +5,23 @@
 
 #include "stats.h"
 
+#include <stdbool.h>
+
 /* Set up by main() before the first worker exists, read-only from then on. */
 struct server {
 	int *listeners; /* listening, non-blocking; TCP_NODELAY, which accepted sockets inherit */
 	unsigned int nlisteners; /* at least one */
 	int stop_fd;		 /* becomes and stays readable when the server has to end */
+	int reset_fd;		 /* a pipe of cookies (SO_COOKIE) of connections to reset; or -1 */
+	unsigned int cpus;	 /* that latency is counted for; 0 if it is not */
 };
 
 /* One thread, which owns everything in it. Others may read stats. */
 struct worker {
 	const struct server *server;
 	struct stats_block *stats;
-	void *engine; /* state of the engine */
+	struct latency *latency; /* by CPU */
+	void *engine;		 /* state of the engine */
 };
 
 /*
@@ -26,6 +31,7 @@ struct worker {
  */
 struct engine {
 	const char *name;
+	bool measures; /* latency */
 	/* NULL, or the reason why this machine cannot run the engine. */
 	const char *(*unavailable)(void);
 	const char *(*setup)(struct worker *worker);
@@ -33,6 +39,6 @@ struct engine {
 	void (*teardown)(struct worker *worker);
 };
 
-extern const struct engine engine_epoll, engine_uring;
+extern const struct engine engine_epoll, engine_uring, engine_sockmap;
 
 #endif

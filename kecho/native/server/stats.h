@@ -3,13 +3,16 @@
 #ifndef KECHO_NATIVE_STATS_H
 #define KECHO_NATIVE_STATS_H
 
+#include "bpf/hist.h"
+
 #include <stdint.h>
 
 /*
- * The file has one header and then header.blocks blocks, one for each thread. All fields are
- * native-endian u64. A reader takes the sizes of header and block from the header, so that both may
- * grow. The magic is stored last: a reader that sees it sees a valid header. Each counter has one
- * writer, its thread, and is never torn. A reader adds up the blocks.
+ * The file has one header and then header.blocks blocks, one for each thread. A block has a struct
+ * stats_block and then header.cpus times a struct latency. All fields are native-endian u64. A
+ * reader takes the sizes of header and block from the header, so that both may grow. The magic is
+ * stored last: a reader that sees it sees a valid header. Each counter has one writer, its thread,
+ * and is never torn. A reader adds up the blocks.
  */
 #define STATS_MAGIC   0x3154534f4843454bull /* "KECHOST1" in a little-endian file */
 #define STATS_VERSION 1ull
@@ -21,6 +24,7 @@ struct stats_header {
 	uint64_t header_bytes; /* where the first block begins */
 	uint64_t block_bytes;
 	uint64_t blocks;
+	uint64_t cpus; /* 0 if the engine does not measure latency */
 } __attribute__((aligned(STATS_ALIGN)));
 
 struct stats_block {
@@ -30,6 +34,14 @@ struct stats_block {
 	uint64_t aborted;  /* connections that ended with an error: reset, timed out */
 	uint64_t echoes;   /* payloads received at once and sent back as a whole */
 	uint64_t bytes;	   /* bytes sent back */
+} __attribute__((aligned(STATS_ALIGN)));
+
+/*
+ * The latency of a thread's echoes on one CPU, in nanoseconds: from the moment it sees that a
+ * payload is there to the moment the last byte has been sent. An echo is counted once.
+ */
+struct latency {
+	uint64_t counts[HIST_SLOTS];
 } __attribute__((aligned(STATS_ALIGN)));
 
 /* For the thread that owns the block. A plain add for the CPU; readers never see a torn value. */

@@ -35,7 +35,7 @@ FLAGS = {
 WORDS = {
     "bench": "host port connections threads cpus size seed count duration warmup connect-timeout io-timeout"
     " burst bursts rate depth hdr raw",
-    "user-echo-server": "bind port backlog threads engine ready-fd stats-fd die-with-parent uid",
+    "user-echo-server": "bind port backlog threads engine listener ready-fd stats-fd reset-fd die-with-parent uid",
 }
 OPTIONS = {program: words.split() for program, words in WORDS.items()}
 # --hdr and --raw must not write outside the test's folder.
@@ -52,7 +52,7 @@ CPUS = st.lists(st.sampled_from(["0", "0-1", "1-0", "-", "-1", "4095", "99999999
 ADDRESSES = st.sampled_from(
     ["127.0.0.1", "::1", "::", "1", "127.1", "::ffff:127.0.0.1", "fe80::1%lo", "[::1]", "a" * 300]
 )
-ENGINES = st.sampled_from(["epoll", "io_uring", "epol"])
+ENGINES = st.sampled_from(["epoll", "io_uring", "sockmap", "epol"])
 VALUES = st.one_of(NUMBERS, TEXT, CPUS, ADDRESSES, ENGINES)
 
 
@@ -119,7 +119,7 @@ def test_arguments_of_user_echo_server(tmp_path: Path) -> None:
 # ---- streams ----
 
 
-@pytest.fixture(scope="module", params=["epoll", "io_uring"])
+@pytest.fixture(scope="module", params=["epoll", "io_uring", "sockmap"])
 def target(request: pytest.FixtureRequest) -> Iterator[Server]:
     if request.param == "io_uring":
         with socket.socket() as taken:

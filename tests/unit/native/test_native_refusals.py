@@ -7,17 +7,19 @@ import contextlib
 import functools
 import os
 import random
+import select
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from native_support import TIMEOUT_S, Server, build, server, wait_for
 
-ENGINES = ["epoll", "io_uring"]
+ENGINES = ["epoll", "io_uring", "sockmap"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -214,19 +216,140 @@ def test_no_memory_for_what_is_left_over(engine: str) -> None:
             raise AssertionError("the end of the stream")
 
 
-def test_a_client_that_cannot_be_watched() -> None:
-    """The client is counted and reset at once."""
-    with server("--engine=epoll", variant="unwilling", env={"EPOLL_CTL_REFUSED": "12"}) as running:
-        with contextlib.ExitStack() as stack:
-            served = 0
+# ---- epoll watches no more, or accept() fails ----
+
+
+@dataclass
+class Refusing:
+    """A server, and files that make the kernel refuse for as long as they exist."""
+
+    running: Server
+    no_watch: Path
+    no_accept: Path
+    in_flight: Path
+
+
+@pytest.fixture(params=["epoll", "sockmap"])
+def refusing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Refusing]:
+    files = [tmp_path / name for name in ("no-watch", "no-accept", "in-flight")]
+    settings = ("WATCH_REFUSED_WHILE", "ACCEPT_REFUSED_WHILE", "IN_FLIGHT_WHILE")
+    env = dict(zip(settings, map(str, files), strict=True))
+    with server("--engine", request.param, variant="unwilling", env=env) as running:
+        yield Refusing(running, *files)
+
+
+def read_to_the_end(sock: socket.socket) -> None:
+    while sock.recv(1 << 16):
+        pass
+    raise AssertionError("the end of the stream, as if all had come back")
+
+
+def test_a_client_that_cannot_be_watched(refusing: Refusing) -> None:
+    running = refusing.running
+    with running.connect() as first:
+        echoes(first, 1, 1)
+        before = running.descriptors()
+        refusing.no_watch.touch()
+        with pytest.raises(ConnectionResetError), running.connect() as refused:
+            read_to_the_end(refused)
+        refusing.no_watch.unlink()
+        running.wait_stats(active=1, total=1, rejected=1, aborted=0)
+        assert running.descriptors() == before
+        echoes(first, 2, 1)
+        with running.connect() as second:
+            echoes(second, 3, 1)
+            running.wait_stats(active=2, total=2, rejected=1, aborted=0)
+
+
+def test_a_client_that_cannot_be_watched_any_more(refusing: Refusing) -> None:
+    """The client reads nothing, so the server would have to watch it for room, which epoll refuses."""
+    running = refusing.running
+    with contextlib.ExitStack() as stack, running.connect() as other:
+        sock = slow_reader(running, stack)
+        echoes(sock, 1, 1)
+        echoes(other, 2, 1)
+        refusing.no_watch.touch()
+        sock.setblocking(False)
+        with pytest.raises(ConnectionResetError):
+            while running.stats()["active"] == 2:
+                with contextlib.suppress(BlockingIOError):
+                    sock.send(bytes(1 << 16))
+            sock.settimeout(TIMEOUT_S)
+            read_to_the_end(sock)
+        refusing.no_watch.unlink()
+        running.wait_stats(active=1, total=2, rejected=0, aborted=1)
+        echoes(other, 3, 1)
+
+
+def test_a_listener_that_cannot_be_watched_for_a_while(refusing: Refusing) -> None:
+    """The listener pauses without memory, and is watched again once that succeeds, here not at the first attempt."""
+    refusing.no_accept.touch()
+    refusing.no_watch.touch()
+    with refusing.running.connect() as sock:
+        time.sleep(0.5)
+        refusing.no_accept.unlink()
+        refusing.no_watch.unlink()
+        echoes(sock, 1, 1)
+    refusing.running.wait_stats(active=0, total=1, rejected=0, aborted=0)
+
+
+# ---- data in flight within the kernel when the client has shut down its side ----
+
+
+# On a socket that is in no sockhash there is none.
+in_sockhash = pytest.mark.parametrize("refusing", ["sockmap"], indirect=True)
+
+
+@in_sockhash
+def test_the_end_waits_for_what_is_in_flight(refusing: Refusing) -> None:
+    """Clients at many stages of ever longer waits get the end of the stream only when all is sent."""
+    running, late = refusing.running, 0.3
+    refusing.in_flight.touch()
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(running.connect()) for _ in range(20)]
+        for i, sock in enumerate(socks):
+            echoes(sock, i, 1)
+            sock.shutdown(socket.SHUT_WR)
+            time.sleep(late / len(socks))
+        assert not select.select(socks, [], [], 0.3)[0], "an end while a byte is in flight"
+        running.wait_stats(active=20)
+        refusing.in_flight.unlink()
+        for sock in socks:
+            assert sock.recv(1) == b""
+        running.wait_stats(active=0, aborted=0)
+
+
+@in_sockhash
+def test_a_reset_while_something_is_in_flight(refusing: Refusing) -> None:
+    running = refusing.running
+    refusing.in_flight.touch()
+    with running.connect() as other:
+        sock = running.connect()
+        echoes(sock, 1, 1)
+        sock.shutdown(socket.SHUT_WR)
+        time.sleep(0.1)
+        running.wait_stats(active=2)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        sock.close()
+        running.wait_stats(active=1, aborted=1)
+        echoes(other, 2, 1)
+
+
+@in_sockhash
+def test_a_client_that_waits_and_cannot_be_watched(refusing: Refusing) -> None:
+    """Whether epoll refuses when the wait begins or when it ends, the client learns of it by a reset."""
+    running = refusing.running
+    refusing.in_flight.touch()
+    for before in (True, False):
+        with running.connect() as sock:
+            echoes(sock, 1, 1)
+            if before:
+                refusing.no_watch.touch()
+            sock.shutdown(socket.SHUT_WR)
+            if not before:
+                time.sleep(0.3)
+                refusing.no_watch.touch()
             with pytest.raises(ConnectionResetError):
-                while True:
-                    sock = stack.enter_context(running.connect())
-                    with contextlib.suppress(BrokenPipeError):
-                        sock.sendall(b"x")
-                    assert sock.recv(1) == b"x"
-                    served += 1
-            assert served < 12
-            running.wait_stats(active=served, total=served, rejected=1)
-        running.wait_stats(active=0)
-        assert len(os.listdir(f"/proc/{running.process.pid}/fd")) < 12
+                read_to_the_end(sock)
+            refusing.no_watch.unlink()
+    running.wait_stats(active=0, total=2, aborted=2)

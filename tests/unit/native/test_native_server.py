@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from native_support import ROOT, TIMEOUT_S, Server, free_port, program, run, server, wait_for
+from native_support import ROOT, TIMEOUT_S, NotReady, Server, free_port, program, run, server, wait_for
 
 from kecho.kernel import libc
 
 HOSTS = ["127.0.0.1", "::1"]
-ENGINES = ["epoll", "io_uring"]
+ENGINES = ["epoll", "io_uring", "sockmap"]
 
 
 @pytest.fixture(params=ENGINES)
@@ -290,6 +290,23 @@ def test_the_soft_descriptor_limit_is_raised() -> None:
         assert echo.stats()["rejected"] == 0
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_server_that_is_ready_has_room_for_a_client(engine: str) -> None:
+    """With any number of descriptors it serves a client, or says why not and ends."""
+    seen = set()
+    for limit in range(6, 16):
+        prefix = ("prlimit", f"--nofile={limit}:{limit}")
+        try:
+            with server("--engine", engine, variant="plain", prefix=prefix) as echo, echo.connect() as sock:
+                assert exchange(sock, b"x") == b"x"
+                seen.add("serves")
+        except NotReady as e:
+            seen.add("says why not")
+            assert e.returncode == 1
+            assert re.fullmatch(r"user-echo-server: [^\n]+\n", e.stderr), e.stderr
+    assert seen == {"serves", "says why not"}
+
+
 def test_accepted_sockets_have_nodelay_and_keepalive(echo: Server) -> None:
     """They are set on the listener only; accepted sockets must have inherited them."""
     with echo.connect() as sock:
@@ -407,6 +424,10 @@ def test_a_parent_that_is_gone_already() -> None:
         (["--threads", "0"], "--threads"),
         (["--engine", "magic"], 'there is no engine "magic"'),
         (["--ready-fd", "x"], "--ready-fd"),
+        (["--listener", "x"], "--listener"),
+        (["--listener", "0", "--bind", "::1"], "--listener excludes --bind"),
+        (["--reset-fd", "0"], "--reset-fd: with --engine sockmap and one thread only"),
+        (["--reset-fd", "0", "--engine", "sockmap", "--threads", "2"], "--reset-fd"),
         (["--uid", "0"], "--uid"),
         (["--uid", "4294967295"], "--uid"),
         (["--uid", "nobody"], "--uid"),
@@ -450,6 +471,11 @@ def test_bad_descriptors() -> None:
         1,
         "user-echo-server: cannot write to --ready-fd 99: Bad file descriptor\n",
     )
+    done = run("user-echo-server", "--listener", 99)
+    line = "user-echo-server: cannot listen on --listener 99: Bad file descriptor\n"
+    assert (done.returncode, done.stderr) == (1, line)
+    done = run("user-echo-server", "--port", free_port(), "--engine=sockmap", "--reset-fd", 99)
+    assert (done.returncode, done.stderr) == (1, "user-echo-server: engine sockmap: Bad file descriptor\n")
 
 
 def rights(process: int) -> list[dict[str, str]]:

@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,16 +20,42 @@ static long setting(const char *name)
 	return text ? atol(text) : 0;
 }
 
-/* EPOLL_CTL_REFUSED: that descriptor is not watched. */
+/* True while the file is there that a setting names. */
+static int is_there(const char *name)
+{
+	const char *path = getenv(name);
+
+	return path && !access(path, F_OK);
+}
+
+/* WATCH_REFUSED_WHILE: nothing is watched, or watched for something else. */
 int epoll_ctl(int epoll, int op, int fd, struct epoll_event *event)
 {
-	long refused = setting("EPOLL_CTL_REFUSED");
-
-	if (op == EPOLL_CTL_ADD && refused && fd >= refused) {
-		errno = ENOSPC;
+	if (op != EPOLL_CTL_DEL && is_there("WATCH_REFUSED_WHILE")) {
+		errno = ENOSPC; /* as beyond fs.epoll.max_user_watches */
 		return -1;
 	}
 	return (int)syscall(SYS_epoll_ctl, epoll, op, fd, event);
+}
+
+/* ACCEPT_REFUSED_WHILE: accept() has no memory. */
+int accept4(int fd, struct sockaddr *address, socklen_t *bytes, int flags)
+{
+	if (is_there("ACCEPT_REFUSED_WHILE")) {
+		errno = ENOMEM;
+		return -1;
+	}
+	return (int)syscall(SYS_accept4, fd, address, bytes, flags);
+}
+
+/* IN_FLIGHT_WHILE: a byte that was received has not been sent yet. */
+int getsockopt(int fd, int level, int option, void *value, socklen_t *bytes)
+{
+	int result = (int)syscall(SYS_getsockopt, fd, level, option, value, bytes);
+
+	if (level == IPPROTO_TCP && option == TCP_INFO && is_there("IN_FLIGHT_WHILE"))
+		((struct tcp_info *)value)->tcpi_bytes_received++;
+	return result;
 }
 
 /* A line in the file that is named by a setting. One setting is used in a process. */

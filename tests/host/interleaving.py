@@ -148,6 +148,7 @@ class Run:
         self._most = _MOST_BYTES[script.small_buffers]
         self.sent = self.got = 0
         self.step: object = "connect"
+        self.raced = any(step[0] == "race" for step in script.steps)
 
     def main(self) -> None:
         """Runs all steps, and then reads everything."""
@@ -572,7 +573,7 @@ def lane(name: str, limit: int = LIMITS["small"]) -> Iterator[Lane]:
         yield found
 
 
-# sockmap: paths egress, ingress; path skb with a local and with a remote client; path user, the controller's.
+# sockmap: paths egress, ingress; path skb with a local and with a remote client; path user.
 # Mode user: both engines.
 LANES = ("egress", "ingress", "skb", "remote", "passed", "mirror", "mirror-remote", "epoll", "io_uring")
 
@@ -635,6 +636,10 @@ def _in_threads(works: Sequence[Callable[[], None]], found: Lane, errors: list[t
 def _assert_back(found: Lane, runs: Sequence[Run], errors: list[tuple[BaseException, str]]) -> None:
     """A client that has read everything is carried by the kernel again."""
     pings = 3
+    if found.kernel_path == "egress":  # docs/known-limits.md: threads that do not block may have left it for good
+        runs = [run for run in runs if not run.raced]
+    if not runs:
+        return
     try:
         for run in runs:
             run.step = "back"

@@ -5,7 +5,7 @@
 #define PATH_EGRESS  0
 #define PATH_INGRESS 1
 #define PATH_SKB     2
-#define PATH_USER    3 /* counted by the controller; here it only marks a connection */
+#define PATH_USER    3 /* counted by the server; here it only marks a connection */
 #define PATHS	     3
 
 BPF_PERCPU_ARRAY(paths, struct path_stats, PATHS);

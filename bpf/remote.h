@@ -20,7 +20,7 @@ struct remote {
 
 BPF_SOCKHASH(servers, __u64, KECHO_MAX_CONNS);
 BPF_F_TABLE("hash", __u64, struct remote, remotes, KECHO_MAX_CONNS, BPF_F_NO_PREALLOC);
-/* The cookies of sockets whose stream is broken. The controller resets them, which a verdict may not do. */
+/* The cookies of sockets whose stream is broken. The server resets them, which a verdict may not do. */
 BPF_RINGBUF_OUTPUT(broken, 1);
 
 /* Finds the state of the connection and the counters; false for a socket that is not ours. */
@@ -137,7 +137,7 @@ int kecho_skb_echo(struct __sk_buff *skb)
 		return SK_DROP;
 
 	if (conn->path == PATH_USER) {
-		/* Stay on path user until the controller has sent all that was passed to it. */
+		/* Stay on path user until the server has sent all that was passed to it. */
 		if (FIELD(tp, WRITE_SEQ) - conn->snd_base != conn->in_bytes)
 			goto pass;
 		conn->path = PATH_SKB;

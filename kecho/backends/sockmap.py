@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The sockmap backend: loads and attaches ``bpf/sockmap.c``, and owns the listeners and accepted sockets.
+"""The sockmap backend: loads and attaches ``bpf/sockmap.c``, and runs ``user-echo-server``, which accepts.
 
 docs/design.md, section 3, explains the paths.
 """
@@ -11,12 +11,11 @@ import contextlib
 import os
 import resource
 import socket
-import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
-from kecho.backends.acceptor import Acceptor
 from kecho.backends.base import AllOrNothing, Context
+from kecho.backends.server import EchoServer, probe_server
 from kecho.kernel import features, syscall, sysctl
 from kecho.kernel.bpf import Module, PathArray, log, possible_cpus
 from kecho.kernel.btf import BtfError
@@ -54,7 +53,7 @@ class SockmapBackend(AllOrNothing):
 
     def __init__(self) -> None:
         super().__init__()
-        self._acceptor: Acceptor | None = None
+        self._server = EchoServer()  # accepts, and carries path user
         self._array: PathArray | None = None
         self._local, self._remote = _ROUTES["auto"]
         self._why_no_latency: dict[str, str] = {}
@@ -70,10 +69,11 @@ class SockmapBackend(AllOrNothing):
             Feature("netns cookie", features.probe_netns_cookie),
             Feature("sock_ops", features.probe_sock_ops),
             Feature("sockhash", features.probe_sockhash),
+            Feature("user-echo-server", probe_server),
             *(Feature(f"path {path}", probe, required=False) for path, probe in _LOCAL_PROBES.items()),
         )
 
-    async def _start(self, config: Config, _: Context) -> None:
+    async def _start(self, config: Config, context: Context) -> None:
         """Starts the programs first, then registration, then the listeners, so that no connection is missed."""
         local, remote = self._local, self._remote = self._route(config.path)
         features.raise_nofile()
@@ -96,11 +96,23 @@ class SockmapBackend(AllOrNothing):
             os.close(cgroup)
         self._undo.callback(lambda: os.close(link))
         self._array = PathArray(module.map_fd("paths"), PATHS[:-1])
-        self._acceptor = Acceptor(listeners)
-        self._undo.callback(self._acceptor.stop)
-        self._reset_broken(module, self._acceptor)
-        self._acceptor.start(config.backlog)
+        await self._serve(config, context, listeners, module)
         await self._try_out(config)
+
+    async def _serve(self, config: Config, context: Context, listeners: list[socket.socket], module: Module) -> None:
+        """Hands the listeners over to the server, which calls listen()."""
+        fds = [listener.fileno() for listener in listeners]
+        resets, reset_fd = os.pipe()
+        self._undo.callback(os.close, reset_fd)
+        try:
+            options = ["--engine=sockmap", f"--reset-fd={resets}", *(f"--listener={fd}" for fd in fds)]
+            self._undo.callback(self._server.stop)
+            await self._server.start(config, context, options, (resets, *fds))
+        finally:
+            os.close(resets)
+        for listener in listeners:
+            listener.close()
+        self._reset_broken(module, reset_fd)
 
     async def _try_out(self, config: Config) -> None:
         """Finds the path of local clients with a client of our own. Raises Unavailable if `--path` names another."""
@@ -130,8 +142,9 @@ class SockmapBackend(AllOrNothing):
                 await loop.sock_sendall(client, b"kecho")
                 await loop.sock_recv(client, 5)
             echoes = {path: stats.echoes for path, stats in self._counted().items()}
-        for _ in range(_END_MS):
-            if not self.connections().active:
+        for _ in range(_END_MS):  # path egress echoes before accept()
+            done = self.connections()
+            if done.total and not done.active:
                 break
             await asyncio.sleep(0.001)
         return max(echoes, key=echoes.__getitem__)
@@ -150,10 +163,16 @@ class SockmapBackend(AllOrNothing):
                 local = remote
         return local, remote
 
-    def _reset_broken(self, module: Module, acceptor: Acceptor) -> None:
-        """Resets the connections that the verdict reports as broken."""
+    def _reset_broken(self, module: Module, reset_fd: int) -> None:
+        """Has the server reset the connections that the verdict reports as broken, by their cookies."""
+
+        def reset(cookie: bytes) -> None:
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):  # thousands wait already, or it has ended
+                os.write(reset_fd, cookie)
+
+        os.set_blocking(reset_fd, False)
         loop = asyncio.get_running_loop()
-        fd, consume = module.on_record("broken", lambda cookie: acceptor.reset(int.from_bytes(cookie, sys.byteorder)))
+        fd, consume = module.on_record("broken", reset)
         loop.add_reader(fd, consume)
         self._undo.callback(lambda: loop.remove_reader(fd))
 
@@ -210,17 +229,17 @@ class SockmapBackend(AllOrNothing):
 
     def _counted(self) -> dict[str, PathStats]:
         """What each path did since the start, with our own client included."""
-        if not self._array or not self._acceptor:
+        if not self._array:
             return {}
         carried = self._array.read()
         stats = {path: carried[path] for path in PATHS[:-1] if path in (self._local, self._remote)}
         for path in stats.keys() & self._why_no_latency.keys():
             stats[path] = replace(stats[path], latency=None, why=self._why_no_latency[path])
-        return {**stats, "user": self._acceptor.stats()}
+        return {**stats, "user": self._server.carried()}
 
     def connections(self) -> Connections:
         _, base = self._base
-        return self._acceptor.connections() - base if self._acceptor else Connections()
+        return self._server.connections() - base
 
     def describe(self) -> str:
         if self._why_not:

@@ -81,6 +81,7 @@ def test_smallest_limit(service: Callable[..., support.Service], path: str, fami
         stats = served.stats()["paths"]
         assert (stats[path]["bytes"], stats["user"]["bytes"]) == (4096, 0)
         echo(client, payload(4097))
+        support.wait_for(lambda: served.path("user")["bytes"] == 4097, "counted by the server")
         stats = served.stats()["paths"]
         assert (stats[path]["bytes"], stats["user"]["bytes"], stats[path]["fallbacks"]) == (4096, 4097, 1)
         echo(client, b"x")

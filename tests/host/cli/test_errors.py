@@ -296,9 +296,10 @@ def test_run_is_read_only(name: str, mode: str) -> None:
     assert "Error" not in done.stderr
 
 
-def test_a_server_that_is_not_built(kecho: Kecho, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["sockmap", "user"])
+def test_a_server_that_is_not_built(kecho: Kecho, name: str, mode: str, tmp_path: Path) -> None:
     """An empty build folder over the real one."""
-    done = in_shell(f"mount --bind {tmp_path} {support.ROOT}/build", name, "--mode=user")
+    done = in_shell(f"mount --bind {tmp_path} {support.ROOT}/build", name, f"--mode={mode}")
     assert_refused(done, 3, "user-echo-server", "make")
 
 

@@ -25,6 +25,7 @@ Kecho = Callable[..., "subprocess.CompletedProcess[str]"]
 Up = Callable[..., support.Service]
 NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
 MODES = support.MODES_WITHOUT_MODULE
+SERVED = pytest.mark.parametrize("mode", ["sockmap", "user"])  # in which user-echo-server accepts
 ECHOES = 10_007
 
 
@@ -183,14 +184,13 @@ def test_a_taken_name(service: Up, kecho: Kecho, mode: str) -> None:
         support.echo(client, b"untouched")
 
 
-@pytest.mark.parametrize(("first", "holder"), [("sockmap", "kecho-ctl"), ("user", "user-echo-serve")])
-def test_a_port_that_another_service_has(service: Up, kecho: Kecho, first: str, holder: str) -> None:
-    one = service(mode=first)
-    pid = one.pid if first == "sockmap" else user_server(one)
+@SERVED
+def test_a_port_that_another_service_has(service: Up, kecho: Kecho, mode: str) -> None:
+    one = service(mode=mode)
     name = unique()
     done = kecho("up", "--mode=sockmap", f"--name={name}", f"--port={one.port}")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert str(one.port) in done.stderr and f"{holder} (pid {pid})" in done.stderr
+    assert str(one.port) in done.stderr and f"user-echo-serve (pid {user_server(one)})" in done.stderr
     assert not (support.RUN / name).exists()
 
 
@@ -300,8 +300,9 @@ def test_killed_three_times_in_a_row(service: Up) -> None:
         one.belongings.assert_gone()
 
 
-def test_a_server_that_dies_takes_its_controller_along(service: Up) -> None:
-    one = service(mode="user")
+@SERVED
+def test_a_server_that_dies_takes_its_controller_along(service: Up, mode: str) -> None:
+    one = service(mode=mode)
     os.kill(user_server(one), signal.SIGKILL)
     support.wait_for(lambda: not (support.RUN / one.name).exists(), "the folder is gone")
     one.belongings.assert_gone()
@@ -532,7 +533,7 @@ def assert_counted(stats: dict[str, Any], path: str, echoes: int, size: int) -> 
     assert (found["echoes"], found["bytes"], found["fallbacks"]) == (echoes, echoes * size, 0)
     assert not any(other["echoes"] or other["bytes"] for other in stats["paths"].values())
     latency = found["latency_ns"]
-    if path == "user":
+    if stats["mode"] == "user":
         assert latency is None and found["why"]["latency_ns"]
         return
     assert latency["count"] == echoes
@@ -557,6 +558,13 @@ def test_counts_are_exact(service: Up, kecho: Kecho, path: str) -> None:
     assert_counted_nothing(one.stats())
     echo_from(one, [101, 102], 7)
     assert_counted(one.stats(), path, 203, 7)
+
+
+def test_path_user_of_mode_sockmap_counts_and_measures_every_echo(service: Up) -> None:
+    one = service(mode="sockmap", path="user")
+    echo_from(one, [ECHOES // 2, ECHOES - ECHOES // 2], 61)
+    assert_counted(one.stats(), "user", ECHOES, 61)
+    assert one.connections() == {"active": 0, "total": 4, "rejected": 0, "aborted": 0}
 
 
 def test_every_echo_is_a_sample_when_senders_migrate_and_preempt_each_other(service: Up) -> None:

@@ -34,6 +34,7 @@ Kecho = Callable[..., "subprocess.CompletedProcess[str]"]
 Up = Callable[..., support.Service]
 NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
 MODES = support.MODES_WITHOUT_MODULE
+SERVED = ("sockmap", "user")  # the modes in which user-echo-server accepts
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
 
@@ -99,7 +100,7 @@ def lasting(request: pytest.FixtureRequest, inherited: tuple[int, int]) -> Itera
 def test_no_capability_is_left(lasting: support.Service) -> None:
     """No thread of the service has a capability in any set, or a way to get one back."""
     found = processes(lasting)
-    assert found.keys() == {"kecho-ctl", "kecho-keeper"} | ({"user-echo-serve"} if lasting.mode == "user" else set())
+    assert found.keys() == {"kecho-ctl", "kecho-keeper"} | ({"user-echo-serve"} if lasting.mode in SERVED else set())
     uid = str(userids.id_for(lasting.port))
     for name, pid in found.items():
         for status in rights(pid):
@@ -120,18 +121,19 @@ def test_descriptors_that_are_left(lasting: support.Service) -> None:
         "eventpoll": 1,
         "socket": 4,  # the control socket, that of the keeper, and asyncio's pair
     }
-    if lasting.mode == "user":
-        assert found["kecho-ctl"] == {**controller, "pidfd": 1, "pipe": 1, "/memfd:kecho-stats (deleted)": 1}
-        assert found["user-echo-serve"] == {"/dev/null": 3, "pipe": 1, "signalfd": 1, "socket": 2, "eventpoll": 1}
-    else:
+    if lasting.mode in SERVED:
+        server = {"/dev/null": 3, "pipe": 1, "signalfd": 1, "socket": 2, "eventpoll": 1}
+        controller |= {"pidfd": 1, "pipe": 1, "/memfd:kecho-stats (deleted)": 1}
+        if lasting.mode == "sockmap":
+            server |= {"pipe": 2, "timerfd": 1}  # a pipe of the connections to reset
+            controller["pipe"] += 1
+        assert found["user-echo-serve"] == server
+    if lasting.mode != "user":
         bpf = {kind: found["kecho-ctl"].pop(kind) for kind in ("bpf-map", "bpf-prog", "bpf_link", "btf")}
         assert all(bpf.values())
-        controller["socket"] += 2  # the listeners, or those that hold the port
-        if lasting.mode == "mirror":
-            controller["socket"] += 1  # rtnetlink: changes of devices
-        else:
-            controller["/dev/null"] += 1  # reserved for when descriptors run out
-        assert found["kecho-ctl"] == controller
+    if lasting.mode == "mirror":
+        controller["socket"] += 3  # two hold the port, and rtnetlink: changes of devices
+    assert found["kecho-ctl"] == controller
 
 
 def test_inherited_descriptors_are_closed(lasting: support.Service, inherited: tuple[int, int]) -> None:

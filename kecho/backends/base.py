@@ -35,8 +35,8 @@ class _Mode:
 _MODES = {
     "mirror": _Mode("kecho.backends.mirror.MirrorBackend", ("latency", "keep_secret"), "a mirror has no sockets"),
     "module": _Mode("kecho.backends.module.ModuleBackend", ("bench", "inline")),
-    "sockmap": _Mode("kecho.backends.sockmap.SockmapBackend", ("path", "limit_bytes", "latency")),
-    "user": _Mode("kecho.backends.user.UserBackend", ("engine",)),
+    "sockmap": _Mode("kecho.backends.sockmap.SockmapBackend", ("path", "limit_bytes", "latency", "cpus")),
+    "user": _Mode("kecho.backends.user.UserBackend", ("engine", "cpus")),
 }
 MODES = tuple(_MODES)
 AUTO = ("module", "sockmap", "user")  # in the order in which `auto` prefers them

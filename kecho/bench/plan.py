@@ -20,6 +20,7 @@ class Plan:
     repeats: int
     targets: tuple[str, ...] = ()  # services and addresses
     variants: tuple[str, ...] = ()  # of --compare, brought up for the benchmark
+    server_cpus: str = ""  # of those with a process
     seed: int = DEFAULT_SEED  # of the payloads, and of the order within a round
     tuned: bool = False  # system limits are raised meanwhile
     veth: bool = False  # the client is in a network namespace of its own

@@ -27,6 +27,7 @@ _RUN_SHAPE = {
     "options": {
         **{"mode": str, "connections": int, "threads": int, "size_bytes": int},
         **{"seed?": int, "cpus?": str, "topology?": str, "warmup_s?": float},
+        **{"server_cpus?": str, "shared?": str, "busy_poll_us?": int},
         **{"delay_ms?": float, "depth?": int, "bursts?": int, "burst_ns?": {"p50": float}},
         **{"rounds?": int, "round_ns?": {"p50": float}},  # old names of bursts
         **{"rate_per_s?": float, "unsent?": int, "late_ns?": {"mean": float, "max": float}},

@@ -14,6 +14,7 @@ from kecho.bench.result import Result
 from kecho.bench.run import Run
 from kecho.bench.runner import Progress, RunOptions, run_bench
 from kecho.bench.targets import Target
+from kecho.kernel import cpus
 from kecho.model.errors import KechoError
 from kecho.model.snapshot import PathStats, Snapshot
 from kecho.system.limits import ListenCounts
@@ -119,7 +120,7 @@ def make_run(step: Step, on_progress: Callable[[Progress], None] = lambda _: Non
         target.mode,
         target.endpoint,
         step.repeat,
-        {**measured.options, "cpus": step.options.cpus, **_place(target)},
+        {**measured.options, "cpus": step.options.cpus, **_place(target), **_placed(target, step.options)},
         measured.elapsed_ns,
         measured.interrupted,
         measured.latency,
@@ -134,6 +135,15 @@ def _place(target: Target) -> dict[str, object]:
     if target.client is None:
         return {"topology": "loopback"}
     return {"topology": "veth", "delay_ms": target.client.delay_ms}
+
+
+def _placed(target: Target, options: RunOptions) -> dict[str, object]:
+    """The CPUs of the service, if it has its own, and what it shares with the client."""
+    if not target.cpus:
+        return {}
+    ours, theirs = (cpus.parse(text) if text else frozenset() for text in (options.cpus, target.cpus))
+    known = len(ours) == len(theirs) == 1
+    return {"server_cpus": target.cpus, "shared": cpus.shared(min(ours), min(theirs)) if known else ""}
 
 
 def _counted(target: Target, before: Snapshot | None) -> tuple[Mapping[str, PathStats] | None, str]:

@@ -43,6 +43,7 @@ class RunOptions:
     depth: int | None = None
     connect_timeout_s: float | None = None
     io_timeout_s: float | None = None
+    busy_poll_us: int | None = None
     cpus: str | None = None
     seed: int | None = None
     hdr: str | None = None
@@ -63,6 +64,7 @@ class RunOptions:
             "--depth": self.depth,
             "--connect-timeout": self.connect_timeout_s,
             "--io-timeout": self.io_timeout_s,
+            "--busy-poll": self.busy_poll_us,
             "--cpus": self.cpus,
             "--seed": self.seed,
             "--hdr": self.hdr,

@@ -58,11 +58,11 @@ def parse(text: str) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def brought_up(names: Sequence[str], binds: Sequence[str] = ()) -> Iterator[Fleet]:
+def brought_up(names: Sequence[str], binds: Sequence[str] = (), cpus: str = "") -> Iterator[Fleet]:
     """Brings variants up on ports of their own, and takes them down in the end.
 
-    They listen on `binds`, by default on loopback. What this machine cannot run is left out. The services end with this
-    process, even if it is killed.
+    They listen on `binds`, by default on loopback; those with a process run on `cpus`, by default on any. What this
+    machine cannot run is left out. The services end with this process, even if it is killed.
 
     Raises Unavailable if nothing is left, or without root; KechoError if a service does not come up.
     """
@@ -76,7 +76,7 @@ def brought_up(names: Sequence[str], binds: Sequence[str] = ()) -> Iterator[Flee
     try:
         for name in names:
             try:
-                targets.append(stack.enter_context(_service(name, binds or _loopback())))
+                targets.append(stack.enter_context(_service(name, binds or _loopback(), cpus)))
             except Unavailable as e:
                 left_out[name] = str(e)
         if not targets:
@@ -88,7 +88,7 @@ def brought_up(names: Sequence[str], binds: Sequence[str] = ()) -> Iterator[Flee
 
 
 @contextlib.contextmanager
-def _service(variant: str, binds: Sequence[str]) -> Iterator[Target]:
+def _service(variant: str, binds: Sequence[str], cpus: str) -> Iterator[Target]:
     from kecho.service.controller import run_background
 
     mode = VARIANTS[variant]["mode"]
@@ -96,10 +96,13 @@ def _service(variant: str, binds: Sequence[str]) -> Iterator[Target]:
     backends.check(backend.features())
     name = f"bench-{os.getpid()}-{variant.replace(':', '-')}"
     backlog = sysctl.somaxconn()
-    config = Config(name=name, port=free_port(binds), binds=tuple(binds), backlog=backlog, **VARIANTS[variant])
+    options = dict(VARIANTS[variant])
+    if cpus and mode in backends.modes_with("cpus"):
+        options["cpus"] = cpus
+    config = Config(name=name, port=free_port(binds), binds=tuple(binds), backlog=backlog, **options)
     try:
         run_background(config, backend(), dies_with_parent=True)
-        yield Target(variant, reachable(binds), config.port, mode, Client(name).snapshot)
+        yield Target(variant, reachable(binds), config.port, mode, Client(name).snapshot, cpus=config.cpus)
     finally:
         if rundir.directory(name).is_dir():
             Client(name).down()

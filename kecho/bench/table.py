@@ -55,6 +55,7 @@ def _rows(file: str, result: Result) -> Iterator[dict[str, Any]]:
             "threads": run.options["threads"],
             "size_bytes": run.load.size_bytes,
             "client_cpus": run.options.get("cpus") or "",
+            "server_cpus": run.options.get("server_cpus", ""),
             "topology": run.options.get("topology", ""),
             "delay_ms": run.options.get("delay_ms"),
             "seed": result.seed,

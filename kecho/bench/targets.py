@@ -23,7 +23,8 @@ CONNECT_S = 3.0  # timeout for each address of a name that has several
 class Target:
     """A server to be measured. `mode` is empty and `snapshot` None for a server that is not ours.
 
-    `client` is the namespace in which the client runs, None if it runs in this one.
+    `client` is the namespace in which the client runs, None if it runs in this one. `cpus` are those that a service of
+    ours is restricted to, as in ``0,2-3``; empty if it is not.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Target:
     mode: str = ""
     snapshot: Callable[[], Snapshot] | None = None
     client: ClientNetns | None = None
+    cpus: str = ""
 
     @property
     def endpoint(self) -> str:
@@ -82,7 +84,7 @@ def _of_service(name: str, services: Mapping[str, Mapping[str, Any]]) -> Target:
     if why := elsewhere(service):
         raise KechoError(f"{name} is {why}")
     host = reachable(service["binds"])
-    return Target(name, host, service["port"], service["mode"], Client(name).snapshot)
+    return Target(name, host, service["port"], service["mode"], Client(name).snapshot, cpus=service.get("cpus", ""))
 
 
 def elsewhere(service: Mapping[str, Any]) -> str:

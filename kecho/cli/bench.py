@@ -55,6 +55,7 @@ examples:
   kecho-ctl bench --count 100000 --plot out.png --json=out.json
   kecho-ctl bench --json | jq .targets
   sudo kecho-ctl bench --compare user,sockmap --topology veth
+  sudo kecho-ctl bench --compare user,sockmap --cpus 1 --server-cpus 1
   sudo kecho-ctl bench --tune --connections 15000 --threads 2
 
 exit status:
@@ -171,6 +172,15 @@ def _add_surroundings(group: argparse._ArgumentGroup) -> None:
         "--cpus", metavar="LIST", help="run the client's threads on these CPUs, as in 0,2-3, or on any: none"
     )
     group.add_argument(
+        "--busy-poll",
+        type=values.whole,
+        metavar="US",
+        help="look for a reply for US µs before sleeping",
+    )
+    group.add_argument(
+        "--server-cpus", type=values.cpu_list, metavar="LIST", help="run the services of --compare on these CPUs"
+    )
+    group.add_argument(
         "--tune", action="store_true", help="raise limits of the system for the time of the runs; for root"
     )
     group.add_argument(
@@ -224,6 +234,8 @@ def plan_of(args: argparse.Namespace) -> Plan:
     veth = args.topology == "veth"
     if args.delay and not veth:
         raise UsageError("--delay is for --topology veth")
+    if args.server_cpus and not args.compare:
+        raise UsageError("--server-cpus is for --compare (a service takes its CPUs from `up --cpus`)")
     sweep = sweep_of(args)
     for options in sweep:
         runner.check(options)
@@ -232,6 +244,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         repeats=args.repeat or (COMPARE_REPEATS if args.compare else DEFAULT_REPEATS),
         targets=tuple(args.targets),
         variants=args.compare or (),
+        server_cpus=args.server_cpus or "",
         seed=args.seed,
         tuned=args.tune,
         veth=veth,
@@ -271,6 +284,7 @@ def sweep_of(args: argparse.Namespace) -> tuple[RunOptions, ...]:
             depth=args.depth,
             connect_timeout_s=args.connect_timeout,
             io_timeout_s=args.io_timeout,
+            busy_poll_us=args.busy_poll,
             cpus=args.cpus,
             seed=args.seed,
         )
@@ -309,7 +323,7 @@ def measure(plan: Plan) -> Result:
     named = targets.choose(plan.targets, far) if plan.targets or not plan.variants else []
     with (
         surroundings.entered(plan, _say) as client,
-        services.brought_up(plan.variants, client.addresses if client else ()) as fleet,
+        services.brought_up(plan.variants, client.addresses if client else (), plan.server_cpus) as fleet,
     ):
         chosen = surroundings.placed(targets.baseline_first([*named, *fleet.targets]), client)
         left_out = {**far, **fleet.left_out}

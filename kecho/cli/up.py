@@ -21,6 +21,7 @@ _OPTIONS = {
     "limit_bytes": "--limit",
     "latency": "--no-latency",
     "keep_secret": "--keep-secret",
+    "cpus": "--cpus",
     "bench": "--bench",
     "inline": "--no-inline",
     "engine": "--engine",
@@ -85,6 +86,12 @@ def _add_own(group: argparse._ArgumentGroup) -> None:
         help=f"user: the engine of the server, {' or '.join(config.ENGINES)} (default {config.ENGINES[0]})",
     )
     group.add_argument(
+        "--cpus",
+        type=values.cpu_list,
+        metavar="LIST",
+        help="user, sockmap: run the process of the service on these CPUs, as in 0,2-3 (default: any)",
+    )
+    group.add_argument(
         "--no-inline", action="store_true", default=None, help="module: echo on the workqueue, not in softirq"
     )
     group.add_argument(
@@ -146,6 +153,7 @@ def _own_options(args: argparse.Namespace) -> dict[str, Any]:
         "bench": args.bench,
         "inline": False if args.no_inline else None,
         "engine": args.engine,
+        "cpus": args.cpus,
         "keep_secret": None if args.keep_secret is None else os.path.abspath(args.keep_secret),
     }
     return {field: value for field, value in fields.items() if value is not None}

@@ -70,6 +70,17 @@ def picture(text: str) -> str:
     return file(text)
 
 
+def cpu_list(text: str) -> str:
+    """A list of CPUs."""
+    from kecho.kernel import cpus
+
+    try:
+        cpus.parse(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
+    return text
+
+
 def whole(text: str) -> int:
     """A whole number above 0."""
     if not (text.isascii() and text.isdigit()) or int(text) < 1:

@@ -39,6 +39,7 @@ class Config:
     inline: bool = True
     engine: str = ENGINES[0]
     keep_secret: str = ""
+    cpus: str = ""  # a list, as in 0,2-3; empty: any
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from kecho.backends.base import Backend, Context, NotStopped, check
-from kecho.kernel import features, privileges, process, procfs
+from kecho.kernel import cpus, features, privileges, process, procfs
 from kecho.kernel.sockets import listen_counters, port_taken
 from kecho.model.config import Config, endpoint
 from kecho.model.errors import KechoError, Unavailable, UsageError, one_line
@@ -70,6 +70,8 @@ class Service:
             raise KechoError(self._failure)
 
     async def _start_backend(self, context: Context) -> None:
+        if self._config.cpus:
+            cpus.run_on(self._config.cpus)
         try:
             await self._backend.start(self._config, context)
         except OSError as e:
@@ -106,6 +108,7 @@ class Service:
             "state": "up",
             "paths": list(self._backend.paths()),
             "netns": procfs.netns_inode(),
+            "cpus": self._config.cpus,
         }
 
     def _status(self) -> dict[str, Any]:

@@ -23,6 +23,12 @@ _WORKLOADS = {
     "crr": "connect-request-response",
     "pipeline": "pipelined, {depth} deep",
 }
+_SHARED = {
+    "CPU": ", as the client",
+    "core": ", on the client's core",
+    "cache": ", with a cache of the client's",
+    "nothing": ", across from the client",
+}
 _EMULATED = "QEMU TCG"  # QEMU's name for an emulated processor
 _LATE = 0.25  # of p50 by which requests may be late, on average, before it is noted
 _DISAGREEMENT = 2.0  # from this factor between the ratios of p50 and of requests a second on, there is a note
@@ -104,6 +110,11 @@ def headline(result: Result) -> list[str]:
         parts.append(plural(options["bursts"], "burst"))
     if cpus := options.get("cpus"):
         parts.append(f"client on CPU {cpus}")
+    if busy_us := options.get("busy_poll_us"):
+        parts.append(f"client polls for {busy_us} µs")
+    pinned = (run.options for run in result.runs if "server_cpus" in run.options)
+    for servers, shared in dict.fromkeys((one["server_cpus"], one.get("shared", "")) for one in pinned):
+        parts.append(f"services on CPU {servers}{_SHARED.get(shared, '')}")
     if options.get("topology") == "veth":
         delay_ms = options["delay_ms"]
         parts.append("client behind veth" + (f", {delay_ms:g} ms each way" if delay_ms else ""))

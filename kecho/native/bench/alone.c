@@ -84,6 +84,24 @@ bool alone_prepare(struct thread *thread)
 	return true;
 }
 
+/* Looks for a reply as long as --busy-poll says, then sleeps until it is there. */
+static inline ssize_t receive(const struct thread *thread, const struct conn *conn, size_t most)
+{
+	const unsigned int busy_us = thread->run->options->busy_poll_us;
+
+	if (busy_us) {
+		const uint64_t until_ns = clock_ns() + busy_us * 1000ull;
+
+		do {
+			ssize_t got = recv(conn->fd, thread->buffer, most, MSG_DONTWAIT);
+
+			if (got >= 0 || errno != EAGAIN)
+				return got;
+		} while (clock_ns() < until_ns);
+	}
+	return recv(conn->fd, thread->buffer, most, 0);
+}
+
 /*
  * Must cost next to nothing beside two clock reads, a send and a recv. A request that does not go
  * through in one piece leaves the fast path. send() does not block, since a message that is larger
@@ -102,7 +120,7 @@ bool alone_drive(struct thread *thread)
 		conn_begin(thread, conn, clock_ns());
 		sent = send(conn->fd, request, size, MSG_DONTWAIT | MSG_NOSIGNAL);
 		if (sent == (ssize_t)size)
-			got = recv(conn->fd, thread->buffer, size + 1, 0);
+			got = receive(thread, conn, size + 1);
 		thread->last_ns = clock_ns();
 		if (got == (ssize_t)size && !memcmp(request, thread->buffer, size)) {
 			payload_close(payload);

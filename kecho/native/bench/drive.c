@@ -100,13 +100,32 @@ static bool begin_round(struct driver *d)
 	return true;
 }
 
+int wait_busily(const struct thread *thread, struct epoll_event *events, int most, uint64_t wait_ns)
+{
+	const uint64_t busy_ns = thread->run->options->busy_poll_us * 1000ull;
+	struct timespec timeout = {0};
+
+	if (busy_ns && wait_ns) {
+		const uint64_t until_ns = clock_ns() + (busy_ns < wait_ns ? busy_ns : wait_ns);
+
+		do {
+			int n = epoll_pwait2(thread->epoll_fd, events, most, &timeout, NULL);
+
+			if (n)
+				return n;
+		} while (clock_ns() < until_ns);
+		wait_ns = busy_ns < wait_ns ? wait_ns - busy_ns : 0;
+	}
+	timeout.tv_nsec = (long)wait_ns;
+	return epoll_pwait2(thread->epoll_fd, events, most, &timeout, NULL);
+}
+
 /* Waits for events, at most until the next request is due, and handles them. */
 static bool wait_events(struct driver *d)
 {
 	struct epoll_event events[EVENTS_PER_WAIT];
 	struct thread *thread = d->thread;
 	uint64_t due_ns = next_due(d), wait_ns = 0, now = thread->last_ns;
-	struct timespec timeout;
 	int n;
 
 	if (due_ns) {
@@ -115,8 +134,7 @@ static bool wait_events(struct driver *d)
 		if (wait_ns > LOOK_NS)
 			wait_ns = LOOK_NS;
 	}
-	timeout = (struct timespec){.tv_nsec = (long)wait_ns};
-	n = epoll_pwait2(thread->epoll_fd, events, EVENTS_PER_WAIT, &timeout, NULL);
+	n = wait_busily(thread, events, EVENTS_PER_WAIT, wait_ns);
 	if (n < 0 && errno != EINTR)
 		return run_fail(thread, "epoll_pwait2: %s", strerror(errno));
 	for (int i = 0; i < n; i++) {

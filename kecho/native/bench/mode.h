@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/epoll.h>
 
 /* frame.c has what all modes share. Functions return false, or IO_FAILED, as those of conn.h do. */
 struct mode {
@@ -35,6 +36,9 @@ extern const struct mode mode_closed, mode_burst, mode_open, mode_crr, mode_pipe
 
 /* Keeps the connections of a thread busy by epoll, with one request at a time each. */
 bool drive(struct thread *thread);
+/* epoll_pwait2(), after looking for events without sleeping as long as --busy-poll says. */
+int wait_busily(const struct thread *thread, struct epoll_event *events, int most,
+		uint64_t wait_ns);
 /* mode.due if the next request begins as soon as one is answered. */
 uint64_t due_at_once(struct thread *thread, uint64_t now_ns);
 

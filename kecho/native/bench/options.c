@@ -46,6 +46,7 @@ static const char usage[] =
 	"  --duration S           measure for S seconds (default " TEXT_OF(DEFAULT_S) ", unless --count is given)\n"
 	"  --warmup S             verify, and do not measure, for S seconds before (default 0)\n"
 	"  --connect-timeout S    give a connection S seconds to be made (default " TEXT_OF(DEFAULT_TIMEOUT_S) ")\n"
+	"  --busy-poll US         look for a reply for so many microseconds before sleeping (default 0)\n"
 	"  --io-timeout S         give a reply S seconds to come (default " TEXT_OF(DEFAULT_TIMEOUT_S) ")\n"
 	"Instead of the closed loop, where a connection has one request in flight:\n"
 	"  --burst N              send one message on each of N connections, all at once; latency\n"
@@ -169,6 +170,7 @@ void options_parse(struct options *o, int argc, char **argv)
 		ARG_SECONDS("--warmup", o->warmup_ns, 0, 1e6),
 		ARG_SECONDS("--connect-timeout", o->connect_timeout_ns, 0.001, LONGEST_S),
 		ARG_SECONDS("--io-timeout", o->io_timeout_ns, 0.001, LONGEST_S),
+		ARG_NUMBER("--busy-poll", o->busy_poll_us, 0, 1000000),
 		{"--burst", arg_number, &burst, sizeof(burst), 1, MAX_CONNECTIONS,
 		 .tag = &mode_burst},
 		ARG_NUMBER("--bursts", o->bursts, 1, 1000000),

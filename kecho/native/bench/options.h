@@ -26,6 +26,7 @@ struct options {
 	uint64_t warmup_ns;
 	uint64_t connect_timeout_ns;
 	uint64_t io_timeout_ns;
+	unsigned int busy_poll_us; /* look for a reply so long before sleeping */
 	uint64_t seed;
 	unsigned int bursts;
 	double rate;	    /* open: requests a second, over all threads */

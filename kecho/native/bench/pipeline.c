@@ -10,7 +10,7 @@
 #include <sys/socket.h>
 
 #define EVENTS_PER_WAIT 256
-#define LOOK_MS		100
+#define LOOK_NS		(100 * NS_PER_MS)
 #define BATCH_BYTES	(64 * 1024) /* sent or received at once, unless one message is larger */
 
 struct begun {
@@ -206,8 +206,7 @@ static bool wait_events(struct pipeline *p)
 {
 	struct epoll_event events[EVENTS_PER_WAIT];
 	struct thread *thread = p->thread;
-	int n = epoll_wait(thread->epoll_fd, events, EVENTS_PER_WAIT,
-			   p->ready.length ? 0 : LOOK_MS);
+	int n = wait_busily(thread, events, EVENTS_PER_WAIT, p->ready.length ? 0 : LOOK_NS);
 
 	for (int i = 0; i < n; i++) {
 		struct pipe *pipe = pipe_of(p, events[i].data.ptr);
@@ -236,7 +235,7 @@ static bool exchange_all(struct pipeline *p)
 			return false;
 		now = clock_ns();
 		if (now >= look_ns) {
-			look_ns = now + LOOK_MS * NS_PER_MS;
+			look_ns = now + LOOK_NS;
 			if (!conns_in_time(thread))
 				return false;
 		}

@@ -119,6 +119,8 @@ void report_json(const struct result *r)
 	       (double)o->warmup_ns / 1e9, (unsigned long long)o->seed);
 	if (o->hold)
 		printf(",\"held\":true");
+	if (o->busy_poll_us)
+		printf(",\"busy_poll_us\":%u", o->busy_poll_us);
 	if (o->mode == &mode_burst)
 		print_bursts(r);
 	else

@@ -34,7 +34,7 @@ FLAGS = {
 }
 WORDS = {
     "bench": "host port connections threads cpus size seed count duration warmup connect-timeout io-timeout"
-    " burst bursts rate depth hdr raw",
+    " busy-poll burst bursts rate depth hdr raw",
     "user-echo-server": "bind port backlog threads engine listener ready-fd stats-fd reset-fd die-with-parent uid",
 }
 OPTIONS = {program: words.split() for program, words in WORDS.items()}

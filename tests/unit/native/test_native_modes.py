@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -409,3 +410,24 @@ def test_the_client_costs_at_most_five_percent(target: Server, tmp_path: Path) -
     ours = slope(build("plain") / "bench", "--port", target.port, "--count")
     print(f"user-space instructions a round trip: bare {bare:.0f}, bench {ours:.0f}")
     assert ours - bare <= 0.05 * FASTEST_ROUND_TRIP
+
+
+@pytest.mark.parametrize("mode", [[], ["--connections", 2], ["--depth", 2], ["--rate", 200]], ids=str)
+def test_a_busy_client_does_not_sleep(mode: list[object]) -> None:
+    """The server takes 2 ms for each reply. With --busy-poll the client gives up its CPU for none of them."""
+
+    def slow(sock: socket.socket) -> None:
+        while data := sock.recv(64):
+            time.sleep(0.002)
+            sock.sendall(data)
+
+    program("bench")  # which may build it
+
+    def sleeps(busy_us: int) -> int:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_nvcsw
+        result = bench_json(slow_server.port, "--count", 100, "--busy-poll", busy_us, *mode)
+        assert (result["requests"], result.get("busy_poll_us", 0)) == (100, busy_us)
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_nvcsw - before
+
+    with ScriptedServer(slow) as slow_server:
+        assert sleeps(1_000_000) < 40 < sleeps(0)

@@ -182,6 +182,32 @@ def test_bench_json_is_one_object_and_nothing_else(service: Up, kecho: Kecho, tm
     assert list(tmp_path.iterdir()) == []  # results/last.json only where results are kept
 
 
+@pytest.mark.parametrize("mode", ["user", "sockmap"])
+def test_a_service_on_a_cpu(service: Up, kecho: Kecho, mode: str) -> None:
+    """It and its children run there, and a result says so."""
+    one = service(mode=mode, cpus=0)
+    (found,) = json.loads(kecho("status", one.name, "--json").stdout)["services"]
+    assert found["cpus"] == "0"
+    children = Path(f"/proc/{found['pid']}/task/{found['pid']}/children").read_text().split()
+    assert children or mode != "user"
+    for pid in (found["pid"], *children):
+        assert "Cpus_allowed_list:\t0\n" in Path(f"/proc/{pid}/status").read_text()
+    (run, *_) = json.loads(kecho("bench", one.name, *QUICK, "--cpus=0", "--json").stdout)["runs"]
+    assert (run["options"]["server_cpus"], run["options"]["shared"]) == ("0", "CPU")
+    assert "services on CPU 0, as the client" in " ".join(kecho("bench", one.name, *QUICK, "--cpus=0").stdout.split())
+
+
+def test_the_services_of_compare_on_a_cpu(kecho: Kecho) -> None:
+    done = kecho(
+        "bench", "--compare=user,mirror", "--count=50", "--warmup=0", "--repeat=1", "--server-cpus=0", "--json"
+    )
+    placed = {run["target"]: run["options"].get("server_cpus") for run in json.loads(done.stdout)["runs"]}
+    assert placed == {"user": "0", "mirror": None}
+    assert kecho("bench", "--server-cpus=0").returncode == 2
+    done = kecho("up", "--mode=user", "--cpus=9999")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "--cpus 9999" in done.stderr
+
+
 def test_bench_text_and_results(service: Up, kecho: Kecho, tmp_path: Path) -> None:
     one = service(mode="sockmap")
     (tmp_path / "results").mkdir()

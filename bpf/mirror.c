@@ -370,16 +370,20 @@ static __always_inline bool is_agreed(__u8 kind)
 	       kind == TCPOPT_SACK_PERM || kind == TCPOPT_TIMESTAMP;
 }
 
-/* Replaces the options of the segment, @size bytes from @options, by those of the echo. False if they are malformed. */
+/*
+ * Replaces the options of the segment, @size bytes from @options, by those of the echo. False if they are malformed. An
+ * option that changes is replaced after the loop, which keeps the paths through it few, for the verifier.
+ */
 static __always_inline bool turn_options(struct __sk_buff *skb, __u32 options, __u32 size, bool syn,
 					 __u32 shift, __u32 *said, __u64 *sum)
 {
 	__u8 nops[MAX_OPTIONS], kind, byte;
 	/*
-	 * How far it is. The verifier forgets what was stored in a byte, so that one option looks to it
-	 * like any other, whatever came before it.
+	 * How far it is, and where it has found timestamps and SACK, from @options on. The verifier
+	 * forgets what was stored in a byte, so that one option looks to it like any other, whatever
+	 * came before it.
 	 */
-	volatile __u8 done = 0;
+	volatile __u8 done = 0, stamps = 0, sack = 0, sack_size = 0;
 	__u32 i;
 
 	__builtin_memset(nops, TCPOPT_NOP, sizeof(nops));
@@ -404,18 +408,22 @@ static __always_inline bool turn_options(struct __sk_buff *skb, __u32 options, _
 				return false;
 		}
 		if (kind == TCPOPT_TIMESTAMP) {
-			if (length != TCPOLEN_TIMESTAMP || !turn_timestamps(skb, at + 2, sum))
+			if (length != TCPOLEN_TIMESTAMP || stamps)
 				return false;
+			stamps = done + 2;
 		} else if (syn && !is_agreed(kind)) { /* the checksum is begun anew */
 			if (bpf_skb_store_bytes(skb, at, nops, length, 0))
 				return false;
 		} else if (!syn && kind == TCPOPT_SACK) {
-			if (!turn_sack(skb, at + 2, length - 2, shift, said, sum))
+			if (sack)
 				return false;
+			sack = done + 2;
+			sack_size = length - 2;
 		}
 		done += length;
 	}
-	return true;
+	return (!stamps || turn_timestamps(skb, options + stamps, sum)) &&
+	       (!sack || turn_sack(skb, options + sack, sack_size, shift, said, sum));
 }
 
 /*

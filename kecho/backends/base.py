@@ -36,7 +36,7 @@ _MODES = {
     "mirror": _Mode("kecho.backends.mirror.MirrorBackend", ("latency", "keep_secret"), "a mirror has no sockets"),
     "module": _Mode("kecho.backends.module.ModuleBackend", ("bench", "inline")),
     "sockmap": _Mode("kecho.backends.sockmap.SockmapBackend", ("path", "limit_bytes", "latency", "cpus")),
-    "user": _Mode("kecho.backends.user.UserBackend", ("engine", "cpus")),
+    "user": _Mode("kecho.backends.user.UserBackend", ("engine", "busy_poll_us", "cpus")),
 }
 MODES = tuple(_MODES)
 AUTO = ("module", "sockmap", "user")  # in the order in which `auto` prefers them

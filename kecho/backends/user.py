@@ -40,7 +40,8 @@ class UserBackend(AllOrNothing):
         self._engine = config.engine
         binds = (f"--bind={address}" for address in config.binds)
         self._undo.callback(self._server.stop)
-        await self._server.start(config, context, [f"--port={config.port}", f"--engine={config.engine}", *binds])
+        options = [f"--port={config.port}", f"--engine={config.engine}", f"--busy-poll={config.busy_poll_us}", *binds]
+        await self._server.start(config, context, options)
 
     def keeps(self) -> Collection[int]:
         return ()

@@ -21,8 +21,10 @@ from kecho.service import rundir
 from kecho.service.client import Client
 from kecho.system import limits
 
+_BUSY_US = 1000  # longer than a request takes: that server never sleeps between two of them
 # Modes with options of `up`.
 _OWN_VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "user:busy": {"mode": "user", "busy_poll_us": _BUSY_US},
     "user:epoll": {"mode": "user", "engine": "epoll"},
     "user:io_uring": {"mode": "user", "engine": "io_uring"},
     "sockmap:egress": {"mode": "sockmap", "path": "egress"},

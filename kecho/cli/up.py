@@ -21,6 +21,7 @@ _OPTIONS = {
     "limit_bytes": "--limit",
     "latency": "--no-latency",
     "keep_secret": "--keep-secret",
+    "busy_poll_us": "--busy-poll",
     "cpus": "--cpus",
     "bench": "--bench",
     "inline": "--no-inline",
@@ -84,6 +85,12 @@ def _add_own(group: argparse._ArgumentGroup) -> None:
         "--engine",
         metavar="NAME",
         help=f"user: the engine of the server, {' or '.join(config.ENGINES)} (default {config.ENGINES[0]})",
+    )
+    group.add_argument(
+        "--busy-poll",
+        type=integer,
+        metavar="US",
+        help="user: look for a request for US µs before sleeping, which costs a CPU (default 0)",
     )
     group.add_argument(
         "--cpus",
@@ -153,6 +160,7 @@ def _own_options(args: argparse.Namespace) -> dict[str, Any]:
         "bench": args.bench,
         "inline": False if args.no_inline else None,
         "engine": args.engine,
+        "busy_poll_us": args.busy_poll,
         "cpus": args.cpus,
         "keep_secret": None if args.keep_secret is None else os.path.abspath(args.keep_secret),
     }

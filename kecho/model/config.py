@@ -17,6 +17,7 @@ DEFAULT_BINDS = ("127.0.0.1", "::1")
 DEFAULT_LIMIT_BYTES = 4 << 20
 MIN_LIMIT_BYTES = 4 << 10
 MAX_LIMIT_BYTES = 1 << 30
+MAX_BUSY_POLL_US = 1_000_000
 PATH_CHOICES = ("auto", "egress", "ingress", "skb", "user")  # of mode sockmap
 ENGINES = ("epoll", "io_uring")  # of kecho/native/server/main.c; the first is the default
 
@@ -39,6 +40,7 @@ class Config:
     inline: bool = True
     engine: str = ENGINES[0]
     keep_secret: str = ""
+    busy_poll_us: int = 0
     cpus: str = ""  # a list, as in 0,2-3; empty: any
 
     def __post_init__(self) -> None:
@@ -56,6 +58,10 @@ class Config:
             raise UsageError(f"--bench {self.bench}: must be 0 or 1")
         if self.engine not in ENGINES:
             raise UsageError(f"--engine {self.engine}: must be one of {', '.join(ENGINES)}")
+        if not 0 <= self.busy_poll_us <= MAX_BUSY_POLL_US:
+            raise UsageError(f"--busy-poll {self.busy_poll_us}: must be from 0 to {MAX_BUSY_POLL_US} µs")
+        if self.busy_poll_us and self.engine != ENGINES[0]:
+            raise UsageError(f"--busy-poll is for --engine {ENGINES[0]}")
         if not self.binds:
             raise UsageError("--bind: at least one address is needed")
         for bind in self.binds:

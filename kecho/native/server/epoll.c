@@ -168,6 +168,24 @@ static void stop(struct epoll_engine *engine, struct source *source, uint32_t ev
 	engine->running = false;
 }
 
+/* Looks for events as long as --busy-poll says, then sleeps until there are some. */
+static int wait_events(const struct epoll_engine *engine, struct epoll_event *events, int timeout)
+{
+	const unsigned int busy_us = engine->server->busy_poll_us;
+
+	if (busy_us) {
+		const uint64_t until_ns = clock_ns() + busy_us * 1000ull;
+
+		do {
+			int n = epoll_wait(engine->epoll_fd, events, EVENTS_PER_WAIT, 0);
+
+			if (n)
+				return n;
+		} while (clock_ns() < until_ns);
+	}
+	return epoll_wait(engine->epoll_fd, events, EVENTS_PER_WAIT, timeout);
+}
+
 void epoll_serve(struct worker *worker)
 {
 	struct epoll_engine *engine = worker->engine;
@@ -175,7 +193,7 @@ void epoll_serve(struct worker *worker)
 
 	while (engine->running) {
 		int timeout = engine->resume_ms ? PAUSE_MS : -1;
-		int n = epoll_wait(engine->epoll_fd, events, EVENTS_PER_WAIT, timeout);
+		int n = wait_events(engine, events, timeout);
 
 		for (int i = 0; i < n; i++) {
 			struct source *source = events[i].data.ptr;

@@ -27,6 +27,7 @@ static const struct engine *const engines[] = {&engine_epoll, &engine_uring, &en
 struct options {
 	struct binds binds;
 	unsigned int threads;
+	unsigned int busy_poll_us;
 	const struct engine *engine;
 	int ready_fd; /* or -1 */
 	int stats_fd; /* or -1 */
@@ -49,6 +50,8 @@ static const char usage[] =
 	"                    BPF may have in a sockhash; it measures latency\n"
 	"  --listener FD     listen on this socket, which is bound already, instead of --bind and\n"
 	"                    --port; repeatable\n"
+	"  --busy-poll US    look for events for so many microseconds before sleeping (default 0;\n"
+	"                    not with engine io_uring)\n"
 	"  --ready-fd FD     write \"ready\" and a newline to FD once all addresses listen\n"
 	"  --stats-fd FD     keep the counters in this file (layout: stats.h)\n"
 	"  --reset-fd FD     reset the connections whose SO_COOKIE comes from this pipe (engine\n"
@@ -124,6 +127,7 @@ static struct options parse_options(int argc, char **argv)
 		ARG_NUMBER("--port", o.binds.port, 1, 65535),
 		ARG_NUMBER("--backlog", o.binds.backlog, 1, INT32_MAX),
 		ARG_NUMBER("--threads", o.threads, 1, MAX_THREADS),
+		ARG_NUMBER("--busy-poll", o.busy_poll_us, 0, 1000000),
 		ARG_OWN("--engine", parse_engine, o.engine),
 		ARG_NUMBER("--ready-fd", o.ready_fd, 0, INT32_MAX),
 		ARG_NUMBER("--stats-fd", o.stats_fd, 0, INT32_MAX),
@@ -137,6 +141,8 @@ static struct options parse_options(int argc, char **argv)
 		die(EXIT_USAGE, "--listener excludes --bind");
 	if (o.reset_fd >= 0 && (o.engine != &engine_sockmap || o.threads > 1))
 		die(EXIT_USAGE, "--reset-fd: with --engine sockmap and one thread only");
+	if (o.busy_poll_us && o.engine == &engine_uring)
+		die(EXIT_USAGE, "--busy-poll: not with --engine io_uring");
 	o.binds.print = o.ready_fd < 0; /* started by a person */
 	return o;
 }
@@ -295,6 +301,7 @@ int main(int argc, char **argv)
 
 	raise_descriptor_limit();
 	server.stop_fd = stop_fd_open();
+	server.busy_poll_us = o.busy_poll_us;
 	server.reset_fd = o.reset_fd;
 	if (o.engine->measures)
 		server.cpus = (unsigned int)sysconf(_SC_NPROCESSORS_CONF);

@@ -13,7 +13,8 @@ struct server {
 	unsigned int nlisteners; /* at least one */
 	int stop_fd;		 /* becomes and stays readable when the server has to end */
 	int reset_fd;		 /* a pipe of cookies (SO_COOKIE) of connections to reset; or -1 */
-	unsigned int cpus;	 /* that latency is counted for; 0 if it is not */
+	unsigned int busy_poll_us; /* engines on epoll look for events so long before sleeping */
+	unsigned int cpus;	   /* that latency is counted for; 0 if it is not */
 };
 
 /* One thread, which owns everything in it. Others may read stats. */

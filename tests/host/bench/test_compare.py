@@ -54,15 +54,15 @@ def load(path: Path) -> dict[str, Any]:
 
 def test_compare(tmp_path: Path) -> None:
     """Every variant that any kernel runs, in interleaved rounds. Inside and outside count the same requests."""
-    names = ["user", "user:io_uring", "sockmap:egress", "sockmap:skb"]
+    names = ["user", "user:busy", "user:io_uring", "sockmap:egress", "sockmap:skb"]
     done = compare(tmp_path, f"--compare={','.join(names)}", *QUICK)
     assert done.returncode == 0 and done.stderr == "", done
     found = load(tmp_path / "r.json")
     order = [run["target"] for run in found["runs"]]
-    assert sorted(order[:4]) == sorted(order[4:]) == sorted(names)
+    assert sorted(order[:5]) == sorted(order[5:]) == sorted(names)
     assert (found["baseline"], found["left_out"]) == ("user", {})
     assert [(target["target"], target["path"]) for target in found["targets"]] == [
-        *zip(names, ("user", "user", "egress", "skb"), strict=True),
+        *zip(names, ("user", "user", "user", "egress", "skb"), strict=True),
     ]
     for run in found["runs"]:
         (inside,) = (stats for stats in run["kernel"].values() if stats["echoes"])

@@ -26,6 +26,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"path": "fast"}, "--path fast: must be one of auto, egress, ingress, skb, user"),
     ({"limit_bytes": 4095}, "--limit 4095: must be from 4096 to 1073741824 bytes"),
     ({"limit_bytes": (1 << 30) + 1}, "--limit 1073741825: must be from 4096 to 1073741824 bytes"),
+    ({"busy_poll_us": -1}, "--busy-poll -1: must be from 0 to 1000000 µs"),
+    ({"busy_poll_us": 5, "engine": "io_uring"}, "--busy-poll is for --engine epoll"),
     ({"engine": "poll"}, "--engine poll: must be one of epoll, io_uring"),
     ({"binds": ()}, "--bind: at least one address is needed"),
     ({"binds": ("localhost",)}, "--bind localhost: not an IPv4 or IPv6 address"),

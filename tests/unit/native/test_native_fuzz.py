@@ -35,7 +35,8 @@ FLAGS = {
 WORDS = {
     "bench": "host port connections threads cpus size seed count duration warmup connect-timeout io-timeout"
     " busy-poll burst bursts rate depth hdr raw",
-    "user-echo-server": "bind port backlog threads engine listener ready-fd stats-fd reset-fd die-with-parent uid",
+    "user-echo-server": "bind port backlog threads busy-poll engine listener ready-fd stats-fd reset-fd"
+    " die-with-parent uid",
 }
 OPTIONS = {program: words.split() for program, words in WORDS.items()}
 # --hdr and --raw must not write outside the test's folder.

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -531,3 +532,19 @@ def test_built_without_the_optional_libraries(tmp_path: Path) -> None:
     for (name, *args), line in cases.items():
         done = subprocess.run([tmp_path / name, *args], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         assert (done.returncode, done.stderr) == (3, line)
+
+
+def test_a_busy_server_does_not_sleep() -> None:
+    """With --busy-poll it gives up its CPU for none of the requests that come every 2 ms."""
+
+    def sleeps(*options: object) -> int:
+        with server(*options) as echo, echo.connect() as sock:
+            status = Path(f"/proc/{echo.process.pid}/task")
+            for _ in range(50):
+                assert exchange(sock, b"x") == b"x"
+                time.sleep(0.002)
+            lines = [line for task in status.iterdir() for line in (task / "status").read_text().splitlines()]
+        return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+
+    assert sleeps("--busy-poll", 1_000_000) < 20 < sleeps()
+    assert run("user-echo-server", "--busy-poll", 5, "--engine", "io_uring").returncode == 2

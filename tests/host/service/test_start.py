@@ -96,8 +96,6 @@ def test_resident_memory(service: Up, mode: str, most_mb: int) -> None:
     resident_kb = {}
     for pid in support.session(one.pid):
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        resident_kb[Path(f"/proc/{pid}/comm").read_text().strip()] = int(
-            re.search(r"^Rss:\s+(\d+) kB", rollup, re.M)[1]
-        )
+        resident_kb[pid] = int(re.search(r"^Rss:\s+(\d+) kB", rollup, re.MULTILINE)[1])
         assert not re.search(r"lib(bcc|LLVM|clang)", Path(f"/proc/{pid}/maps").read_text())
     assert sum(resident_kb.values()) < most_mb * 1000, resident_kb

@@ -116,9 +116,7 @@ man: ## make man page and completion, in build/
 	$(call need,build install)
 	@mkdir -p $(BUILD)
 	@for shell in bash fish zsh; do $(VENV)/kecho-ctl --print-completion $$shell >$(BUILD)/kecho-ctl.$$shell || exit; done
-	@$(VENV)/argparse-manpage --module kecho.cli.commands --function build_parser --prog kecho-ctl --project-name kecho \
-		--description 'a TCP echo service that never leaves the kernel' --manual-title 'kecho manual' \
-		--output $(BUILD)/kecho-ctl.1
+	@$(VENV)/python -m kecho.cli.manpage >$(BUILD)/kecho-ctl.1
 
 sdist: man ## make the source distribution, in dist/
 	$(call need,build install test)

@@ -72,17 +72,10 @@ class EchoServer:
         self._counters: _Counters | None = None
 
     async def start(self, config: Config, context: Context, options: Iterable[str], fds: Collection[int] = ()) -> None:
-        """Returns when it listens; it has the descriptors `fds` too. Raises KechoError, and then leaves nothing.
+        """Returns when it listens; it has the descriptors `fds` too. Raises KechoError. Ends with `stop`, also then.
 
         It begins as this process's user and then becomes `context.uid`, who can signal it.
         """
-        try:
-            await self._start(config, context, options, fds)
-        except BaseException:
-            self.stop()
-            raise
-
-    async def _start(self, config: Config, context: Context, options: Iterable[str], fds: Collection[int]) -> None:
         with contextlib.ExitStack() as stack:
             stats_fd = os.memfd_create("kecho-stats")
             stack.callback(os.close, stats_fd)

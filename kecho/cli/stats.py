@@ -78,6 +78,7 @@ def _watch(service: Client, interval_s: float, count: int | None, args: argparse
     try:
         for now in _every(service, interval_s, count):
             since = now.since(last, time.monotonic_ns())
+            last = now  # first, so that a Ctrl-C as soon as the line is out finds it drawn
             if args.json or args.histogram or args.per_cpu:
                 _show(since, args, interval=True)
             else:
@@ -86,7 +87,6 @@ def _watch(service: Client, interval_s: float, count: int | None, args: argparse
                 for line in stats_lines.interval_lines(since, time.time()):
                     print(line, flush=True)
                     shown += 1
-            last = now
     finally:
         if last is not first:
             _draw(last.since(first, time.monotonic_ns()), args)

@@ -37,7 +37,7 @@ With a single connection the client runs on one CPU, the last it may use (--cpus
 The baseline is the first service in mode user, else the first target. A ratio says how many times
 shorter than the baseline's a target's p50 is, and how many times more requests it answers a second.
 Every figure is the median of the rounds. From {MIN_ROUNDS} rounds on a ratio has a 95 % interval, and only what
-that supports is called a difference. Put --json last, or write --json=FILE.
+that supports is called a difference.
 
 --compare takes {", ".join(itertools.islice(services.VARIANTS, 4))},
 {", ".join(itertools.islice(services.VARIANTS, 4, None))}; for root.
@@ -83,6 +83,7 @@ def add(parser: Parser) -> None:
     _add_runs(parser.add_argument_group("runs"))
     _add_surroundings(parser.add_argument_group("surroundings"))
     _add_outputs(parser.add_argument_group("output"))
+    parser.alone = {"--json": STDOUT}
 
 
 def _add_load(group: argparse._ArgumentGroup) -> None:
@@ -207,7 +208,7 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
         type=values.file,
         const=STDOUT,
         metavar="FILE",
-        help="print the result as JSON, or save it to FILE after each round",
+        help="print the result as JSON; with --json=FILE save it, after each round",
     )
     group.add_argument(
         "--csv", type=values.file, metavar="FILE", help="save a table with a row for each run (docs/metrics.md)"

@@ -538,6 +538,24 @@ def test_a_rate_takes_suffixes(text: str, rate: float) -> None:
     assert options.rate_per_s == rate
 
 
+@pytest.mark.parametrize(
+    ("words", "json_to", "targets_"),
+    [
+        (["--json"], "-", []),
+        (["--json", "kecho"], "-", ["kecho"]),
+        (["kecho", "--json"], "-", ["kecho"]),
+        (["--json=r.json", "kecho"], "r.json", ["kecho"]),
+        (["kecho"], None, ["kecho"]),
+    ],
+)
+def test_the_word_after_json_is_a_target(
+    words: list[str], json_to: str | None, targets_: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = parse(*words)
+    assert (args.json, args.targets) == (json_to, targets_)
+
+
 def test_a_sweep_is_every_size_with_every_number_of_connections() -> None:
     sweep = command.sweep_of(parse("--connections", "1,10,100", "--size", "64,1K", "--count", "5"))
     assert [(options.connections, options.size_bytes) for options in sweep] == [

@@ -37,7 +37,8 @@ class ControlServer:
 
     async def start(self, sock: socket.socket) -> None:
         """Serves on a listening socket, and owns it from then on."""
-        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=MAX_LINE_BYTES)
+        # start_unix_server() would want to remove the socket in the end (Python 3.13), which is the keeper's to do.
+        self._server = await asyncio.start_server(self._serve, sock=sock, limit=MAX_LINE_BYTES)
 
     def stop(self) -> None:
         """Stops listening and drops the clients. Idempotent."""

@@ -198,6 +198,12 @@ class Belongings:
 # ---- services ----
 
 
+def waiting(port: int) -> int:
+    """The connections that wait to be accepted at a port."""
+    rows = subprocess.run(["ss", "-Hltn", f"sport = :{port}"], capture_output=True, text=True, check=True).stdout
+    return sum(int(row.split()[1]) for row in rows.splitlines())
+
+
 class Server:
     """An echo service, started by any means."""
 
@@ -244,7 +250,13 @@ class Service(Server):
         return dict(found)
 
     def stats(self) -> dict[str, Any]:
-        """The object of `stats --json`. It does not start kecho-ctl, which would be slow."""
+        """The object of `stats --json`. It does not start kecho-ctl, which would be slow.
+
+        A path in the kernel echoes before the connection is accepted and counted, so this waits for that.
+        """
+        until_s = time.monotonic() + 1  # a test may have stopped the server
+        while self.mode == "sockmap" and waiting(self.port) and time.monotonic() < until_s:
+            time.sleep(0.01)
         return Client(self.name).snapshot().to_json()
 
     def path(self, name: str) -> dict[str, Any]:

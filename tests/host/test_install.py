@@ -85,5 +85,6 @@ def test_install_dkms_uninstall(run: Run, tmp_path: Path) -> None:
     run("test", "!", "-e", "/var/cache/kecho")
     assert run("dkms", "status", "fastecho") == ""
     assert run("find", prefix, "-not", "-type", "d") == ""
-    assert run("find", *WRITTEN, "-name", "fastecho*") == ""
+    machines = features.cache() / "fresh"  # may have a checkout in them
+    assert run("find", *WRITTEN, "-path", machines, "-prune", "-o", "-name", "fastecho*", "-print") == ""
     assert set(Path("/usr/src").iterdir()) == before

@@ -15,8 +15,9 @@ from kecho.model.errors import KechoError, one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    """Runs one command; returns its exit code. Without `argv` it is the program, and ends by SIGPIPE as others do."""
+    if argv is None:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     output.prepare()
     code = _told(lambda: _run(argv))
     return _told(sys.stdout.flush) or code

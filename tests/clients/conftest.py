@@ -5,3 +5,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "host"))
+
+from kernel_log import kernel_log, session_log
+
+__all__ = ["kernel_log", "session_log"]  # fixtures

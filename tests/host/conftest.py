@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 import network
 import pytest
 import support
+from kernel_log import kernel_log, session_log
+
+__all__ = ["kernel_log", "session_log"]  # fixtures
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import fastecho
 import pytest
-from kernel_log import KernelLog, bug_reports
+from kernel_log import KernelLog, kernel_log, session_log
+
+__all__ = ["kernel_log", "session_log"]  # fixtures
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,32 +34,10 @@ def machine() -> None:
     Path("/proc/sys/net/ipv4/ip_local_reserved_ports").write_text(f"{fastecho.PORT}-{fastecho.PORT + 10}")
 
 
-@pytest.fixture(scope="session")
-def session_log() -> KernelLog:
-    log = KernelLog()
-    log.new_lines()
-    return log
-
-
 @pytest.fixture(autouse=True)
-def kernel_log(session_log: KernelLog) -> Iterator[KernelLog]:
-    """The kernel's log. The test fails if a line of it reports a bug."""
-    seen: list[str] = []
-    read = session_log.new_lines
-
-    class Recorder(KernelLog):
-        def __init__(self) -> None:
-            pass
-
-        def new_lines(self) -> list[str]:
-            lines = read()
-            seen.extend(lines)
-            return lines
-
-    recorder = Recorder()
-    recorder.new_lines()
-    yield recorder
+def no_module_stays(kernel_log: KernelLog | None) -> Iterator[None]:
+    """Unloads the module after the test, and before the kernel's log is searched for bugs."""
+    assert kernel_log, "root of this machine can read the kernel's log"
+    yield
     if fastecho.is_loaded():
         fastecho.unload()
-    recorder.new_lines()
-    assert not bug_reports(seen), "\n".join(seen)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+"""Reads the kernel's log, and fails a test during which the kernel has reported a bug."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+KMSG = Path("/dev/kmsg")
+BUG_REPORT = re.compile(
+    r"BUG[: ]|WARNING:|Oops|general protection|UBSAN|KASAN|new suspected memory leak|possible .*(lock|deadlock|depend)"
+    r"|suspicious RCU|rcu.*(stall|self-detected)|INFO: task .* blocked|soft lockup|hogged CPU|Objects remaining"
+)
+# The facilities of syslog(3): what a program writes to /dev/kmsg is never the kernel's.
+KERNEL, USER = 0, 1
+
+
+class KernelLog:
+    """A reader of /dev/kmsg that remembers how far it has read. It begins at the end. Raises OSError."""
+
+    def __init__(self, facility: int = KERNEL) -> None:
+        self._facility = facility
+        self._fd = os.open(KMSG, os.O_RDONLY | os.O_NONBLOCK)
+        self._unchecked: list[str] = []
+        if os.fstat(self._fd).st_rdev != os.makedev(1, 11):  # Documentation/admin-guide/devices.txt
+            os.close(self._fd)
+            raise OSError(f"{KMSG} is another device")  # as in some containers
+        os.lseek(self._fd, 0, os.SEEK_END)
+
+    def new_lines(self) -> list[str]:
+        """The messages since the last call, without time stamps."""
+        lines = []
+        while True:
+            try:
+                record = os.read(self._fd, 8192).decode(errors="replace")
+            except BlockingIOError:
+                break
+            except BrokenPipeError:
+                lines.append("WARNING: the kernel log overran its buffer before it was read")
+                continue
+            prefix, _, message = record.partition(";")
+            if int(prefix.partition(",")[0]) >> 3 == self._facility:
+                lines.append(message.splitlines()[0])
+        self._unchecked += lines
+        return lines
+
+    def check(self) -> None:
+        """Fails if a line since the last check reports a bug, also one that new_lines() has returned."""
+        self.new_lines()
+        lines, self._unchecked = self._unchecked, []
+        assert not bug_reports(lines), "the kernel has reported a bug:\n" + "\n".join(lines)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def bug_reports(lines: list[str]) -> list[str]:
+    """The lines that report a bug of the kernel."""
+    return [line for line in lines if BUG_REPORT.search(line)]
+
+
+# ---- fixtures, for conftest.py and guest.py ----
+
+
+@pytest.fixture(scope="session")
+def session_log() -> Iterator[KernelLog | None]:
+    """The kernel's log, or None where it cannot be read. What comes late fails the last test."""
+    try:
+        log = KernelLog()
+    except OSError:
+        yield None
+        return
+    yield log
+    log.check()
+    log.close()
+
+
+@pytest.fixture(autouse=True)
+def kernel_log(session_log: KernelLog | None) -> Iterator[KernelLog | None]:
+    """The same. The test fails if the kernel has reported a bug since the test before ended."""
+    yield session_log
+    if session_log:
+        session_log.check()

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: MIT
+"""A report of a bug in the kernel's log fails the test during which it came."""
+
+from __future__ import annotations
+
+import pytest
+from kernel_log import KMSG, USER, KernelLog
+
+
+def log_or_skip(facility: int) -> KernelLog:
+    try:
+        return KernelLog(facility)
+    except OSError as e:
+        pytest.skip(f"what the kernel reports during these tests is not seen: {e}")
+
+
+@pytest.mark.parametrize(
+    "line", ["WARNING: CPU: 0 PID: 1 at kecho", "BUG: kecho", "possible circular locking dependency"]
+)
+def test_a_report_fails_one_check(line: str, request: pytest.FixtureRequest) -> None:
+    """What the test writes is of another facility, so it fails nobody else's run."""
+    log, kernels = log_or_skip(USER), request.getfixturevalue("kernel_log")
+    for text in ("kecho: nothing wrong", line):
+        KMSG.write_text(f"{text}\n")
+    assert line in log.new_lines()
+    with pytest.raises(AssertionError, match=f"(?s)reported a bug.*nothing wrong.*{line}"):
+        log.check()
+    log.check()
+    assert line not in kernels.new_lines()
+    log.close()
+
+
+def test_every_test_is_watched(request: pytest.FixtureRequest) -> None:
+    assert "kernel_log" in request.fixturenames

@@ -12,6 +12,7 @@ struct remote {
 	__u32 in_bytes;	 /* taken in by the verdict, modulo 2^32 as sequence numbers */
 	__u32 out_bytes; /* entered the send path, modulo 2^32 */
 	__u32 path;	 /* of the last payload; changes only while nothing is in flight */
+	__u32 reported;	 /* as broken */
 	__u32 open_head; /* the ring of open echoes, [open_tail, open_head) */
 	__u32 open_tail;
 	__u32 open_end[OPEN_ECHOES]; /* in_bytes after this echo */
@@ -20,8 +21,11 @@ struct remote {
 
 BPF_SOCKHASH(servers, __u64, KECHO_MAX_CONNS);
 BPF_F_TABLE("hash", __u64, struct remote, remotes, KECHO_MAX_CONNS, BPF_F_NO_PREALLOC);
-/* The cookies of sockets whose stream is broken. The server resets them, which a verdict may not do. */
-BPF_RINGBUF_OUTPUT(broken, 1);
+/*
+ * The cookies of sockets whose stream is broken. The server resets them, which a verdict may not do. Each is reported once,
+ * so there is room for all connections that there can be.
+ */
+BPF_RINGBUF_OUTPUT(broken, KECHO_BROKEN_PAGES);
 
 /* Finds the state of the connection and the counters; false for a socket that is not ours. */
 static __always_inline bool find_remote(struct bpf_sock *sk, struct remote **conn,
@@ -86,6 +90,13 @@ static __always_inline bool trim_known(struct __sk_buff *skb, const struct remot
 	return !known || trim(skb, (__u32)known < skb->len ? known : skb->len);
 }
 
+/* If connections that have gone fill the ring buffer, the next segment tries again. */
+static __always_inline void report_broken(struct remote *conn)
+{
+	if (!conn->reported)
+		conn->reported = !broken.ringbuf_output(&conn->cookie, sizeof(conn->cookie), 0);
+}
+
 /*
  * True if @size more bytes may be redirected. Redirecting acknowledges what the client sends, so only this bounds memory.
  * It must act before the send buffer is full: behind a backlog of redirected data the kernel queues what is passed as
@@ -129,7 +140,7 @@ int kecho_skb_echo(struct __sk_buff *skb)
 	if (!find_remote(sk, &conn, &tp, &stats))
 		return SK_PASS;
 	if (!trim_known(skb, conn)) { /* end the stream rather than echo wrong bytes */
-		broken.ringbuf_output(&conn->cookie, sizeof(conn->cookie), 0);
+		report_broken(conn);
 		return SK_DROP;
 	}
 	size = skb->len;

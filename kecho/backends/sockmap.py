@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 import os
 import resource
+import select
 import socket
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -46,6 +48,7 @@ _WITHOUT = {
 _TRY_OUT_S = 5
 _END_MS = 200  # to wait for the end of our own client; other clients may be connected by then
 _MIN_CONNECTIONS, _MAX_CONNECTIONS = 1024, 1 << 20
+_RECORD_BYTES = 16  # a cookie in a ring buffer
 
 
 class SockmapBackend(AllOrNothing):
@@ -165,16 +168,12 @@ class SockmapBackend(AllOrNothing):
 
     def _reset_broken(self, module: Module, reset_fd: int) -> None:
         """Has the server reset the connections that the verdict reports as broken, by their cookies."""
-
-        def reset(cookie: bytes) -> None:
-            with contextlib.suppress(BlockingIOError, BrokenPipeError):  # thousands wait already, or it has ended
-                os.write(reset_fd, cookie)
-
-        os.set_blocking(reset_fd, False)
         loop = asyncio.get_running_loop()
-        fd, consume = module.on_record("broken", reset)
+        resets = _Resets(reset_fd)
+        self._undo.callback(resets.close)
+        fd, consume = module.on_record("broken", resets.add)
         loop.add_reader(fd, consume)
-        self._undo.callback(lambda: loop.remove_reader(fd))
+        self._undo.callback(loop.remove_reader, fd)
 
     def _bind(self, address: str, port: int) -> socket.socket:
         sock = socket.socket(family_of(address), socket.SOCK_STREAM)
@@ -198,9 +197,11 @@ class SockmapBackend(AllOrNothing):
     @staticmethod
     def _defines(config: Config, local: str, remote: str) -> dict[str, int]:
         nofile, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        connections = min(max(nofile, _MIN_CONNECTIONS), _MAX_CONNECTIONS)
         return {
             "KECHO_LIMIT": config.limit_bytes,
-            "KECHO_MAX_CONNS": min(max(nofile, _MIN_CONNECTIONS), _MAX_CONNECTIONS),
+            "KECHO_MAX_CONNS": connections,
+            "KECHO_BROKEN_PAGES": 1 << (connections * _RECORD_BYTES // mmap.PAGESIZE).bit_length(),
             "KECHO_CPUS": max(possible_cpus()) + 1,
             "KECHO_LATENCY": int(config.latency),
             "KECHO_PATH_LOCAL": PATHS.index(local),
@@ -247,6 +248,33 @@ class SockmapBackend(AllOrNothing):
         if self._local == self._remote:
             return f"{self._local} for all clients"
         return f"{self._local} for local clients ({_WITHOUT[self._local]}), {self._remote} for remote ones"
+
+
+class _Resets:
+    """Hands cookies to the server, in order. Those that the pipe has no room for wait here."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._waiting = bytearray()
+        self._loop = asyncio.get_running_loop()
+
+    def add(self, cookie: bytes) -> None:
+        self._waiting += cookie
+        self._write()
+
+    def _write(self) -> None:
+        self._loop.remove_writer(self._fd)
+        try:
+            while self._waiting:  # no cookie is split: a pipe takes so much as a whole, or nothing
+                del self._waiting[: os.write(self._fd, self._waiting[: select.PIPE_BUF])]
+        except BlockingIOError:
+            self._loop.add_writer(self._fd, self._write)
+        except BrokenPipeError:  # the server has ended
+            self._waiting.clear()
+
+    def close(self) -> None:
+        self._loop.remove_writer(self._fd)
 
 
 def _release_sockets(module: Module) -> None:

@@ -13,7 +13,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
-#define COOKIES_PER_READ 64
+#define COOKIES_PER_READ 512
 #define STATE_CLOSE	 7 /* TCP_CLOSE of <netinet/tcp.h>, which <linux/tcp.h> excludes */
 
 /* How long a connection waits for data that is in flight within the kernel: ever longer. */
@@ -214,6 +214,14 @@ static uint64_t cookie(int fd)
 	return value;
 }
 
+static bool has(const uint64_t *cookies, size_t n, uint64_t wanted)
+{
+	for (size_t i = 0; i < n; i++)
+		if (cookies[i] == wanted)
+			return true;
+	return false;
+}
+
 /* The controller names connections whose streams the verdict has found broken. */
 static void on_resets(struct epoll_engine *engine, struct source *source, uint32_t events)
 {
@@ -223,10 +231,9 @@ static void on_resets(struct epoll_engine *engine, struct source *source, uint32
 	(void)events;
 	if (got == 0)
 		watch(engine, EPOLL_CTL_DEL, source, 0);
-	for (ssize_t i = 0; i < got / (ssize_t)sizeof(cookies[0]); i++)
-		for (struct conn *conn = engine->conns; conn; conn = conn->next)
-			if (cookie(conn->source.fd) == cookies[i])
-				socket_reset(conn->source.fd); /* its handler gets the error */
+	for (struct conn *conn = got > 0 ? engine->conns : NULL; conn; conn = conn->next)
+		if (has(cookies, (size_t)got / sizeof(cookies[0]), cookie(conn->source.fd)))
+			socket_reset(conn->source.fd); /* its handler gets the error */
 }
 
 /* ---- set-up ---- */

@@ -4,10 +4,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import re
 import socket
+import struct
+import subprocess
 import tempfile
+from array import array
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import DEVNULL
 
 import pytest
 import support
@@ -15,6 +22,8 @@ from support import assert_same, echo, payload, receive
 
 Up = Callable[..., support.Service]
 OPEN_ECHOES = 16  # of bpf/remote.h
+RCV_BASE = slice(12, 16)  # of struct remote there
+FIONREAD, F_SETPIPE_SZ = 0x541B, 1031  # of Linux; Python has neither
 LOCAL_PATHS = pytest.mark.parametrize("path", ["egress", "ingress"])
 
 
@@ -83,3 +92,56 @@ def test_a_socket_that_is_gone_has_no_slot(service: Up, path: str) -> None:
     slots = support.bpftool("map", "dump", "id", support.map_id(served.pid, "sends"))
     assert slots
     assert all(not any(int(byte, 16) for byte in slot["value"][:8]) for slot in slots), slots
+
+
+def lose_a_byte_of_each(pid: int) -> None:
+    """Makes the verdict of path skb find a hole in each stream, as where the kernel has no memory to trim an skb."""
+    number = support.map_id(pid, "remotes")
+    updates = []
+    for entry in support.bpftool("map", "dump", "id", number):
+        value = bytes(int(byte, 16) for byte in entry["value"])
+        (rcv_base,) = struct.unpack("=I", value[RCV_BASE])
+        value = value[: RCV_BASE.start] + struct.pack("=I", rcv_base - 1 & 0xFFFFFFFF) + value[RCV_BASE.stop :]
+        updates.append(f"map update id {number} key {' '.join(entry['key'])} value hex {value.hex(' ')}")
+    subprocess.run(["bpftool", "batch", "file", "-"], input="\n".join(updates), text=True, check=True, stdout=DEVNULL)
+
+
+def pipe_of_cookies(controller: int) -> tuple[int, int]:
+    """The process that takes cookies of connections to reset, and a descriptor of its pipe."""
+    for pid in support.session(controller):
+        if found := re.search(r"--reset-fd=(\d+)", Path(f"/proc/{pid}/cmdline").read_text()):
+            return pid, os.open(f"/proc/{pid}/fd/{found[1]}", os.O_RDONLY | os.O_CLOEXEC)
+    raise AssertionError("no process of the service takes cookies")
+
+
+def unread(fd: int) -> int:
+    count = array("i", [0])
+    fcntl.ioctl(fd, FIONREAD, count)
+    return count[0]
+
+
+def test_more_broken_streams_than_the_pipe_has_room_for(service: Up) -> None:
+    """Each is reset, and the others go on, though neither the controller nor the server runs when they break."""
+    served = service(path="skb")
+    with contextlib.ExitStack() as stack:
+        broken = [stack.enter_context(served.client()) for _ in range(600)]
+        for client in broken:
+            echo(client, b"kecho")
+        lose_a_byte_of_each(served.pid)
+        others = [stack.enter_context(served.client()) for _ in range(10)]
+        server, pipe = pipe_of_cookies(served.pid)
+        stack.callback(os.close, pipe)
+        capacity = fcntl.fcntl(pipe, F_SETPIPE_SZ, 4096)
+        assert capacity < 8 * len(broken)
+        with support.stopped(server):
+            with support.stopped(served.pid):
+                for client in broken:
+                    client.sendall(b"one")
+                    client.sendall(b"and another")
+            support.wait_for(lambda: unread(pipe) == capacity, "a full pipe")
+        for client in broken:
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        for client in others:
+            echo(client, b"and on")
+        assert served.connections() == {"active": 10, "total": 610, "rejected": 0, "aborted": 600}

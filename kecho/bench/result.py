@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kecho.bench.cpu import CPU_SHAPE
 from kecho.bench.host import Host
 from kecho.bench.run import Load, Run, renamed
 from kecho.bench.summary import Comparison, Summary, compare
@@ -38,6 +39,7 @@ _RUN_SHAPE = {
     "kernel?": {"*": PATH_SHAPE},
     "why?": {"kernel?": str},
     "listen?": {"overflows": int, "drops": int},
+    **{"cpu?": CPU_SHAPE, "cpu_before?": CPU_SHAPE},
 }
 # What is read of the object that `to_json` makes.
 _SHAPE = {

@@ -127,6 +127,8 @@ def make_run(step: Step, on_progress: Callable[[Progress], None] = lambda _: Non
         kernel,
         why,
         ListenCounts.now() - listened,
+        measured.cpu,
+        measured.cpu_before,
     )
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kecho.bench.cpu import CpuTime
+from kecho.bench.interval import Known
 from kecho.bench.latency import Latency
 from kecho.model.record import known, picked, plain
 from kecho.model.snapshot import PathStats
@@ -33,7 +35,8 @@ class Run:
 
     `options` are what the load generator reports that it did (connections, threads, size_bytes, …). `kernel` is what
     the service counted during the run, by path; None if there is no count, and then `why` may say why. `listened` is
-    what listeners dropped during the run.
+    what listeners dropped during the run. `cpu` is the machine's CPU time during the measured part, `cpu_before` just
+    before the run, when only others worked.
     """
 
     target: str
@@ -47,6 +50,8 @@ class Run:
     kernel: Mapping[str, PathStats] | None = None
     why: str = ""
     listened: ListenCounts | None = None
+    cpu: CpuTime | None = None
+    cpu_before: CpuTime | None = None
 
     @property
     def load(self) -> Load:
@@ -67,6 +72,14 @@ class Run:
     def bytes_per_s(self) -> float | None:
         """Payload answered a second, in each direction; None if it took no time."""
         return None if self.requests_per_s is None else self.requests_per_s * self.load.size_bytes
+
+    @property
+    def cpu_ns(self) -> Known | None:
+        """The machine's CPU time for each request; None if it is not known, or too short to be told."""
+        if self.cpu is None or not self.latency.count or self.cpu.busy_ns <= self.cpu.error_ns:
+            return None
+        busy, error = self.cpu.busy_ns, self.cpu.error_ns
+        return Known(*(ns / self.latency.count for ns in (busy - error, busy, busy + error)))
 
     @functools.cached_property
     def inside(self) -> PathStats | None:
@@ -101,6 +114,7 @@ class Run:
             "path": self.path,
             "requests_per_s": self.requests_per_s,
             "bytes_per_s": self.bytes_per_s,
+            "cpu_ns_per_request": self.cpu_ns.value if self.cpu_ns else None,
             "latency_ns": self.latency.to_json(),
             "kernel": {name: stats.to_json() for name, stats in self.kernel.items()} if self.kernel else None,
         }
@@ -108,6 +122,8 @@ class Run:
             obj["why"] = {"kernel": self.why}
         if self.listened:
             obj["listen"] = asdict(self.listened)
+        spans = {"cpu": self.cpu, "cpu_before": self.cpu_before}
+        obj |= {name: asdict(span) for name, span in spans.items() if span}
         return obj
 
     @classmethod
@@ -121,6 +137,8 @@ class Run:
             kernel={renamed(name): PathStats.from_json(stats) for name, stats in kernel.items()} if kernel else None,
             why=obj.get("why", {}).get("kernel", ""),
             listened=ListenCounts(**known(ListenCounts, listen)) if listen else None,
+            cpu=CpuTime.from_json(obj.get("cpu")),
+            cpu_before=CpuTime.from_json(obj.get("cpu_before")),
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kecho.bench.cpu import CpuTime
 from kecho.bench.latency import Latency
 from kecho.model.errors import KechoError, UsageError
 from kecho.model.record import known
@@ -36,6 +37,7 @@ class RunOptions:
     count: int | None = None
     duration_s: float | None = None
     warmup_s: float | None = None
+    look_s: float | None = None  # at the CPU time of others, before anything begins
     burst: int | None = None
     bursts: int | None = None
     rate_per_s: float | None = None
@@ -58,6 +60,7 @@ class RunOptions:
             "--count": self.count,
             "--duration": self.duration_s,
             "--warmup": self.warmup_s,
+            "--look": self.look_s,
             "--burst": self.burst,
             "--bursts": self.bursts,
             "--rate": self.rate_per_s,
@@ -107,6 +110,8 @@ class Measurement:
     elapsed_ns: int
     interrupted: bool
     latency: Latency
+    cpu: CpuTime | None = None  # of the machine, during the measured part
+    cpu_before: CpuTime | None = None  # and just before the run
 
 
 def check(options: RunOptions) -> None:
@@ -208,9 +213,10 @@ def parse(answer: bytes | str) -> Measurement:
         latency = Latency.from_json(obj.pop("latency_ns"), obj.get("unsent", 0))
         # The other fields are the options.
         options = {key: value for key, value in obj.items() if key not in _OUTCOME}
-        return Measurement(options, obj["elapsed_ns"], obj["interrupted"], latency)
+        cpu, cpu_before = (CpuTime.from_json(obj.get(name)) for name in ("cpu", "cpu_before"))
+        return Measurement(options, obj["elapsed_ns"], obj["interrupted"], latency, cpu, cpu_before)
     except (ValueError, KeyError, TypeError) as e:
         raise KechoError(f"bench printed no result: {e}") from e
 
 
-_OUTCOME = frozenset(("schema", "host", "port", "elapsed_ns", "requests", "bytes", "interrupted"))
+_OUTCOME = frozenset(("schema", "host", "port", "elapsed_ns", "requests", "bytes", "interrupted", "cpu", "cpu_before"))

@@ -98,6 +98,11 @@ class Summary:
         return None if self.requests_per_s is None else self.requests_per_s * self.load.size_bytes
 
     @functools.cached_property
+    def cpu_ns(self) -> float | None:
+        """The machine's CPU time a request."""
+        return median(run.cpu_ns.value for run in self.runs if run.cpu_ns)
+
+    @functools.cached_property
     def burst_ns(self) -> float | None:
         """How long a burst took."""
         took = [run.options["burst_ns"]["p50"] for run in self.runs if "burst_ns" in run.options]
@@ -140,6 +145,7 @@ class Summary:
             "size_bytes": self.load.size_bytes,
             "requests_per_s": self.requests_per_s,
             "bytes_per_s": self.bytes_per_s,
+            "cpu_ns_per_request": self.cpu_ns,
             "latency_ns": {
                 "count": self.requests,
                 "min": self.min,
@@ -174,6 +180,7 @@ class Comparison:
 
     p50: Ratio  # baseline ÷ target: how many times faster the target is
     requests_per_s: Ratio | None  # target ÷ baseline: how many times as many the target answers
+    cpu: Ratio | None  # baseline ÷ target, of CPU time a request: how many times less the target takes
     rounds: int
 
     @property
@@ -188,12 +195,13 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """The fields of a comparison in an object of ``targets``."""
-        rate = self.requests_per_s
+        ratios = {"p50": self.p50, "requests_per_s": self.requests_per_s, "cpu": self.cpu}
         return {
-            "ratio_p50": self.p50.value,
-            "ratio_p50_interval": list(self.p50.interval) if self.p50.interval else None,
-            "ratio_requests_per_s": rate.value if rate else None,
-            "ratio_requests_per_s_interval": list(rate.interval) if rate and rate.interval else None,
+            **{f"ratio_{name}": ratio.value if ratio else None for name, ratio in ratios.items()},
+            **{
+                f"ratio_{name}_interval": list(ratio.interval) if ratio and ratio.interval else None
+                for name, ratio in ratios.items()
+            },
             "rounds": self.rounds,
             "verdict": self.verdict or None,
         }
@@ -204,11 +212,12 @@ def compare(base: Summary, other: Summary) -> Comparison | None:
     p50 = Ratio.of(_p50_ratios(base, other))
     if p50 is None:
         return None
-    rate = Ratio.of(_rate_ratios(base, other))
+    rate, cpu = Ratio.of(_rate_ratios(base, other)), Ratio.of(_cpu_ratios(base, other))
     rounds = sum(1 for _ in _p50_ratios(base, other))
     if other is base:  # the baseline itself has no interval
-        return Comparison(Ratio(1.0, None), Ratio(1.0, None) if rate else None, rounds)
-    return Comparison(p50, rate, rounds)
+        one = Ratio(1.0, None)
+        return Comparison(one, one if rate else None, one if cpu else None, rounds)
+    return Comparison(p50, rate, cpu, rounds)
 
 
 def _pairs(base: Summary, other: Summary) -> Iterator[tuple[Run, Run]]:
@@ -233,6 +242,13 @@ def _rate_ratios(base: Summary, other: Summary) -> Iterator[Known]:
         if ours.requests_per_s and theirs.requests_per_s:
             ratio = theirs.requests_per_s / ours.requests_per_s
             yield Known(ratio, ratio, ratio)
+
+
+def _cpu_ratios(base: Summary, other: Summary) -> Iterator[Known]:
+    """The ratio of CPU time a request in each round, with the bounds that follow from the ticks of /proc/stat."""
+    for ours, theirs in _pairs(base, other):
+        if (first := ours.cpu_ns) and (second := theirs.cpu_ns):
+            yield Known(first.low / second.high, first.value / second.value, first.high / second.low)
 
 
 def modes(summary: Summary) -> tuple[list[float], list[float]] | None:

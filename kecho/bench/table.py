@@ -66,6 +66,10 @@ def _rows(file: str, result: Result) -> Iterator[dict[str, Any]]:
             "unsent": run.latency.unsent,
             "rate_per_s": run.requests_per_s,
             "bytes_per_s": run.bytes_per_s,
+            "cpu_ns_per_request": run.cpu_ns.value if run.cpu_ns else None,
+            "busy_cpus": run.cpu.busy_cpus if run.cpu else None,
+            "busy_cpus_before": run.cpu_before.busy_cpus if run.cpu_before else None,
+            "steal_ns": run.cpu.steal_ns if run.cpu else None,
             **_ratios(run, baseline.get((run.load, run.repeat))),
             **{f"{name}_ns": getattr(run.latency, name) if run.latency.count else None for name in exact},
             **{f"{name}_ns": ns for name, ns in run.latency.percentiles.items()},
@@ -76,12 +80,14 @@ def _rows(file: str, result: Result) -> Iterator[dict[str, Any]]:
 
 
 def _ratios(run: Run, base: Run | None) -> dict[str, float | None]:
-    """The ratios of p50 (baseline ÷ run) and requests a second (run ÷ baseline) within the round."""
+    """The ratios of p50 and CPU time (baseline ÷ run), and requests a second (run ÷ baseline), within the round."""
     ours, theirs = (one.latency.percentiles["p50"] if one else None for one in (base, run))
     before, now = (one.requests_per_s if one else None for one in (base, run))
+    first, second = (one.cpu_ns if one else None for one in (base, run))
     return {
         "ratio_p50": ours / theirs if ours and theirs else None,
         "ratio_rate_per_s": now / before if before and now else None,
+        "ratio_cpu": first.value / second.value if first and second else None,
     }
 
 

@@ -31,11 +31,13 @@ DEFAULT_DURATION_S = 2.0
 COMPARE_REPEATS = 10  # more rounds narrow an interval more than more requests do
 COMPARE_DURATION_S = 1.0
 DEFAULT_WARMUP_S = 0.2
+LOOK_S = 0.1  # before each run, at what others do with the CPUs
 
 _EXAMPLES = f"""\
 With a single connection the client runs on one CPU, the last it may use (--cpus none: anywhere).
 The baseline is the first service in mode user, else the first target. A ratio says how many times
-shorter than the baseline's a target's p50 is, and how many times more requests it answers a second.
+shorter than the baseline's a target's p50 is, how many times more requests it answers a second, and
+how many times less CPU time of the whole machine each takes, other work included.
 Every figure is the median of the rounds. From {MIN_ROUNDS} rounds on a ratio has a 95 % interval, and only what
 that supports is called a difference.
 
@@ -278,6 +280,7 @@ def sweep_of(args: argparse.Namespace) -> tuple[RunOptions, ...]:
             count=args.count,
             duration_s=duration_s,
             warmup_s=warmup_s,
+            look_s=LOOK_S,
             burst=args.burst,
             bursts=args.bursts,
             rate_per_s=rate,

@@ -31,12 +31,14 @@ _SHARED = {
 }
 _EMULATED = "QEMU TCG"  # QEMU's name for an emulated processor
 _LATE = 0.25  # of p50 by which requests may be late, on average, before it is noted
+_OTHERS = 0.25  # CPUs kept busy by other work, from which on it is noted
+_STEAL = 0.05  # of the busy time that the host took, from which on it is noted
 _DISAGREEMENT = 2.0  # from this factor between the ratios of p50 and of requests a second on, there is a note
 
 
 # The columns that give way in a narrow terminal, in this order; --wide has all.
-_OUTSIDE_GIVES_WAY = ("p90", "mode", "p99.9", "max", "path", "MB/s", "burst", "offered/s", "ratio")
-_COMPARISON_GIVES_WAY = ("rounds", "of requests/s", "requests/s", "of p50")
+_OUTSIDE_GIVES_WAY = ("p90", "mode", "p99.9", "max", "path", "MB/s", "CPU/request", "burst", "offered/s", "ratio")
+_COMPARISON_GIVES_WAY = ("rounds", "of CPU/request", "of requests/s", "CPU/request", "requests/s", "of p50")
 _INSIDE_GIVES_WAY = ("fallbacks", "bytes", "echoes", "outside p99", "inside p99")
 
 
@@ -142,6 +144,7 @@ def _several(numbers: Sequence[int], noun: str) -> str:
 def caveats(result: Result) -> list[str]:
     """What a reader must know before the figures, a sentence each."""
     said = [f"{name} failed, and was measured no further: {why}" for name, why in result.failed.items()]
+    said += [text for text in (other_work(result), stolen(result)) if text]
     for target in result.targets:
         where = _where(target, result)
         if silent := len(target.runs) - len(target.answered):
@@ -211,6 +214,28 @@ def notes(result: Result) -> list[str]:
     return list(dict.fromkeys(said))
 
 
+def other_work(result: Result) -> str:
+    """That other work kept the machine busy before the runs; "" if it was quiet."""
+    spans = [run.cpu_before for run in result.runs if run.cpu_before]
+    elapsed_ns = sum(span.elapsed_ns for span in spans)
+    busy = sum(span.busy_ns for span in spans) / elapsed_ns if elapsed_ns else 0.0
+    if busy < _OTHERS:
+        return ""
+    return (
+        f"other work kept {busy:.1f} of {plural(spans[0].cpus, 'CPU')} busy before the runs: CPU time a request "
+        "includes such work, and all figures suffer from it"
+    )
+
+
+def stolen(result: Result) -> str:
+    """That the host of this virtual machine gave much of its time to others; "" if it did not."""
+    spans = [run.cpu for run in result.runs if run.cpu]
+    steal_ns, busy_ns = sum(span.steal_ns for span in spans), sum(span.busy_ns for span in spans)
+    if not busy_ns or steal_ns / busy_ns < _STEAL:
+        return ""
+    return f"the host of this virtual machine took {steal_ns / busy_ns:.0%} of its busy CPU time for others (steal)"
+
+
 def mismatch(run: Run) -> str:
     """How the service's count contradicts the client's; "" if it does not."""
     surplus = run.surplus_bytes()
@@ -277,8 +302,8 @@ def _outside_lines(result: Result, swept: bool, form: Form) -> list[str]:
     percentiles = form.percentiles or {PERCENTILE_TITLES[name]: q for name, q in PERCENTILES.items()}
     titles = ["target", "mode", "path", *percentiles, "max", "p50 ratio"]
     titles += [*(["offered/s"] if offered else []), "requests/s", "MB/s", "ratio"]
-    if burst:
-        titles.append("burst")
+    cpu = any(target.cpu_ns is not None for target in result.targets)
+    titles += [*(["CPU/request"] if cpu else []), *(["burst"] if burst else [])]
     rows = []
     for target in result.targets:
         comparison = result.compare(target)
@@ -295,8 +320,8 @@ def _outside_lines(result: Result, swept: bool, form: Form) -> list[str]:
             three_digits(target.bytes_per_s / 1e6) if target.bytes_per_s is not None else "-",
             ratio(rate.value if rate else None),
         ]
-        if burst:
-            cells.append(duration(target.burst_ns, gap=""))
+        cells += [duration(target.cpu_ns, gap="")] if cpu else []
+        cells += [duration(target.burst_ns, gap="")] if burst else []
         rows.append((target, cells))
     gives_way = [title for title in _OUTSIDE_GIVES_WAY if title not in form.percentiles]
     return _target_table(titles, rows, 3, swept, form, gives_way)
@@ -311,19 +336,23 @@ def _comparison_lines(result: Result, swept: bool, form: Form) -> Iterator[str]:
     found = _compared(result)
     if not any(comparison.p50.interval for _, comparison in found):
         return
+    cpu = any(comparison.cpu for _, comparison in found)
     yield ""
     yield from form.prose(
         f"against {result.baseline}, round by round, with {CONFIDENCE:.0%} intervals: how many times shorter; more"
+        + ("; less" if cpu else "")
     )
-    rows = [(target, (target.name, *_comparison_cells(comparison))) for target, comparison in found]
-    titles = ("target", "p50", "of p50", "requests/s", "of requests/s", "rounds", "p50 is")
+    figures = ["p50", "requests/s", *(["CPU/request"] if cpu else [])]
+    titles = ("target", *(f"{of}{figure}" for figure in figures for of in ("", "of ")), "rounds", "p50 is")
+    rows = [(target, (target.name, *_comparison_cells(comparison, cpu))) for target, comparison in found]
     yield from _target_table(titles, rows, 1, swept, form, _COMPARISON_GIVES_WAY)
 
 
-def _comparison_cells(comparison: Comparison) -> tuple[str, ...]:
+def _comparison_cells(comparison: Comparison, cpu: bool) -> tuple[str, ...]:
     return (
         *_ratio_cells(comparison.p50),
         *_ratio_cells(comparison.requests_per_s),
+        *(_ratio_cells(comparison.cpu) if cpu else ()),
         str(comparison.rounds),
         comparison.verdict or "too few rounds",
     )

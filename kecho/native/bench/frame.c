@@ -29,6 +29,7 @@ static bool frame_once(struct thread *thread)
 	if (!run_release(thread))
 		return false;
 	driven = mode->drive ? mode->drive(thread) : drive(thread);
+	run_driven(thread);
 	if (mode->in_bursts)
 		driven = driven && end_burst(thread);
 	else if (thread->last_ns > thread->record_ns)

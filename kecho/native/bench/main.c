@@ -4,6 +4,7 @@
 #include "report.h"
 #include "supervise.h"
 #include "hdr-log.h"
+#include "common/clock.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -87,7 +88,11 @@ static void thread_free(struct thread *thread)
 /* Merges what all threads measured into the first thread. */
 static struct result collect(struct run *run, bool interrupted)
 {
-	struct result result = {.options = run->options, .interrupted = interrupted};
+	struct result result = {
+		.options = run->options,
+		.cpu = cpu_time_between(&run->begin, &run->end),
+		.interrupted = interrupted,
+	};
 
 	for (unsigned int i = 0; i < run->options->threads; i++) {
 		const struct thread *thread = run->threads[i];
@@ -156,6 +161,23 @@ static void files_close(const struct files *files, const struct run *run,
 	file_close(files->raw, o->raw, written);
 }
 
+/* The CPU time of others: nothing of the run has begun. */
+static struct cpu_time look(const struct options *o)
+{
+	const struct timespec time = {
+		.tv_sec = (time_t)(o->look_ns / NS_PER_S),
+		.tv_nsec = (long)(o->look_ns % NS_PER_S),
+	};
+	struct cpu_time begin, end;
+
+	if (!o->look_ns)
+		return (struct cpu_time){0};
+	begin = cpu_time_now();
+	nanosleep(&time, NULL);
+	end = cpu_time_now();
+	return cpu_time_between(&begin, &end);
+}
+
 static double wall_clock_s(void)
 {
 	struct timespec now;
@@ -168,6 +190,7 @@ static double wall_clock_s(void)
 static int bench(const struct options *o)
 {
 	struct files files = files_open(o);
+	struct cpu_time before = look(o);
 	struct run run = {.options = o};
 	double start_s = wall_clock_s();
 	struct result result;
@@ -185,6 +208,7 @@ static int bench(const struct options *o)
 		files_close(&files, &run, NULL, start_s);
 	} else {
 		result = collect(&run, interrupted);
+		result.cpu_before = before;
 		files_close(&files, &run, &result, start_s);
 		(o->json ? report_json : report_text)(&result);
 	}

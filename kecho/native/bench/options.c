@@ -2,6 +2,7 @@
 // bench's command line.
 #include "options.h"
 #include "mode.h"
+#include "common/clock.h"
 
 #include <sched.h>
 #include <stdio.h>
@@ -12,7 +13,6 @@
 #define MAX_THREADS	256
 #define MAX_SIZE	(1024 * 1024)
 #define LONGEST_S	3600.0
-#define NS_PER_S	1000000000ull
 
 /* kecho/bench/runner.py knows these too; a test holds both sides to them. */
 #define DEFAULT_PORT	    12345
@@ -45,6 +45,7 @@ static const char usage[] =
 	"  --count K              measure K requests, over all connections\n"
 	"  --duration S           measure for S seconds (default " TEXT_OF(DEFAULT_S) ", unless --count is given)\n"
 	"  --warmup S             verify, and do not measure, for S seconds before (default 0)\n"
+	"  --look S               before anything else, see for S seconds how busy the CPUs are\n"
 	"  --connect-timeout S    give a connection S seconds to be made (default " TEXT_OF(DEFAULT_TIMEOUT_S) ")\n"
 	"  --busy-poll US         look for a reply for so many microseconds before sleeping (default 0)\n"
 	"  --io-timeout S         give a reply S seconds to come (default " TEXT_OF(DEFAULT_TIMEOUT_S) ")\n"
@@ -168,6 +169,7 @@ void options_parse(struct options *o, int argc, char **argv)
 		ARG_NUMBER("--count", o->count, 1, 1ull << 40),
 		ARG_SECONDS("--duration", o->duration_ns, 0.001, 1e6),
 		ARG_SECONDS("--warmup", o->warmup_ns, 0, 1e6),
+		ARG_SECONDS("--look", o->look_ns, 0, LONGEST_S),
 		ARG_SECONDS("--connect-timeout", o->connect_timeout_ns, 0.001, LONGEST_S),
 		ARG_SECONDS("--io-timeout", o->io_timeout_ns, 0.001, LONGEST_S),
 		ARG_NUMBER("--busy-poll", o->busy_poll_us, 0, 1000000),

@@ -41,6 +41,9 @@ void report_text(const struct result *r)
 	       rate * (double)o->size_bytes / 1e6);
 	if (!h->total)
 		return;
+	if (r->cpu.cpus)
+		printf("  %-10s %16.3f us  a request, of the whole machine\n", "CPU time",
+		       (double)cpu_time_busy_ns(&r->cpu) / (double)h->total / 1e3);
 	if (o->mode == &mode_open)
 		printf("  %-10s %16.3f us  at most %.3f us; %llu never sent\n", "late by",
 		       (double)r->late_sum_ns / (double)h->total / 1e3,
@@ -108,6 +111,16 @@ static void print_bursts(const struct result *r)
 		       (unsigned long long)bursts->values[bursts->count - 1]);
 }
 
+static void print_cpu(const char *key, const struct cpu_time *span)
+{
+	if (span->cpus)
+		printf(",\"%s\":{\"cpus\":%u,\"elapsed_ns\":%llu,\"idle_ns\":%llu,"
+		       "\"steal_ns\":%llu,\"tick_ns\":%llu}",
+		       key, span->cpus, (unsigned long long)span->wall_ns,
+		       (unsigned long long)span->idle_ns, (unsigned long long)span->steal_ns,
+		       (unsigned long long)cpu_time_tick_ns());
+}
+
 /* No string here needs escaping: the host is a numeric address. */
 void report_json(const struct result *r)
 {
@@ -134,6 +147,8 @@ void report_json(const struct result *r)
 		       r->histogram->total ? (double)r->late_sum_ns / (double)r->histogram->total
 					   : 0,
 		       (unsigned long long)r->late_max_ns);
+	print_cpu("cpu", &r->cpu);
+	print_cpu("cpu_before", &r->cpu_before);
 	printf(",\"elapsed_ns\":%llu,\"requests\":%llu,\"bytes\":%llu,\"interrupted\":%s,\"latency_"
 	       "ns\":",
 	       (unsigned long long)r->elapsed_ns, (unsigned long long)r->histogram->total,

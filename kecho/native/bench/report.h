@@ -3,6 +3,7 @@
 #ifndef KECHO_NATIVE_REPORT_H
 #define KECHO_NATIVE_REPORT_H
 
+#include "cpu-time.h"
 #include "histogram.h"
 #include "options.h"
 #include "samples.h"
@@ -19,6 +20,8 @@ struct result {
 	uint64_t late_max_ns;
 	uint64_t unsent;
 	uint64_t warmups;
+	struct cpu_time cpu;	    /* of the measured part; not of bursts */
+	struct cpu_time cpu_before; /* while --look lasted */
 	bool interrupted;
 };
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // What the threads of a run share: the gate, the hold, the first failure.
-#include "conn.h"
+#include "mode.h"
 #include "common/clock.h"
 
 #include <stdarg.h>
@@ -88,15 +88,29 @@ uint64_t run_hold(struct thread *thread)
 	uint64_t before_ns = clock_ns(), held_ns;
 
 	pthread_mutex_lock(&run->lock);
-	run->holding++;
-	run_wake(run);
-	while (!run->stop && !run->resumed)
-		pthread_cond_wait(&run->opened, &run->lock);
+	if (run->options->hold) {
+		run->holding++;
+		run_wake(run);
+		while (!run->stop && !run->resumed)
+			pthread_cond_wait(&run->opened, &run->lock);
+	}
+	if (!run->begin.wall_ns)
+		run->begin = cpu_time_now();
 	pthread_mutex_unlock(&run->lock);
 	held_ns = clock_ns() - before_ns;
 	move_times(thread, held_ns);
 	thread->hold_ns = NO_LIMIT;
 	return held_ns;
+}
+
+void run_driven(struct thread *thread)
+{
+	struct run *run = thread->run;
+
+	pthread_mutex_lock(&run->lock);
+	if (++run->driven == run->options->threads)
+		run->end = cpu_time_now();
+	pthread_mutex_unlock(&run->lock);
 }
 
 bool run_release(struct thread *thread)
@@ -108,7 +122,7 @@ bool run_release(struct thread *thread)
 	thread->release_ns = thread->run->opened_ns;
 	thread->record_ns = add_times(thread->release_ns, o->warmup_ns);
 	thread->end_ns = add_times(thread->record_ns, o->duration_ns);
-	thread->hold_ns = o->hold ? thread->record_ns : NO_LIMIT;
+	thread->hold_ns = o->mode->in_bursts ? NO_LIMIT : thread->record_ns;
 	thread->last_ns = thread->release_ns;
 	__atomic_store_n(&thread->phase, PHASE_RUN, __ATOMIC_RELAXED);
 	return true;

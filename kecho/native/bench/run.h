@@ -3,6 +3,7 @@
 #ifndef KECHO_NATIVE_RUN_H
 #define KECHO_NATIVE_RUN_H
 
+#include "cpu-time.h"
 #include "histogram.h"
 #include "options.h"
 #include "payload.h"
@@ -34,10 +35,13 @@ struct run {
 	unsigned int arrived; /* threads that wait at the gate */
 	unsigned int openings;
 	unsigned int ended;
-	unsigned int holding; /* threads that wait for the measured phase */
-	bool resumed;	      /* the measured phase may begin */
-	uint64_t opened_ns;   /* when the gate opened last; valid until all are at the next gate */
-	char error[256];      /* why the run failed, or "" */
+	unsigned int holding;  /* threads that wait for the measured phase */
+	bool resumed;	       /* the measured phase may begin */
+	uint64_t opened_ns;    /* when the gate opened last; valid until all are at the next gate */
+	unsigned int driven;   /* threads that have their last reply */
+	struct cpu_time begin; /* when the first thread began to measure */
+	struct cpu_time end;   /* when the last had its last reply */
+	char error[256];       /* why the run failed, or "" */
 };
 
 enum phase { PHASE_CONNECT, PHASE_RUN, PHASE_DONE };
@@ -49,16 +53,16 @@ struct thread {
 	struct run *run;
 	struct conn *conns;
 	unsigned int nconns;
-	uint64_t quota;	      /* measured requests still to begin, or NO_LIMIT */
-	uint64_t record_ns;   /* requests that begin from here on are measured */
-	uint64_t hold_ns;     /* the first request from here on waits for --hold, or NO_LIMIT */
-	uint64_t end_ns;      /* no request begins from here on */
-	uint64_t last_ns;     /* when the last reply came */
-	uint64_t elapsed_ns;  /* measured time so far */
-	uint64_t begun;	      /* requests so far */
-	uint64_t skipped;     /* open: due in the warm-up and never begun */
-	uint64_t warmups;     /* requests answered and not measured */
-	uint64_t release_ns;  /* when the run began */
+	uint64_t quota;	     /* measured requests still to begin, or NO_LIMIT */
+	uint64_t record_ns;  /* requests that begin from here on are measured */
+	uint64_t hold_ns;    /* the first request from here on is the first measured, or NO_LIMIT */
+	uint64_t end_ns;     /* no request begins from here on */
+	uint64_t last_ns;    /* when the last reply came */
+	uint64_t elapsed_ns; /* measured time so far */
+	uint64_t begun;	     /* requests so far */
+	uint64_t skipped;    /* open: due in the warm-up and never begun */
+	uint64_t warmups;    /* requests answered and not measured */
+	uint64_t release_ns; /* when the run began */
 	uint64_t late_sum_ns; /* open: the delays between due and begun */
 	uint64_t late_max_ns;
 	uint64_t unsent;	/* open: due before the end and never begun */
@@ -82,10 +86,13 @@ bool run_gate(struct run *run);
 /* As run_gate(); then sets the thread's times for a run that begins now. */
 bool run_release(struct thread *thread);
 /*
- * Waits for the end of --hold, moves all times of the thread by the time that took, and returns it.
- * Requests in flight on other connections belong to the warm-up; their replies may come meanwhile.
+ * Before the thread's first measured request: waits for the end of --hold, if asked for, and looks
+ * at the CPU time. Moves all times of the thread by the time that took, and returns it. Requests in
+ * flight on other connections belong to the warm-up; their replies may come meanwhile.
  */
 uint64_t run_hold(struct thread *thread);
+/* After the thread's last reply. */
+void run_driven(struct thread *thread);
 /* Makes the run fail; the first reason counts. Returns false. */
 bool run_fail(struct thread *thread, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

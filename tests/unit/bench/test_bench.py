@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 from native_support import ScriptedServer, wait_for
 
 from kecho.bench import outputs, progress, runner, targets
+from kecho.bench.cpu import CpuTime
 from kecho.bench.host import Host, compiler
 from kecho.bench.interval import MIN_ROUNDS
 from kecho.bench.latency import Latency
@@ -249,6 +250,65 @@ def test_a_result_with_more_fields_is_read() -> None:
     assert [run.latency for run in again.runs] == [run.latency for run in Result.from_json(original.to_json()).runs]
     assert [run.kernel for run in again.runs] == [run.kernel for run in original.runs]
     assert again.runs[-1].listened == ListenCounts(1, 2)
+
+
+def cpu_time(idle_ns: int, steal_ns: int = 0) -> CpuTime:
+    """Of a second on two CPUs, in ticks of 10 ms."""
+    return CpuTime(cpus=2, elapsed_ns=10**9, idle_ns=idle_ns, steal_ns=steal_ns, tick_ns=10**7)
+
+
+def costing(*busy_ns: int, requests: int = 1000, before: CpuTime | None = None) -> Result:
+    """A baseline and a target for which the machine was busy so long in each of six rounds."""
+    return samples.result(
+        *(
+            samples.run(f"t{i}", [1000] * requests, repeat=repeat, cpu=cpu_time(2 * 10**9 - ns), cpu_before=before)
+            for repeat in range(MIN_ROUNDS)
+            for i, ns in enumerate(busy_ns)
+        ),
+        baseline="t0",
+    )
+
+
+def test_cpu_time_a_request_and_how_many_times_less() -> None:
+    result = costing(1_600_000_000, 400_000_000)
+    base, target = result.targets
+    assert (base.cpu_ns, target.cpu_ns) == (1_600_000, 400_000)
+    comparison = result.compare(target)
+    assert comparison and comparison.cpu and comparison.cpu.value == 4
+    assert comparison.cpu.interval == pytest.approx((1580 / 420, 1620 / 380)), "two ticks at each end"
+    obj = result.to_json()["targets"][1]
+    assert (obj["cpu_ns_per_request"], obj["ratio_cpu"]) == (400_000, 4)
+    assert obj["ratio_cpu_interval"] == list(comparison.cpu.interval)
+    assert Result.from_json(result.to_json()).runs == result.runs
+    (row,) = (line for line in bench_table(result).splitlines() if line.startswith("t1") and "3.76" in line)
+    assert row.split()[-6:] == ["4.00×", "3.76", "–", "4.26", "6", "undecided"]
+
+
+@pytest.mark.parametrize("busy_ns", [0, 20_000_000])
+def test_what_ticks_cannot_tell_is_no_cpu_time(busy_ns: int) -> None:
+    result = costing(1_000_000_000, busy_ns)
+    comparison = result.compare(result.targets[1])
+    assert comparison and comparison.cpu is None and comparison.p50
+    assert result.to_json()["runs"][1]["cpu_ns_per_request"] is None
+
+
+def test_a_result_without_cpu_time_is_read_and_has_no_column_for_it() -> None:
+    old = samples.three_targets()
+    assert Result.from_json(old.to_json()).targets[0].cpu_ns is None
+    assert "CPU/request" not in bench_table(old)
+
+
+@pytest.mark.parametrize(("idle_ns", "noted"), [(2 * 10**9, False), (1_760_000_000, False), (1_250_000_000, True)])
+def test_other_work_is_told_first(idle_ns: int, noted: bool) -> None:
+    said = caveats(costing(10**9, 10**9, before=cpu_time(idle_ns)))
+    assert [one.partition(":")[0] for one in said] == ["other work kept 0.8 of 2 CPUs busy before the runs"] * noted
+
+
+def test_time_that_the_host_took_is_told_first() -> None:
+    runs = [samples.run("t0", [1000], cpu=cpu_time(10**9, steal_ns)) for steal_ns in (40_000_000, 80_000_000)]
+    (said,) = caveats(samples.result(*runs, baseline="t0"))
+    assert said == "the host of this virtual machine took 6% of its busy CPU time for others (steal)"
+    assert not caveats(samples.result(runs[0], baseline="t0"))
 
 
 def test_what_listeners_dropped_is_kept_and_told() -> None:
@@ -500,29 +560,32 @@ def test_defaults() -> None:
 @pytest.mark.parametrize(
     ("words", "arguments"),
     [
-        (["--count", "7", "--cpus", "none"], "--threads 1 --size 64 --count 7 --warmup 0.2 --seed 1"),
-        (["--burst", "50"], "--threads 1 --size 64 --burst 50 --seed 1"),
-        (["--burst", "50", "--bursts", "3", "--seed", "9"], "--threads 1 --size 64 --burst 50 --bursts 3 --seed 9"),
+        (["--count", "7", "--cpus", "none"], "--threads 1 --size 64 --count 7 --warmup 0.2 --look 0.1 --seed 1"),
+        (["--burst", "50"], "--threads 1 --size 64 --look 0.1 --burst 50 --seed 1"),
+        (
+            ["--burst", "50", "--bursts", "3", "--seed", "9"],
+            "--threads 1 --size 64 --look 0.1 --burst 50 --bursts 3 --seed 9",
+        ),
         (
             ["--connections", "10", "--threads", "2", "--size", "1K", "--duration", "1.5", "--warmup", "0"],
-            "--connections 10 --threads 2 --size 1024 --duration 1.5 --warmup 0.0 --seed 1",
+            "--connections 10 --threads 2 --size 1024 --duration 1.5 --warmup 0.0 --look 0.1 --seed 1",
         ),
         (
             ["--connections", "4", "--cpus", "0-1", "--count", "8", "--warmup", "1"],
-            "--connections 4 --threads 1 --size 64 --count 8 --warmup 1.0 --cpus 0-1 --seed 1",
+            "--connections 4 --threads 1 --size 64 --count 8 --warmup 1.0 --look 0.1 --cpus 0-1 --seed 1",
         ),
         (
             ["--rate", "5e3", "--count", "7", "--cpus", "none", "--connect-timeout", "1", "--io-timeout", "2"],
-            "--threads 1 --size 64 --count 7 --warmup 0.2 --rate 5000.0"
+            "--threads 1 --size 64 --count 7 --warmup 0.2 --look 0.1 --rate 5000.0"
             " --connect-timeout 1.0 --io-timeout 2.0 --seed 1",
         ),
         (
             ["--crr", "--count", "7", "--cpus", "0"],
-            "--threads 1 --size 64 --count 7 --warmup 0.2 --cpus 0 --seed 1 --crr",
+            "--threads 1 --size 64 --count 7 --warmup 0.2 --look 0.1 --cpus 0 --seed 1 --crr",
         ),
         (
             ["--depth", "8", "--count", "7", "--cpus", "none"],
-            "--threads 1 --size 64 --count 7 --warmup 0.2 --depth 8 --seed 1",
+            "--threads 1 --size 64 --count 7 --warmup 0.2 --look 0.1 --depth 8 --seed 1",
         ),
     ],
 )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -130,6 +131,40 @@ def test_time_held_is_no_latency(target: Server, mode: str) -> None:
     # In the open loop a request may have been due before the hold; it waited then, too.
     assert result["latency_ns"]["max"] <= time.monotonic_ns() - begun_ns - 2e9
     assert result["latency_ns"]["p50"] < 1e9
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "closed"])
+def test_cpu_time_is_that_of_the_measured_part(target: Server, mode: str, threads: int) -> None:
+    """It is what /proc/stat says, without warm-up and hold, and of the time in which requests were measured."""
+    process = held(target, *MODES[mode], "--threads", threads, "--warmup", 0.3, "--duration", 0.2, "--look", 0.1)
+    time.sleep(0.3)
+    before, begun_ns = cpu_idle(), time.monotonic_ns()
+    out, _ = process.communicate("\n", timeout=TIMEOUT_S)
+    around_ns, idle = time.monotonic_ns() - begun_ns, [now - then for now, then in zip(cpu_idle(), before, strict=True)]
+    result = json.loads(out)
+    cpu, look = result["cpu"], result["cpu_before"]
+    assert cpu["cpus"] == look["cpus"] == os.sysconf("SC_NPROCESSORS_ONLN")
+    assert cpu["tick_ns"] == 10**9 // os.sysconf("SC_CLK_TCK")
+    # Each request was sent and answered within it; in the open loop one may have been due before.
+    late_ns = result["late_ns"]["max"] if "late_ns" in result else 0
+    assert result["latency_ns"]["max"] - late_ns <= cpu["elapsed_ns"] <= around_ns
+    assert look["elapsed_ns"] >= 10**8
+    # Idle time outside the measured part is at most all there is outside.
+    outside_ns, error_ns = cpu["cpus"] * (around_ns - cpu["elapsed_ns"]), 2 * cpu["tick_ns"]
+    assert cpu["idle_ns"] - error_ns <= idle[0] * cpu["tick_ns"] <= cpu["idle_ns"] + outside_ns + error_ns
+    assert cpu["steal_ns"] <= (idle[1] + 1) * cpu["tick_ns"]
+
+
+def cpu_idle() -> tuple[int, int]:
+    """Idle and iowait together, and steal, of all CPUs, in ticks."""
+    words = list(map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:]))
+    return words[3] + words[4], words[7]
+
+
+def test_bursts_are_too_short_for_cpu_time(target: Server) -> None:
+    result = bench_json(target.port, "--burst", 3, "--threads", 2)
+    assert "cpu" not in result and "cpu_before" not in result
 
 
 def test_interrupted_while_held(target: Server) -> None:

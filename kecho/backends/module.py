@@ -47,11 +47,11 @@ def find_module() -> Path:
     """The file fastecho.ko. Raises Unavailable if there is none for the running kernel."""
     found = _installed_module() or _BUILD / f"kmod-{features.release()}" / "fastecho.ko"
     if not found.exists():
+        build = "make kmod, or dkms autoinstall after make install"
+        has_headers = Path("/lib/modules", features.release(), "build/Makefile").exists()
         raise Unavailable(
             f"there is no fastecho.ko for {features.release()}",
-            features.apt_remedy(
-                f"linux-headers-{features.release()}", "then make kmod, or dkms autoinstall after make install"
-            ),
+            build if has_headers else features.apt_remedy(f"linux-headers-{features.release()}", f"then {build}"),
         )
     return found
 

@@ -203,6 +203,7 @@ def test_not_built(tmp_path: Path) -> None:
         line = up_fails(3)
         mode = doctors_module()
     assert "no fastecho.ko for" in line and "make kmod" in line
+    assert "linux-headers" not in line, "the kernel's headers are here"
     assert [name for name, feature in mode["features"].items() if not feature["ok"]] == ["fastecho"]
     assert mode["features"]["fastecho"]["detail"] in line and mode["features"]["fastecho"]["remedy"] in line
 

@@ -11,7 +11,7 @@ VM_ARGS    ?=
 VM_BOOT = scripts/vm --kver $(VM_KVER) --append slab_nomerge --timeout $(VM_TIMEOUT)
 
 # The longest first, because two jobs run at a time; the tests on this kernel may be one of them.
-VM_SHORT_JOBS = vm-short-own vm-short-newest vm-short-mode vm-short-hostile vm-short-clock
+VM_SHORT_JOBS = vm-short-own vm-short-newest vm-short-mode
 
 .PHONY: check-vm check-vm-behaviour check-vm-instructions bench-instructions vm-build $(VM_SHORT_JOBS)
 
@@ -28,13 +28,11 @@ bench-instructions: vm-build ## print instructions a round trip, every backend a
 		'PYTHONPATH=tests/host .venv/bin/python tests/vm/instructions.py'
 
 # What make check runs, with fewer rounds of load: the tests of behaviour on the distribution's own kernel and its newest
-# one, the paths divided between the two; on its own kernel also the tests of mode module, some of those of hostility and
-# odd segments, and the quick ones that count instructions.
+# one, the paths divided between the two; on its own kernel also the tests of mode module. What counts instructions, and
+# hostility, is left to check-vm.
 VM_PATHS_own    = softirq workqueue egress
 VM_PATHS_newest = softirq workqueue-percpu ingress skb
-VM_SHORT_ENV = KECHO_VM_LOAD_ROUNDS=10 KECHO_TEST_SHRINK=16 KECHO_TEST_STREAM_MB=16
-VM_CLOCK = (round_trip and bare) or unload_under_traffic or unload_with_idle
-VM_SHORT = tests/vm/run -m "not instructions" -k
+VM_SHORT = KECHO_VM_LOAD_ROUNDS=10 KECHO_TEST_SHRINK=16 KECHO_TEST_STREAM_MB=16 tests/vm/run -m "not instructions" -k
 
 # $(call report,COMMAND): prints the output in one piece at the end, because other jobs run at the same time. The tests on
 # this kernel wait more than they compute, so they go first.
@@ -42,18 +40,11 @@ report = out=$$(nice $(1) 2>&1); status=$$?; printf '\nmake %s:\n%s\n' $@ "$$out
 
 vm-short-own vm-short-newest: vm-short-%:
 	@$(call report,scripts/vm --kver $* --append slab_nomerge --timeout $(VM_TIMEOUT) \
-		'KECHO_TEST_PATHS="$(VM_PATHS_$*)" $(VM_SHORT_ENV) $(VM_SHORT) "not test_module_mode and not test_hostile and not test_sweep and not test_program and not of_the_mirror"')
+		'KECHO_TEST_PATHS="$(VM_PATHS_$*)" $(VM_SHORT) "not test_module_mode and not test_hostile and not test_sweep and not test_program and not of_the_mirror"')
 
-vm-short-mode: VM_CHOSEN = test_module_mode or of_the_mirror
-vm-short-hostile: VM_CHOSEN = test_segments and skb \
-	or test_hostile and (softirq or module) and (never_read or slow or overflow or refused)
-vm-short-mode vm-short-hostile:
+vm-short-mode:
 	@$(call report,scripts/vm --append slab_nomerge --timeout $(VM_TIMEOUT) \
-		'$(VM_SHORT_ENV) $(VM_SHORT) "$(VM_CHOSEN)"')
-
-vm-short-clock:
-	@$(call report,scripts/vm --append slab_nomerge --timeout $(VM_TIMEOUT) --icount \
-		'KECHO_VM_ICOUNT=1 tests/vm/run -s -m "instructions or unload" -k "$(VM_CLOCK)"')
+		'$(VM_SHORT) "test_module_mode or of_the_mirror"')
 
 # Builds the module for every kernel: one test needs a module that is built for another one.
 vm-build: $(VM_TOOLS) build/sweep clients native

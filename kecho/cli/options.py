@@ -17,19 +17,34 @@ from kecho.model.errors import UsageError
 
 T = TypeVar("T", int, float)
 
+_LEAST_COLUMNS = 20  # for what is said of a command in an example
+
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Sentences fill the terminal's width; lines that begin with spaces, examples, keep to themselves."""
+    """Sentences fill the terminal's width; lines that begin with spaces, examples, keep to themselves.
+
+    What such a line says after its command goes on below where it began, if that leaves room. No word is broken.
+    """
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines: list[str] = []
         for shaped, group in itertools.groupby(text.splitlines(), lambda line: line[:1] in ("", " ")):
             if shaped:
                 for line in group:
-                    lines += textwrap.wrap(line, width, subsequent_indent=" " * 6) or [""]
+                    lines += textwrap.wrap(line, width, subsequent_indent=_below(line, width), break_on_hyphens=False)
+                    lines += [] if line else [""]
             else:
-                lines += textwrap.wrap(" ".join(group), width)
+                lines += textwrap.wrap(" ".join(group), width, break_on_hyphens=False)
         return "".join(f"{indent}{line}\n" for line in lines)
+
+
+def _below(line: str, width: int) -> str:
+    """The indent of what does not fit into a line: where two spaces or more end its first part, if there is room."""
+    first = re.match(r" *\S.*?  +(?=\S)", line)
+    return " " * (first.end() if first and first.end() + _LEAST_COLUMNS <= width else 6)
 
 
 class Parser(argparse.ArgumentParser):

@@ -90,7 +90,8 @@ def _add_own(group: argparse._ArgumentGroup) -> None:
         "--busy-poll",
         type=integer,
         metavar="US",
-        help="user: look for a request for US µs before sleeping, which costs a CPU (default 0)",
+        help=f"user, engine {config.ENGINES[0]}: look for a request for US µs before sleeping, which costs a CPU "
+        "(default 0)",
     )
     group.add_argument(
         "--cpus",

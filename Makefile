@@ -37,7 +37,7 @@ kmod: ## build the module [KVER=]
 	@$(if $(NO_KMOD),echo "$(NO_KMOD)" >&2; exit 1,$(MAKE) --no-print-directory -C kmod)
 
 # $(call need,GROUPS): installs only what a target needs.
-need = @scripts/keep-owner scripts/setup $(1)
+need = @scripts/setup $(1)
 
 setup: ## install what is missing to build, test and lint; needs root only if something is
 	$(call need,build test lint)
@@ -52,7 +52,7 @@ demo: ## measure a user-space server against sockmap, mirror and the module; nee
 	@$(MAKE) --no-print-directory demo-module
 
 demo-module: ## the same in a virtual machine where this one does not load the module; needs root
-	@.venv/bin/kecho-ctl doctor | grep -qx 'module: can run' || scripts/keep-owner scripts/setup build vm
+	@.venv/bin/kecho-ctl doctor | grep -qx 'module: can run' || scripts/setup build vm
 	@scripts/keep-owner scripts/demo --module
 
 # A second make builds the programs, because it looks for libraries that `setup` may just have installed.

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ import kecho
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 100
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 
 
 def run(*command: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
@@ -199,22 +201,41 @@ def test_setup_is_quiet_when_nothing_is_missing() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
-def test_setup_without_root_names_the_command(tmp_path: Path) -> None:
-    """In a copy without .venv, as another user."""
+@pytest.fixture
+def theirs(tmp_path: Path) -> Iterator[Path]:
+    """A copy of scripts/, of another user, without .venv and without what it is made from."""
+    if os.geteuid() != 0:
+        pytest.skip("becomes another user")
     tmp_path.chmod(0o755)
-    copy = Path("/tmp") if not _others_can_reach(tmp_path) else tmp_path
-    copy = Path(shutil.copytree(ROOT / "scripts", copy / f"kecho-setup-{os.getpid()}" / "scripts")).parent
+    above = Path("/tmp") if not _others_can_reach(tmp_path) else tmp_path
+    copy = Path(shutil.copytree(ROOT / "scripts", above / f"kecho-setup-{os.getpid()}" / "scripts")).parent
     try:
         for name in ("setup.cfg", "pyproject.toml"):
             shutil.copy(ROOT / name, copy)
         copy.chmod(0o755)
-        done = run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", copy / "scripts/setup", "build")
+        for path in (copy, *copy.rglob("*")):
+            os.chown(path, 65534, 65534)
+        yield copy
     finally:
         shutil.rmtree(copy)
-    assert done.returncode == 3
-    assert done.stdout == ""
+
+
+def test_setup_without_root_names_the_command(theirs: Path) -> None:
+    """For packages, which all are missing where dpkg lists none."""
+    (theirs / "dpkg-query").write_text("#!/bin/sh\n")
+    (theirs / "dpkg-query").chmod(0o755)
+    done = run(*NOBODY, theirs / "scripts/setup", "build", env={**os.environ, "PATH": f"{theirs}:{os.environ['PATH']}"})
+    assert (done.returncode, done.stdout) == (3, "")
     assert re.fullmatch(r"scripts/setup: missing: .*; run: sudo scripts/setup build\n", done.stderr)
+
+
+def test_what_setup_makes_as_root_is_the_owners(theirs: Path) -> None:
+    """Even where it fails, as here: else the owner could not go on. Making .venv alone needs no root."""
+    for who in ((), NOBODY):
+        done = run(*who, theirs / "scripts/setup", "build")
+        assert (done.returncode, done.stdout) == (1, "setup: making .venv\n"), done
+        made = [theirs / "build/setup.log", theirs / ".venv/bin/python"]
+        assert [path.lstat().st_uid for path in made] == [65534] * 2
 
 
 def _others_can_reach(path: Path) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from kecho.bench import summary
 from kecho.bench.interval import CONFIDENCE, MIN_ROUNDS, Ratio
 from kecho.bench.result import Result
-from kecho.bench.run import Run
+from kecho.bench.run import Load, Run
 from kecho.bench.summary import Comparison, Summary
 from kecho.model.histogram import PERCENTILES
 from kecho.model.snapshot import PathStats
@@ -271,6 +271,8 @@ def lateness(target: Summary) -> str:
 
 # ---- tables ----
 
+_LOAD_TITLES = ("conns", "size", "offered/s")  # of what a sweep varies; the last only in an open loop
+
 
 def _target_table(
     titles: Sequence[str],
@@ -283,13 +285,19 @@ def _target_table(
     """A table of targets; of a sweep, with the load in front."""
     if not swept:
         return form.table(titles, [row for _, row in rows], left, gives_way)
-    loads = [(f"{target.load.connections:,}", f"{target.load.size_bytes:,}") for target, _ in rows]
-    widths = [max(map(len, column)) for column in zip(("conns", "size"), *loads, strict=True)]
+    loads = [_load_cells(target.load) for target, _ in rows]
+    heads = _LOAD_TITLES[: len(loads[0])]
+    widths = [max(map(len, column)) for column in zip(heads, *loads, strict=True)]
     aligned = [
         (*(cell.rjust(w) for cell, w in zip(load, widths, strict=True)), *row)
         for load, (_, row) in zip(loads, rows, strict=True)
     ]
-    return form.table(("conns", "size", *titles), aligned, left + 2, gives_way)
+    return form.table((*heads, *titles), aligned, left + len(heads), gives_way)
+
+
+def _load_cells(load: Load) -> tuple[str, ...]:
+    rate = (_rate(load.rate_per_s),) if load.rate_per_s else ()
+    return f"{load.connections:,}", f"{load.size_bytes:,}", *rate
 
 
 def _outside_lines(result: Result, swept: bool, form: Form) -> list[str]:
@@ -298,7 +306,7 @@ def _outside_lines(result: Result, swept: bool, form: Form) -> list[str]:
     Megabytes a second have the ratio of requests a second: under one load all requests are of one size.
     """
     burst = any(target.burst_ns is not None for target in result.targets)
-    offered = any(target.load.rate_per_s for target in result.targets)
+    offered = not swept and any(target.load.rate_per_s for target in result.targets)
     percentiles = form.percentiles or {PERCENTILE_TITLES[name]: q for name, q in PERCENTILES.items()}
     titles = ["target", "mode", "path", *percentiles, "max", "p50 ratio"]
     titles += [*(["offered/s"] if offered else []), "requests/s", "MB/s", "ratio"]

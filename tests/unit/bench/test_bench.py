@@ -488,6 +488,21 @@ def test_a_sweep_compares_under_the_same_load() -> None:
     ]
 
 
+def test_every_row_of_a_sweep_of_rates_says_which_it_is() -> None:
+    """In all tables, however narrow."""
+    runs = [
+        samples.run(name, [ns + i for i in range(9)], mode=mode, path="p", repeat=repeat, options=options)
+        for rate in (10_000.0, 20_000.0)
+        for options in ({**samples.OPTIONS, "mode": "open", "rate_per_s": rate},)
+        for repeat in range(MIN_ROUNDS)
+        for name, ns, mode in (("base", 9000, "user"), ("fast", 3000, "sockmap"))
+    ]
+    text = bench_table(samples.result(*runs, baseline="base"), Form(80, wide=False, utf8=True))
+    rows = [line.split()[:4] for line in text.splitlines() if line.split()[3:4] in (["base"], ["fast"])]
+    each = [["1", "64", rate, name] for rate in ("10,000", "20,000") for name in ("base", "fast")]
+    assert rows == [*each, each[1], each[3], *each], text
+
+
 def test_what_was_left_out_is_told() -> None:
     result = replace(compared(10_000, rounds=1), left_out={"module": "this kernel cannot load modules"})
     assert "note: module is left out: this kernel cannot load modules\n" in bench_table(result)

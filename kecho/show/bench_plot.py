@@ -374,7 +374,7 @@ def _sweep_figure(found: Mapping[str, Result]) -> Figure:
     names.append("lowest to highest round;\nline: their median")
     if frame["inside_p50_ns"].notna().any():
         handles.append(Line2D([], [], color=canvas.GREY, linestyle=_INSIDE_DASHES, marker=".", linewidth=1.2))
-        names.append("the median, measured\ninside the kernel")
+        names.append("the same, measured\ninside the kernel")
     figure.legend(handles, names, loc="outside right upper", handlelength=3.6)
     return figure
 

@@ -80,12 +80,13 @@ def rate_ticks(axes: Axes, low: float, high: float) -> None:
 
 
 def _log_ticks(axes: Axes, which: str, low: float, high: float, text: Callable[[float], str]) -> None:
-    """Ticks at 1, 2, 5; fewer if there are many decades, and more if there is less than one."""
+    """Ticks at 1, 2, 5; fewer if there are many decades, not each of twelve; and more if there is less than one."""
     few = 1e5 if which == "y" else 300  # labels side by side need more room than labels above each other
     steps: tuple[float, ...] = (1, 2, 5) if high / low < 300 else (1,) if high / low > few else (1, 3)
     if high / low < 3:
         steps = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    first, end = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    decades = range(first, end, 1 + (end - first) // 12)
     ticks = [tick for decade in decades for step in steps if low <= (tick := step * 10.0**decade) <= high]
     (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
     axis = axes.xaxis if which == "x" else axes.yaxis

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -22,15 +23,21 @@ from kecho.show import canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _HEIGHT_IN = 2.4  # of a histogram
 _CPU_HEIGHT_IN = 0.28  # of a CPU's row in the heat map, as long as there are few
 _MOST_HEIGHT_IN = 4.0
+_LABEL = 0.16  # of the axis, that the label of a percentile takes
 
 
 def plot_stats(snapshots: Snapshot | Sequence[Snapshot], path: str | Path) -> None:
     """Draws, for every path with samples, its histogram and a heat map by CPU to a picture file. Raises KechoError."""
-    several = [snapshots] if isinstance(snapshots, Snapshot) else list(snapshots)
+    with canvas.style():
+        canvas.save(_figure([snapshots] if isinstance(snapshots, Snapshot) else list(snapshots)), path)
+
+
+def _figure(several: Sequence[Snapshot]) -> Figure:
     panels = [
         (f"{snapshot.name}: {snapshot.mode}, path {name}", stats.latency)
         for snapshot in several
@@ -39,25 +46,33 @@ def plot_stats(snapshots: Snapshot | Sequence[Snapshot], path: str | Path) -> No
     ]
     if not panels:
         raise KechoError("nothing to draw: no path has a latency sample yet")
-    used = [histogram.bounds(i) for _, latency in panels for i in latency.merged()]
-    span = (max(1, min(low for low, _ in used)) / 2, max(high for _, high in used) * 1.6)
+    span = _span([latency for _, latency in panels])
     heights = [height for _, latency in panels for height in (_HEIGHT_IN, _map_height(latency))]
-    with canvas.style():
-        figure = canvas.new_figure(8.5, 1.2 + sum(heights) + 0.35 * len(heights))
-        axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)
-        for i, (title, latency) in enumerate(panels):
-            top, bottom = axes[2 * i][0], axes[2 * i + 1][0]
-            _draw_histogram(top, title, latency, canvas.COLOURS[i % len(canvas.COLOURS)])
-            _draw_cpus(bottom, latency)
-            for each in (top, bottom):
-                canvas.latency_ticks(each, "x", *span)
-            top.tick_params(labelbottom=False)
-        axes[-1][0].set_xlabel("service latency, measured in the kernel (log scale)")
-        kernels = dict.fromkeys(snapshot.kernel for snapshot in several)
-        now = datetime.now(UTC)
-        origin = (platform.node(), f"kernel {', '.join(kernels)}", f"{now:%Y-%m-%d %H:%M} UTC", f"kecho {__version__}")
-        canvas.footer(figure, ["  ·  ".join(origin)])
-        canvas.save(figure, path)
+    figure = canvas.new_figure(8.5, 1.2 + sum(heights) + 0.35 * len(heights))
+    axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)
+    for i, (title, latency) in enumerate(panels):
+        top, bottom = axes[2 * i][0], axes[2 * i + 1][0]
+        _draw_histogram(top, title, latency, canvas.COLOURS[i % len(canvas.COLOURS)])
+        _draw_cpus(bottom, latency)
+        for each in (top, bottom):
+            canvas.latency_ticks(each, "x", *span)
+        top.tick_params(labelbottom=False)
+    axes[-1][0].set_xlabel("service latency, measured in the kernel (log scale)")
+    kernels = dict.fromkeys(snapshot.kernel for snapshot in several)
+    now = datetime.now(UTC)
+    origin = (platform.node(), f"kernel {', '.join(kernels)}", f"{now:%Y-%m-%d %H:%M} UTC", f"kecho {__version__}")
+    canvas.footer(figure, ["  ·  ".join(origin)])
+    return figure
+
+
+def _span(latencies: Sequence[Histogram]) -> tuple[float, float]:
+    """The range of all panels: that of the samples, with room left of p50 and right of p99, where their labels are."""
+    used = [histogram.bounds(i) for latency in latencies for i in latency.merged()]
+    low, high = max(1, min(low for low, _ in used)) / 2, max(high for _, high in used) * 1.6
+    p50, p99 = ([latency.percentile(q) or low for latency in latencies] for q in (0.5, 0.99))
+    whole = max(math.log(high / low), math.log(max(p99) / min(p50)) / (1 - 2 * _LABEL))
+    room = math.exp(_LABEL * whole)
+    return min(low, min(p50) / room), max(high, max(p99) * room)
 
 
 def _map_height(latency: Histogram) -> float:
@@ -129,4 +144,5 @@ def _draw_cpus(axes: Axes, latency: Histogram) -> None:
     axes.set_yticks([row + 0.5 for row in shown], [f"CPU {cpus[row]}" for row in shown])
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False)
-    axes.figure.colorbar(mesh, ax=axes, pad=0.01, aspect=8, label="echoes", format=lambda n, _: f"{n:,.0f}")
+    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.01, aspect=8, label="echoes", format=lambda n, _: f"{n:,.0f}")
+    bar.ax.minorticks_off()

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +53,20 @@ def check_picture(path: Path) -> None:
 def test_stats(tmp_path: Path, values: tuple[int, ...]) -> None:
     stats_plot.plot_stats(snapshot(*values), tmp_path / "s.png")
     check_picture(tmp_path / "s.png")
+
+
+@pytest.mark.parametrize(
+    "values", [(1700,), [2700] * 97 + [4800, 81000, 1_700_000], (10, 10**12), [5000] * 9 + [10**9], [10] + [10**9] * 9]
+)
+def test_no_label_of_stats_stands_out_of_its_panel(values: Sequence[int]) -> None:
+    with canvas.style():
+        figure = stats_plot._figure([snapshot(*values)])
+        assert not overlapping(figure)
+        panel = figure.axes[0].get_window_extent()
+        labels = [text for text in figure.axes[0].texts if text.get_text().startswith("p")]
+        assert len(labels) == 2
+        for box in (text.get_window_extent() for text in labels):
+            assert panel.x0 <= box.x0 and box.x1 <= panel.x1
 
 
 def test_stats_of_several_services(tmp_path: Path) -> None:
@@ -194,6 +209,8 @@ def test_inside_stands_beside_outside_where_the_service_measures() -> None:
     ]
     assert any(text.startswith("inside, p50 8") and text.endswith(" ns") for text in drawn)
     assert "outside, p50 1.75 µs" in drawn
+    swept = texts(bench_plot._figure({"a.json": sweep((1, 64), (10, 64))}))
+    assert "the same, measured\ninside the kernel" in swept, "beside p99 it is the p99"
 
 
 def test_shares_inside_and_outside_are_of_all_samples() -> None:

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     timeout_s = positive(args.timeout, "--timeout", float) or _TIMEOUT_S
     (target,) = targets.choose([args.target])
+    who = args.target if args.target == target.endpoint else f"{args.target} ({target.endpoint})"
     sent = os.urandom(_PAYLOAD_BYTES)
     try:
         why = _compare(sent, _echo(target.host, target.port, sent, time.monotonic() + timeout_s))
@@ -59,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({**found, "why": why or None}))
         return 1 if why else 0
     if why:
-        raise KechoError(f"{args.target} ({target.endpoint}) does not echo: {why}")
-    print(f"{args.target} ({target.endpoint}) echoes: {len(sent):,} bytes, each as it was sent")
+        raise KechoError(f"{who} does not echo: {why}")
+    print(f"{who} echoes: {len(sent):,} bytes, each as it was sent")
     return 0
 
 

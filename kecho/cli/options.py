@@ -113,6 +113,13 @@ def table_width(wide: bool) -> int | None:
     return columns() if sys.stdout.isatty() and not wide else None
 
 
+def folded(line: str) -> str:
+    """A line for people: in a terminal as many as its width asks for, between words; elsewhere as it is."""
+    if not sys.stdout.isatty():
+        return line
+    return textwrap.fill(line, columns(), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
 def width() -> int:
     """Columns for what reads badly in very long lines."""
     return min(columns(), 100)

@@ -11,7 +11,7 @@ from typing import Any
 
 from kecho.backends.base import AUTO, MODES
 from kecho.cli import values
-from kecho.cli.options import Parser, integer
+from kecho.cli.options import Parser, folded, integer
 from kecho.model import config
 from kecho.model.errors import UsageError
 
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
 
     def bring_up(mode: str, why: str) -> int:
         def ready(line: str) -> None:
-            print(line + (f" (auto chose {mode}: {why})" if why else ""), flush=True)
+            print(folded(line + (f" (auto chose {mode}: {why})" if why else "")), flush=True)
 
         if args.foreground:
             run_foreground(replace(service, mode=mode), backend(mode)(), ready)

@@ -186,6 +186,11 @@ def shell_scripts() -> list[Path]:
     return [file for file in files if re.match(rb"#!/bin/(ba)?sh\b", file.read_bytes())]
 
 
+def test_what_the_demo_says_fits_into_a_terminal() -> None:
+    said = re.findall(r"^\tcat <<-EOF\n(.*?)^\tEOF$", (ROOT / "scripts/demo").read_text(), re.MULTILINE | re.DOTALL)
+    assert said and max(len(line.strip()) for text in said for line in text.splitlines()) <= 80
+
+
 def test_shell_scripts_can_be_run() -> None:
     scripts = shell_scripts()
     assert len(scripts) >= 5

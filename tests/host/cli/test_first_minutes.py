@@ -73,6 +73,16 @@ def test_nothing_is_wider_than_the_terminal(service: Up, tmp_path: Path, page: s
     assert [line for line in wide if " " in line.strip().removeprefix("→ ")[:80]] == [], "one long word is left whole"
 
 
+def test_the_line_of_up_fits(tmp_path: Path) -> None:
+    name = f"pytest-fits-{os.getpid()}"
+    try:
+        lines = in_terminal("up", "--mode=sockmap", f"--name={name}", f"--port={support.free_port()}", cwd=tmp_path)
+    finally:
+        support.run_kecho("down", name)
+    assert len(lines) > 2 and max(map(len, lines)) <= 80, lines
+    assert " ".join(map(str.strip, lines)).startswith(f"{name} is up: mode sockmap, ")
+
+
 def test_bench_and_status_of_a_service_fit(service: Up, tmp_path: Path) -> None:
     one, other = service(path="egress"), service(path="user")
     short = ("--count=200", "--warmup=0", "--repeat=6")

@@ -142,7 +142,7 @@ def test_check_of_a_server_that_does_not_echo(answer: Callable[[bytes], bytes], 
     with server(answer) as endpoint:
         done = support.run_kecho("check", endpoint)
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith(f"kecho-ctl: {endpoint} ({endpoint}) does not echo: {why}")
+    assert done.stderr.startswith(f"kecho-ctl: {endpoint} does not echo: {why}")
 
 
 def test_check_of_a_silent_server() -> None:

@@ -153,7 +153,7 @@ def apt_remedy(package: str, *then: str) -> str:
     except (OSError, subprocess.TimeoutExpired):  # not a Debian
         known = True
     else:
-        known = done.returncode == 0
+        known = bool(done.stdout)  # the status of a virtual package is 0, too
     if known:
         return ", ".join((f"apt-get install {package}", *then))
     return f"boot a kernel of the distribution's: APT has no {package}"

@@ -48,7 +48,13 @@ vm-short-mode:
 
 # Builds the module for every kernel: one test needs a module that is built for another one.
 vm-build: $(VM_TOOLS) build/sweep clients native
-	@for kver in $$(scripts/kernels); do $(MAKE) --no-print-directory -C kmod KVER=$$kver || exit; done
+	@for kver in $$(scripts/kernels); do $(MAKE) --no-print-directory -C kmod KVER=$$kver && \
+		$(MAKE) --no-print-directory build/nomem-$$kver/nomem.ko || exit; done
+
+# Kbuild puts objects beside the sources.
+build/nomem-%/nomem.ko: tests/vm/nomem/nomem.c tests/vm/nomem/Kbuild
+	@mkdir -p $(@D) && ln -sf $(^:%=$(CURDIR)/%) $(@D)
+	@$(MAKE) --no-print-directory -C $$(scripts/kernels --build $*) M=$(CURDIR)/$(@D) modules
 
 build/pingpong build/floors: tests/vm/times.h
 $(VM_TOOLS): build/%: %.c

@@ -33,6 +33,21 @@ BPF_F_TABLE("hash", struct handshake, struct client, unconfirmed, KECHO_MAX_CONN
 /* The addresses that the service is bound to, from the controller. The value is not used. */
 BPF_HASH(listeners, struct addr, __u8, 64);
 
+/*
+ * A mark on the listeners, from the controller; what they accept inherits it. Its address does not tell whose a socket
+ * is: what TPROXY or an sk_lookup program hands to another server's listener keeps the address it was sent to. The value
+ * is not used.
+ */
+struct accepted_table_t {
+	int key;
+	int leaf;
+	void *(*sk_storage_get)(void *sk, void *value, int flags);
+	__u32 flags;
+};
+__attribute__((section("maps/sk_storage"))) struct accepted_table_t accepted = {
+	.flags = BPF_F_NO_PREALLOC | BPF_F_CLONE};
+BPF_ANNOTATE_KV_PAIR(accepted, int, int);
+
 static __always_inline struct addr addr_v4(__u32 ip4)
 {
 	return (struct addr){{0, 0, bpf_htonl(0xffff), ip4}};
@@ -170,16 +185,15 @@ static __always_inline void confirm(struct bpf_sock_ops *ops, struct bpf_sock *s
 static __always_inline void register_server(struct bpf_sock_ops *ops, struct bpf_sock *sk)
 {
 	__u64 key = (__u64)sk;
-	struct addr server = local_addr(ops);
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	struct handshake handshake = {.client = remote_addr(ops),
-				      .server = server,
+				      .server = local_addr(ops),
 				      .client_port = bpf_ntohl(ops->remote_port)};
 	struct remote conn = {.path = PATH_SKB};
 	struct client *client;
 	int err;
 
-	if (!tp || !in_our_netns(ops) || !is_ours(&server))
+	if (!tp || !in_our_netns(ops) || !accepted.sk_storage_get(sk, 0, 0))
 		return;
 	handshake.client_seq = conn.rcv_base = FIELD(tp, RCV_NXT);
 	handshake.server_seq = conn.snd_base = FIELD(tp, WRITE_SEQ);

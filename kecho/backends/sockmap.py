@@ -13,6 +13,7 @@ import os
 import resource
 import select
 import socket
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
@@ -90,6 +91,8 @@ class SockmapBackend(AllOrNothing):
         self._attach_verdicts(module, config.latency, local)
         for address in config.binds:
             syscall.map_update(module.map_fd("listeners"), _mapped(address), b"\x01")
+        for listener in listeners:
+            syscall.map_update(module.map_fd("accepted"), listener.fileno().to_bytes(4, sys.byteorder), bytes(4))
         self._undo.callback(lambda: _release_sockets(module))
         cgroup = os.open(features.cgroup2_mount(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -8,12 +8,14 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from kecho.kernel import compiler, privileges, syscall
+from kecho.kernel.btf import btf_of_int
 from kecho.kernel.privileges import CAP_BPF, CAP_SYS_ADMIN
 from kecho.kernel.ringbuf import RingBuffer
-from kecho.kernel.syscall import Program, Refused
+from kecho.kernel.syscall import Map, Program, Refused
 from kecho.model.errors import KechoError, one_line
 from kecho.model.histogram import SLOTS, Histogram
 from kecho.model.snapshot import PathStats
@@ -44,10 +46,19 @@ class Module:
         try:
             self._btf = self._own(syscall.btf_load(self._object.btf)) if self._object.btf else 0
             for what in self._object.maps:
-                self._maps[what.name] = self._own(syscall.map_create(what, self._btf))
+                self._maps[what.name] = self._own(self._create(what))
         except OSError as e:
             self.close()
             raise KechoError(f"cannot make the maps of {source}: {one_line(e)}") from e
+
+    def _create(self, what: Map) -> int:
+        if what.map_type != syscall.MAP_TYPE_SK_STORAGE:
+            return syscall.map_create(what, self._btf)
+        btf = syscall.btf_load(btf_of_int())  # it must have one, and without CAP_SYS_ADMIN there is no other
+        try:
+            return syscall.map_create(replace(what, btf_key=1, btf_value=1), btf)
+        finally:
+            os.close(btf)
 
     def _own(self, fd: int) -> int:
         self._undo.callback(os.close, fd)

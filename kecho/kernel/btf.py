@@ -232,3 +232,11 @@ class Btf:
     def offsets(self, paths: Iterable[str]) -> dict[str, int]:
         """`offset` of each path."""
         return {path: self.offset(path) for path in paths}
+
+
+def btf_of_int() -> bytes:
+    """A blob whose only type, 1, is the C type int."""
+    strings = b"\0int\0"
+    types = _TYPE.pack(1, 1 << 24, 4) + struct.pack("<I", 1 << 24 | 32)  # BTF_KIND_INT; BTF_INT_SIGNED, 32 bits
+    header = _HEADER.pack(_MAGIC, 1, 0, _HEADER.size, 0, len(types), len(types), len(strings))
+    return header + types + strings

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from kecho.kernel import libc
 
 MAP_TYPE_SOCKHASH = 18
+MAP_TYPE_SK_STORAGE = 24
 
 PROG_TYPE_SCHED_CLS = 3
 PROG_TYPE_SOCK_OPS = 13

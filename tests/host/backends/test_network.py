@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 
@@ -272,38 +270,3 @@ def test_two_services_on_one_port(service: Up, veth: str) -> None:
             support.echo(remote, b"remote")
     assert near.path("egress")["echoes"] == 20
     assert (far.path("skb")["echoes"], far.path("skb")["bytes"]) == (40, 20 * (3 + 6))
-
-
-def redirect(netns: str, port: int, to: int) -> None:
-    """Redirects connections to `port` in that namespace to port `to`."""
-    rules = f"""table inet kecho-{port} {{
-        chain out {{ type nat hook output priority -100; tcp dport {port} redirect to :{to}; }}
-    }}"""
-    subprocess.run(["ip", "netns", "exec", netns, "nft", "-f", "-"], input=rules, text=True, check=True)
-
-
-@pytest.mark.paths(*support.KERNEL_PATHS, "user")  # a mirror answers nobody who comes by a redirect: known-limits
-def test_nobody_elses_data(service: Up, namespace: str, family: int, path: str) -> None:
-    """Two clients have the same address and port; one is redirected away from the service, the other to it.
-
-    The first connects to the service's port, the second is what the service sees come from there.
-    """
-    one = service(run={"preexec_fn": lambda: support.enter_netns(namespace)}, path=path)
-    address, elsewhere, door = one.address(family), one.port + 1, one.port + 2
-    listener = support.socket_in(namespace, family)
-    listener.bind((address, elsewhere))
-    redirect(namespace, one.port, elsewhere)
-    redirect(namespace, door, one.port)
-    with shouting(listener):
-        for number, source in enumerate(random.Random(1).sample(range(40000, 41000), 200)):
-            near, far = (support.socket_in(namespace, family) for _ in range(2))
-            for sock in (near, far):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                sock.bind((address, source))
-            with support.connect(address, one.port, far), support.connect(address, door, near):
-                support.echo(near, b"near %d" % number)
-                for _ in range(3):
-                    far.sendall(b"far %d" % number)
-                    assert support.receive(far, 4 + len(str(number))) == b"FAR %d" % number
-                support.echo(near, b"near again")
-    assert seen(one) == (200, 400)

@@ -11,7 +11,7 @@ from kecho.backends.base import AllOrNothing, Context
 from kecho.backends.server import EchoServer, probe_server
 from kecho.kernel.features import Feature
 from kecho.model.config import Config
-from kecho.model.errors import Unavailable
+from kecho.model.errors import AS_ROOT, Unavailable
 from kecho.model.snapshot import Connections, PathStats
 
 _WHY_NO_LATENCY = "user-echo-server is the baseline: it spends no time on clock reads"
@@ -20,7 +20,7 @@ _WHY_NO_LATENCY = "user-echo-server is the baseline: it spends no time on clock 
 def probe_root() -> str:
     """Root, whose folder ``/run/kecho`` is; the server alone would need it for ports below 1024 only."""
     if os.geteuid() != 0:
-        raise Unavailable("services are root's to bring up and down", "run it as root, with sudo")
+        raise Unavailable("services are root's to bring up and down", AS_ROOT)
     return "yes"
 
 

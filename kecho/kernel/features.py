@@ -24,7 +24,7 @@ from kecho.kernel import privileges, procfs, syscall
 from kecho.kernel.btf import VMLINUX, BtfError
 from kecho.kernel.fields import fields
 from kecho.kernel.privileges import CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN
-from kecho.model.errors import KechoError, Unavailable, one_line
+from kecho.model.errors import AS_ROOT, KechoError, Unavailable, one_line
 
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, from 5.14
 SO_MEMINFO = 55
@@ -46,7 +46,7 @@ class Feature:
         except (KechoError, OSError, ValueError) as e:
             if isinstance(e, Unavailable):
                 raise
-            raise Unavailable(f"{self.name} cannot be looked for: {one_line(e)}", _remedy(e)) from e
+            raise Unavailable(f"{self.name} cannot be looked for: {one_line(e)}", remedy(e)) from e
 
 
 @dataclass(frozen=True)
@@ -196,12 +196,14 @@ def outside_cgroup2() -> str:
 # ---- probes ----
 
 
-def _remedy(error: BaseException) -> str:
+def remedy(error: BaseException) -> str:
     """The remedy for an error that kept a probe from being made and says nothing of the feature."""
     if isinstance(error, OSError) and error.errno in (errno.ENETUNREACH, errno.EADDRNOTAVAIL):
         return "ip link set lo up"
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return "let a process have more descriptors (ulimit -n)"
+    if isinstance(error, PermissionError):
+        return AS_ROOT
     return ""
 
 
@@ -210,7 +212,7 @@ def probe_privilege() -> str:
     has = privileges.capabilities()
     if CAP_NET_ADMIN in has and (CAP_SYS_ADMIN in has or {CAP_BPF, CAP_PERFMON} <= has):
         return "yes"
-    raise Unavailable("BPF is refused to an unprivileged user", "run it as root, with sudo")
+    raise Unavailable("BPF is refused to an unprivileged user", AS_ROOT)
 
 
 def probe_bcc() -> str:
@@ -228,7 +230,7 @@ def probe_symbols() -> str:
     with open("/proc/kallsyms", encoding="ascii", errors="replace") as file:
         if any(int(line.split(maxsplit=1)[0], 16) for line in file):  # the first few are 0 for everybody
             return "yes"
-    raise Unavailable("the addresses in /proc/kallsyms are hidden from this process", "run it with CAP_SYSLOG")
+    raise Unavailable("the addresses in /proc/kallsyms are hidden from this process", f"{AS_ROOT} (CAP_SYSLOG)")
 
 
 def probe_headers() -> str:
@@ -265,7 +267,7 @@ def _try_bpf(what: str, config: str, attempt: Callable[[], int]) -> str:
         os.close(attempt())
     except OSError as e:
         if isinstance(e, PermissionError):
-            raise Unavailable(f"BPF {what} is refused: {one_line(e)}", "run it as root, with sudo") from e
+            raise Unavailable(f"BPF {what} is refused: {one_line(e)}", remedy(e)) from e
         raise Unavailable(f"this kernel has no BPF {what}", f"boot a kernel with {config}=y") from e
     return "yes"
 
@@ -314,7 +316,7 @@ def _redirected(path: str, flags: int) -> Iterator[socket.socket]:
             if not select.select([client], [], [], 1)[0]:
                 raise TimeoutError(errno.ETIMEDOUT, "nothing comes back")
         except OSError as e:
-            raise Unavailable(f"path {path} does not work here: {one_line(e)}", _remedy(e) or "use --path skb") from e
+            raise Unavailable(f"path {path} does not work here: {one_line(e)}", remedy(e) or "use --path skb") from e
         yield client
 
 

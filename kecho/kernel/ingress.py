@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, Protocol
 
-from kecho.kernel import privileges, process, syscall
+from kecho.kernel import features, privileges, process, syscall
 from kecho.kernel.privileges import CAP_NET_ADMIN
 from kecho.model.errors import KechoError, Unavailable, one_line
 
@@ -198,5 +198,6 @@ def probe() -> str:
         return "by tcx links" if has_links() else "by filters of clsact, which outlive what is killed"
     except OSError as e:
         raise Unavailable(
-            f"BPF at tc ingress is refused: {one_line(e)}", "boot a kernel with CONFIG_NET_CLS_ACT=y"
+            f"BPF at tc ingress is refused: {one_line(e)}",
+            features.remedy(e) or "boot a kernel with CONFIG_NET_CLS_ACT=y",
         ) from e

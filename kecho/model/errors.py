@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+AS_ROOT = "run it as root, with sudo"  # the remedy for what is refused to others
+
 
 class KechoError(Exception):
     """Something failed while running. Its text is one line; exit code 1."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from kecho.backends.base import MODES, backend
 from kecho.model import shape
-from kecho.model.errors import KechoError, Unavailable, one_line
+from kecho.model.errors import AS_ROOT, KechoError, Unavailable, one_line
 from kecho.model.snapshot import CONNECTIONS_SHAPE, SCHEMA, Snapshot
 from kecho.service import rundir
 
@@ -57,7 +57,7 @@ class Client:
             raise KechoError(self._not_understood())
         if "error" in answer:
             if answer.get("denied"):
-                raise Unavailable(answer["error"], "run it as root, with sudo")
+                raise Unavailable(answer["error"], AS_ROOT)
             raise KechoError(f"{self.name}: {answer['error']}")
         return answer
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kecho.model.errors import KechoError, Unavailable, UsageError, one_line
+from kecho.model.errors import AS_ROOT, KechoError, Unavailable, UsageError, one_line
 
 BASE = Path("/run/kecho")
 _ATTEMPTS = 10
@@ -112,7 +112,7 @@ def entries() -> list[str]:
 def check_privilege() -> None:
     """Raises Unavailable unless this process is root."""
     if os.geteuid() != 0:
-        raise Unavailable("services are root's to bring up and down", "run it as root, with sudo")
+        raise Unavailable("services are root's to bring up and down", AS_ROOT)
 
 
 # ---- the lock ----
@@ -253,7 +253,7 @@ def _open_lock(path: Path) -> int:
         own_directory(path)
         return os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except PermissionError as e:
-        raise Unavailable(f"may not write to {BASE}", "run it as root, with sudo") from e
+        raise Unavailable(f"may not write to {BASE}", AS_ROOT) from e
     except FileNotFoundError:
         raise
     except OSError as e:  # /run is read-only or full

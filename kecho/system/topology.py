@@ -18,7 +18,7 @@ from typing import Any
 
 from kecho.kernel import features, libc, sockets, sysctl
 from kecho.model.config import endpoint
-from kecho.model.errors import KechoError, Unavailable, UsageError
+from kecho.model.errors import AS_ROOT, KechoError, Unavailable, UsageError
 from kecho.system import limits
 
 CHOICES = ("loopback", "veth")
@@ -88,7 +88,7 @@ def veth(delay_ms: float = 0) -> Iterator[ClientNetns]:
     Raises Unavailable without the privilege, or without netem if there is a delay, and then leaves nothing behind.
     """
     if os.geteuid() != 0:
-        raise Unavailable("a network namespace is root's to make", "run it as root, with sudo")
+        raise Unavailable("a network namespace is root's to make", AS_ROOT)
     with contextlib.ExitStack() as stack:
         here = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, here)

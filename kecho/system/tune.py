@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from kecho.kernel import features, procfs, sysctl
-from kecho.model.errors import KechoError, Unavailable
+from kecho.model.errors import AS_ROOT, KechoError, Unavailable
 from kecho.service import rundir
 from kecho.system.limits import DESCRIPTORS, Limits, Needs, wanted
 
@@ -107,7 +107,7 @@ def current() -> _Record:
 
 def _refuse_without_root(what: str) -> None:
     if os.geteuid() != 0:
-        raise Unavailable(f"limits of the system are root's to be {what}", "run it as root, with sudo")
+        raise Unavailable(f"limits of the system are root's to be {what}", AS_ROOT)
 
 
 # ---- descriptors ----

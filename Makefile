@@ -130,4 +130,12 @@ clean: ## remove what was built; .venv and results/ stay
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { \
+		line = sprintf("  make %-22s", $$1); \
+		n = split($$2, words, " "); \
+		for (i = 1; i <= n; i++) { \
+			if (length(line) + length(words[i]) > 78) { print line; line = sprintf("%29s", "") } \
+			line = line " " words[i] \
+		} \
+		print line \
+	}' $(MAKEFILE_LIST)

@@ -18,7 +18,7 @@ build/clients/epoll build/clients/uring: build/clients/%: tests/clients/programs
 
 build/clients/copy: tests/clients/programs/copy.go
 	@mkdir -p $(@D)
-	go build -o $@ $<
+	GOCACHE=$(abspath $(@D))/go go build -o $@ $<
 
 build/clients/Sockets.class: tests/clients/programs/Sockets.java
 	@mkdir -p $(@D)

@@ -137,7 +137,9 @@ def test_a_checkout_has_no_copy_of_the_bpf_sources() -> None:
 def test_make_help_lists_the_targets() -> None:
     makefile = (ROOT / "Makefile").read_text()
     (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
-    listed = re.findall(r"^  make (\S+) +\S", run("make", "help").stdout, re.MULTILINE)
+    shown = run("make", "help").stdout
+    assert max(map(len, shown.splitlines())) < 80
+    listed = re.findall(r"^  make (\S+) +\S", shown, re.MULTILINE)
     assert set(phony.split()) <= set(listed)
     assert {"build", "setup", "demo", "check", "lint", "fmt", "plot", "install", "clean", "help"} <= set(listed)
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
- * pingpong ADDRESS PORT SIZE COUNT: sends COUNT messages of SIZE bytes, each after the echo of the
- * one before, and prints the median round trip in nanoseconds. A reply that differs from what was
- * sent is an error.
+ * pingpong ADDRESS PORT SIZE COUNT [udp]: sends COUNT messages of SIZE bytes, each after the echo of
+ * the one before, and prints the median round trip in nanoseconds. A reply that differs from what
+ * was sent is an error, and so is one by UDP that takes a second.
  */
 #define _GNU_SOURCE
 #include "times.h"
@@ -10,21 +10,25 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdbool.h>
 #include <sys/socket.h>
 
-static int connect_to(const char *address, const char *port)
+static int connect_to(const char *address, const char *port, int type)
 {
-	struct addrinfo hints = {.ai_socktype = SOCK_STREAM,
-				 .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV};
+	struct addrinfo hints = {.ai_socktype = type, .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV};
+	struct timeval second = {.tv_sec = 1};
 	struct addrinfo *info;
 	int fd, one = 1;
 
 	if (getaddrinfo(address, port, &hints, &info))
 		fail("address");
-	fd = socket(info->ai_family, SOCK_STREAM, 0);
+	fd = socket(info->ai_family, type, 0);
 	if (fd < 0 || connect(fd, info->ai_addr, info->ai_addrlen))
 		fail("connect");
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	if (type == SOCK_STREAM)
+		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	else
+		setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &second, sizeof(second));
 	freeaddrinfo(info);
 	return fd;
 }
@@ -46,17 +50,18 @@ static void round_trip(int fd, const char *out, char *in, size_t size)
 
 int main(int argc, char **argv)
 {
-	size_t size = argc == 5 ? strtoul(argv[3], NULL, 10) : 0;
-	size_t count = argc == 5 ? strtoul(argv[4], NULL, 10) : 0, i;
+	const bool udp = argc == 6 && !strcmp(argv[5], "udp");
+	size_t size = argc == 5 || udp ? strtoul(argv[3], NULL, 10) : 0;
+	size_t count = argc == 5 || udp ? strtoul(argv[4], NULL, 10) : 0, i;
 	uint64_t *times_ns = calloc(count + 1, sizeof(*times_ns)), start_ns, end_ns;
 	char *out = malloc(size + 1), *in = malloc(size + 1);
 	int fd;
 
 	if (!size || !count) {
-		fprintf(stderr, "usage: pingpong ADDRESS PORT SIZE COUNT\n");
+		fprintf(stderr, "usage: pingpong ADDRESS PORT SIZE COUNT [udp]\n");
 		return 2;
 	}
-	fd = connect_to(argv[1], argv[2]);
+	fd = connect_to(argv[1], argv[2], udp ? SOCK_DGRAM : SOCK_STREAM);
 	for (i = 0; i < size; i++)
 		out[i] = random();
 	memset(in, 0, size);

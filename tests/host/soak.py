@@ -43,11 +43,7 @@ class Worker:
         """Resident memory of all processes of the service."""
         if not isinstance(self.lane, ServiceLane):
             return 0
-        pages = 0
-        for pid in support.session(self.lane.service.pid):
-            with contextlib.suppress(OSError):
-                pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") >> 10
+        return self.lane.service.rss_kb()
 
     def _run(self) -> None:
         try:

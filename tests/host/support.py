@@ -266,6 +266,14 @@ class Service(Server):
     def connections(self) -> dict[str, int]:
         return dict(self.stats()["connections"])
 
+    def rss_kb(self) -> int:
+        """Resident memory of all its processes."""
+        pages = 0
+        for pid in session(self.pid):
+            with contextlib.suppress(OSError):
+                pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") >> 10
+
     def down(self) -> None:
         """Takes the service down by kecho-ctl, if it is up, and checks that nothing is left."""
         if (RUN / self.name).exists():

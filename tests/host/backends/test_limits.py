@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from support import assert_same, echo, fill, payload, receive
 
 CONNECTIONS = int(os.environ.get("KECHO_TEST_CONNECTIONS", "3000"))
 AT_ONCE = 15_000
+FULL = os.environ.get("KECHO_TEST_FULL") == "1"
 KERNEL_PATHS = pytest.mark.parametrize("path", support.KERNEL_PATHS)
 USED_MAPS = {"egress": {"clients", "locals", "peers"}, "ingress": {"clients", "locals"}, "skb": {"servers", "remotes"}}
 
@@ -128,12 +129,12 @@ _MANY_CLIENTS = """
 import resource, socket, sys
 sys.path.insert(0, sys.argv[3])
 from support import receive
-address, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[4])
+address, port, count, source = sys.argv[1], int(sys.argv[2]), int(sys.argv[4]), sys.argv[5]
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 clients = []
 for i in range(count):
-    clients.append(socket.create_connection((address, port), 30))
+    clients.append(socket.create_connection((address, port), 30, (source, 0)))
 for turn in range(2):
     tokens = [f"{turn}.{i}".encode() for i in range(count)]
     for client, token in zip(clients, tokens):
@@ -152,23 +153,50 @@ def test_very_many_connections_at_once(service: Callable[..., support.Service], 
     if hard < AT_ONCE + 200:
         pytest.skip(f"the descriptor limit is {hard}")
     served = service(path=path, backlog=4096)
-    command = [sys.executable, "-c", _MANY_CLIENTS, served.address(), served.port, support.HERE, AT_ONCE]
-    with subprocess.Popen(
-        list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as clients:
-        try:
-            assert clients.stdout and clients.stderr
-            line = clients.stdout.readline()
-            assert line == "all echoed\n", clients.stderr.read()
-            support.wait_for(lambda: served.active() == AT_ONCE, "all connections")
-            connections = served.stats()["connections"]
-            assert (connections["total"], connections["rejected"]) == (AT_ONCE, 0)
-            clients.communicate("\n", timeout=60)
-            assert clients.returncode == 0
-        finally:
-            clients.kill()
-    support.wait_for(lambda: served.active() == 0, "the end of all connections")
+    with very_many_clients(served, AT_ONCE):
+        pass
     support.wait_for(lambda: not any(_entries(served).values()), "empty maps", timeout_s=10)
+
+
+@contextlib.contextmanager
+def very_many_clients(served: support.Service, each: int, processes: int = 1) -> Iterator[None]:
+    """Clients that have all had echoes, and are connected meanwhile: `each` in every process, by its own address."""
+    command = [sys.executable, "-c", _MANY_CLIENTS, served.address(), served.port, support.HERE, each]
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for i in range(processes):
+            words = list(map(str, [*command, f"127.0.0.{1 + i}"]))
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            clients.append(stack.enter_context(subprocess.Popen(words, text=True, **pipes)))  # type: ignore[call-overload]
+            stack.callback(clients[-1].kill)
+        for process in clients:
+            line = process.stdout.readline()
+            assert line == "all echoed\n", process.stderr.read()
+        support.wait_for(lambda: served.active() == each * processes, "all connections")
+        connections = served.stats()["connections"]
+        assert (connections["total"], connections["rejected"]) == (each * processes, 0)
+        yield
+        for process in clients:
+            process.communicate("\n", timeout=60)
+            assert process.returncode == 0
+    support.wait_for(lambda: served.active() == 0, "the end of all connections")
+
+
+@pytest.mark.timeout(600)
+def test_a_mirror_holds_nothing_for_its_connections(service: Callable[..., support.Service]) -> None:
+    """No socket, and no memory: the map of connections was there before. KECHO_TEST_FULL=1 has 100,000 of them."""
+    each, processes = (12_500, 8) if FULL else (support.few(5000), 3)
+    served = service(mode="mirror")
+    served.active()  # with what the controller needs to count
+    before_kb, start_s = served.rss_kb(), time.monotonic()
+    with very_many_clients(served, each, processes):
+        took_s, more_kb = time.monotonic() - start_s, served.rss_kb() - before_kb
+        ours = subprocess.run(
+            ["ss", "-Htan", f"sport = :{served.port}"], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert ours.stdout == ""
+    print(f"\nmeasured: {each * processes} connections in {took_s:.1f} s: {more_kb} kB more resident")
+    assert more_kb < 1024 + 16 * each * processes // 1024
 
 
 @KERNEL_PATHS

@@ -33,7 +33,7 @@ FAULTS = {
     "delay": Faults(delay_s=0.02),
     "all": Faults(loss=0.01, duplicate=0.05, reorder=0.1, delay_s=0.005),
 }
-STREAM_BYTES = 5_000_000 if FULL else support.few(400_000)
+STREAM_BYTES = int(os.environ.get("KECHO_TEST_STREAM_MB", "5")) * 1_000_000 if FULL else support.few(400_000)
 FLOOD = 1_000_000 if FULL else support.few(50_000)
 
 Up = Callable[..., support.Service]

@@ -10,7 +10,10 @@ from typing import Any
 from kecho.model.record import known
 
 # The JSON of a CpuTime.
-CPU_SHAPE = {"cpus": int, "elapsed_ns": int, "idle_ns": int, "steal_ns": int, "tick_ns": int}
+CPU_SHAPE = {
+    **{"cpus": int, "elapsed_ns": int, "idle_ns": int, "steal_ns": int, "tick_ns": int},
+    **{"client_ns?": int, "service_ns?": int},
+}
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,8 @@ class CpuTime:
     """A span of `elapsed_ns` on a machine of `cpus`; the other times are sums over these.
 
     `steal_ns` is what the host of a virtual machine gave to others. It is busy time, too. /proc/stat counts in
-    ticks of `tick_ns`.
+    ticks of `tick_ns`. `client_ns` and `service_ns` are of the processes of client and service, by the scheduler's
+    clock: without what the kernel does for them elsewhere, and without others.
     """
 
     cpus: int
@@ -26,11 +30,13 @@ class CpuTime:
     idle_ns: int
     steal_ns: int
     tick_ns: int
+    client_ns: int = 0
+    service_ns: int = 0
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any] | None) -> CpuTime | None:
         """Of an object of this form; None of none: an older kecho did not look."""
-        return cls(**known(cls, obj)) if obj else None
+        return cls(**{name: ns for name, ns in known(cls, obj).items() if ns is not None}) if obj else None
 
     @property
     def busy_ns(self) -> int:

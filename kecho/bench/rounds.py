@@ -14,7 +14,7 @@ from kecho.bench.result import Result
 from kecho.bench.run import Run
 from kecho.bench.runner import Progress, RunOptions, run_bench
 from kecho.bench.targets import Target
-from kecho.kernel import cpus
+from kecho.kernel import cpus, procfs
 from kecho.model.errors import KechoError
 from kecho.model.snapshot import PathStats, Snapshot
 from kecho.system.limits import ListenCounts
@@ -109,7 +109,9 @@ def make_run(step: Step, on_progress: Callable[[Progress], None] = lambda _: Non
         look()
         # The service's count starts after the warm-up.
         on_hold = look if target.snapshot and step.options.warmup_s else None
-        measured = run_bench(target.host, target.port, step.options, on_progress, on_hold, target.client)
+        pids = procfs.session(target.pid) if target.pid else ()
+        options = replace(step.options, service=",".join(map(str, pids)) or None)
+        measured = run_bench(target.host, target.port, options, on_progress, on_hold, target.client)
     except KechoError as e:
         if e.exit_code == 1 and target.endpoint not in str(e) and target.name not in str(e):
             raise KechoError(f"{target.name}: {e}") from e

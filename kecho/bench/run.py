@@ -81,6 +81,13 @@ class Run:
         busy, error = self.cpu.busy_ns, self.cpu.error_ns
         return Known(*(ns / self.latency.count for ns in (busy - error, busy, busy + error)))
 
+    @property
+    def own_cpu_ns(self) -> float | None:
+        """The CPU time of the client's and the service's processes for each request; None if it is not known."""
+        if self.cpu is None or not self.latency.count or not self.cpu.client_ns:
+            return None
+        return (self.cpu.client_ns + self.cpu.service_ns) / self.latency.count
+
     @functools.cached_property
     def inside(self) -> PathStats | None:
         """What the service counted, over all paths that carried something; None if none did."""

@@ -38,6 +38,7 @@ class RunOptions:
     duration_s: float | None = None
     warmup_s: float | None = None
     look_s: float | None = None  # at the CPU time of others, before anything begins
+    service: str | None = None  # the processes that serve, as in ``12,34``, for their CPU time
     burst: int | None = None
     bursts: int | None = None
     rate_per_s: float | None = None
@@ -61,6 +62,7 @@ class RunOptions:
             "--duration": self.duration_s,
             "--warmup": self.warmup_s,
             "--look": self.look_s,
+            "--service": self.service,
             "--burst": self.burst,
             "--bursts": self.bursts,
             "--rate": self.rate_per_s,

@@ -104,7 +104,9 @@ def _service(variant: str, binds: Sequence[str], cpus: str) -> Iterator[Target]:
     config = Config(name=name, port=free_port(binds), binds=tuple(binds), backlog=backlog, **options)
     try:
         run_background(config, backend(), dies_with_parent=True)
-        yield Target(variant, reachable(binds), config.port, mode, Client(name).snapshot, cpus=config.cpus)
+        client = Client(name)
+        own = {"cpus": config.cpus, "pid": client.status()["pid"]}
+        yield Target(variant, reachable(binds), config.port, mode, client.snapshot, **own)
     finally:
         if rundir.directory(name).is_dir():
             Client(name).down()

@@ -181,6 +181,7 @@ class Comparison:
     p50: Ratio  # baseline ÷ target: how many times faster the target is
     requests_per_s: Ratio | None  # target ÷ baseline: how many times as many the target answers
     cpu: Ratio | None  # baseline ÷ target, of CPU time a request: how many times less the target takes
+    own_cpu: Ratio | None  # the same of their processes alone
     rounds: int
 
     @property
@@ -195,7 +196,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """The fields of a comparison in an object of ``targets``."""
-        ratios = {"p50": self.p50, "requests_per_s": self.requests_per_s, "cpu": self.cpu}
+        ratios = {"p50": self.p50, "requests_per_s": self.requests_per_s, "cpu": self.cpu, "own_cpu": self.own_cpu}
         return {
             **{f"ratio_{name}": ratio.value if ratio else None for name, ratio in ratios.items()},
             **{
@@ -212,12 +213,12 @@ def compare(base: Summary, other: Summary) -> Comparison | None:
     p50 = Ratio.of(_p50_ratios(base, other))
     if p50 is None:
         return None
-    rate, cpu = Ratio.of(_rate_ratios(base, other)), Ratio.of(_cpu_ratios(base, other))
+    rate, cpu, own = (Ratio.of(ratios(base, other)) for ratios in (_rate_ratios, _cpu_ratios, _own_cpu_ratios))
     rounds = sum(1 for _ in _p50_ratios(base, other))
     if other is base:  # the baseline itself has no interval
         one = Ratio(1.0, None)
-        return Comparison(one, one if rate else None, one if cpu else None, rounds)
-    return Comparison(p50, rate, cpu, rounds)
+        return Comparison(one, one if rate else None, one if cpu else None, one if own else None, rounds)
+    return Comparison(p50, rate, cpu, own, rounds)
 
 
 def _pairs(base: Summary, other: Summary) -> Iterator[tuple[Run, Run]]:
@@ -249,6 +250,13 @@ def _cpu_ratios(base: Summary, other: Summary) -> Iterator[Known]:
     for ours, theirs in _pairs(base, other):
         if (first := ours.cpu_ns) and (second := theirs.cpu_ns):
             yield Known(first.low / second.high, first.value / second.value, first.high / second.low)
+
+
+def _own_cpu_ratios(base: Summary, other: Summary) -> Iterator[Known]:
+    for ours, theirs in _pairs(base, other):
+        if ours.own_cpu_ns and theirs.own_cpu_ns:
+            ratio = ours.own_cpu_ns / theirs.own_cpu_ns
+            yield Known(ratio, ratio, ratio)
 
 
 def modes(summary: Summary) -> tuple[list[float], list[float]] | None:

@@ -67,6 +67,7 @@ def _rows(file: str, result: Result) -> Iterator[dict[str, Any]]:
             "rate_per_s": run.requests_per_s,
             "bytes_per_s": run.bytes_per_s,
             "cpu_ns_per_request": run.cpu_ns.value if run.cpu_ns else None,
+            "own_cpu_ns_per_request": run.own_cpu_ns,
             "busy_cpus": run.cpu.busy_cpus if run.cpu else None,
             "busy_cpus_before": run.cpu_before.busy_cpus if run.cpu_before else None,
             "steal_ns": run.cpu.steal_ns if run.cpu else None,

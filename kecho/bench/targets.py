@@ -24,7 +24,7 @@ class Target:
     """A server to be measured. `mode` is empty and `snapshot` None for a server that is not ours.
 
     `client` is the namespace in which the client runs, None if it runs in this one. `cpus` are those that a service of
-    ours is restricted to, as in ``0,2-3``; empty if it is not.
+    ours is restricted to, as in ``0,2-3``; empty if it is not. `pid` is that of its controller, 0 if it is not ours.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Target:
     snapshot: Callable[[], Snapshot] | None = None
     client: ClientNetns | None = None
     cpus: str = ""
+    pid: int = 0
 
     @property
     def endpoint(self) -> str:
@@ -84,7 +85,8 @@ def _of_service(name: str, services: Mapping[str, Mapping[str, Any]]) -> Target:
     if why := elsewhere(service):
         raise KechoError(f"{name} is {why}")
     host = reachable(service["binds"])
-    return Target(name, host, service["port"], service["mode"], Client(name).snapshot, cpus=service.get("cpus", ""))
+    own = {"cpus": service.get("cpus", ""), "pid": service["pid"]}
+    return Target(name, host, service["port"], service["mode"], Client(name).snapshot, **own)
 
 
 def elsewhere(service: Mapping[str, Any]) -> str:

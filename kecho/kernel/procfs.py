@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -23,3 +24,14 @@ def unescaped(word: str) -> str:
 def netns_inode() -> int:
     """The inode of this process's network namespace, which names it to other processes."""
     return os.stat("/proc/self/ns/net").st_ino
+
+
+def session(leader: int) -> list[int]:
+    """The processes of the session of that leader."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            fields = text(entry / "stat").rpartition(")")[2].split()  # from the state on: proc(5)
+            if int(fields[3]) == leader and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kecho.backends import base
-from kecho.kernel import libc
+from kecho.kernel import libc, procfs
 from kecho.service.client import Client
 
 HERE = Path(__file__).resolve().parent
@@ -150,13 +150,7 @@ def map_entries(pid: int, name: str) -> int:
 
 def session(pid: int) -> set[int]:
     """The processes of the session that the controller leads."""
-    found = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[3]) == pid and fields[0] != "Z":
-                found.add(int(entry.name))
-    return found
+    return set(procfs.session(pid))
 
 
 class Belongings:

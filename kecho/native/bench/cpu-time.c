@@ -8,6 +8,9 @@
 #include "common/clock.h"
 
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 uint64_t cpu_time_tick_ns(void)
@@ -15,11 +18,26 @@ uint64_t cpu_time_tick_ns(void)
 	return NS_PER_S / (uint64_t)sysconf(_SC_CLK_TCK);
 }
 
-struct cpu_time cpu_time_now(void)
+/* The CPU time of a process, by the scheduler's clock; 0 if it has gone. */
+static uint64_t process_ns(pid_t pid)
+{
+	struct timespec time;
+	clockid_t clock;
+
+	if (clock_getcpuclockid(pid, &clock) || clock_gettime(clock, &time))
+		return 0;
+	return (uint64_t)time.tv_sec * NS_PER_S + (uint64_t)time.tv_nsec;
+}
+
+struct cpu_time cpu_time_now(const char *service)
 {
 	FILE *file = fopen("/proc/stat", "re");
 	unsigned long long idle, iowait, steal;
-	struct cpu_time now = {.wall_ns = clock_ns()};
+	struct cpu_time now = {.wall_ns = clock_ns(), .client_ns = process_ns(0)};
+
+	for (const char *at = service; at && *at;
+	     at += strcspn(at, ",") + (strchr(at, ',') != NULL))
+		now.service_ns += process_ns(atoi(at));
 
 	if (!file)
 		return now;
@@ -46,5 +64,7 @@ struct cpu_time cpu_time_between(const struct cpu_time *begin, const struct cpu_
 		.wall_ns = passed(begin->wall_ns, end->wall_ns),
 		.idle_ns = passed(begin->idle_ns, end->idle_ns),
 		.steal_ns = passed(begin->steal_ns, end->steal_ns),
+		.client_ns = passed(begin->client_ns, end->client_ns),
+		.service_ns = passed(begin->service_ns, end->service_ns),
 	};
 }

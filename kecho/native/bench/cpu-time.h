@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The CPU time of the whole machine, by /proc/stat. */
+/* The CPU time of the whole machine, by /proc/stat, and that of client and service. */
 #ifndef KECHO_NATIVE_CPU_TIME_H
 #define KECHO_NATIVE_CPU_TIME_H
 
@@ -12,9 +12,12 @@ struct cpu_time {
 	uint64_t wall_ns;
 	uint64_t idle_ns; /* while waiting for a disk too */
 	uint64_t steal_ns;
+	uint64_t client_ns;  /* of this process */
+	uint64_t service_ns; /* of the processes that serve it */
 };
 
-struct cpu_time cpu_time_now(void);
+/* @service: the processes that serve, as in "12,34", or NULL. */
+struct cpu_time cpu_time_now(const char *service);
 /* Not known if CPUs came or went. */
 struct cpu_time cpu_time_between(const struct cpu_time *begin, const struct cpu_time *end);
 /* The resolution of /proc/stat. */

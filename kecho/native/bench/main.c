@@ -172,9 +172,9 @@ static struct cpu_time look(const struct options *o)
 
 	if (!o->look_ns)
 		return (struct cpu_time){0};
-	begin = cpu_time_now();
+	begin = cpu_time_now(NULL);
 	nanosleep(&time, NULL);
-	end = cpu_time_now();
+	end = cpu_time_now(NULL);
 	return cpu_time_between(&begin, &end);
 }
 

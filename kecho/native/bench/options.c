@@ -46,6 +46,7 @@ static const char usage[] =
 	"  --duration S           measure for S seconds (default " TEXT_OF(DEFAULT_S) ", unless --count is given)\n"
 	"  --warmup S             verify, and do not measure, for S seconds before (default 0)\n"
 	"  --look S               before anything else, see for S seconds how busy the CPUs are\n"
+	"  --service PID,...      tell the CPU time of the processes that serve, too\n"
 	"  --connect-timeout S    give a connection S seconds to be made (default " TEXT_OF(DEFAULT_TIMEOUT_S) ")\n"
 	"  --busy-poll US         look for a reply for so many microseconds before sleeping (default 0)\n"
 	"  --io-timeout S         give a reply S seconds to come (default " TEXT_OF(DEFAULT_TIMEOUT_S) ")\n"
@@ -169,6 +170,7 @@ void options_parse(struct options *o, int argc, char **argv)
 		ARG_NUMBER("--count", o->count, 1, 1ull << 40),
 		ARG_SECONDS("--duration", o->duration_ns, 0.001, 1e6),
 		ARG_SECONDS("--warmup", o->warmup_ns, 0, 1e6),
+		ARG_TEXT("--service", o->service),
 		ARG_SECONDS("--look", o->look_ns, 0, LONGEST_S),
 		ARG_SECONDS("--connect-timeout", o->connect_timeout_ns, 0.001, LONGEST_S),
 		ARG_SECONDS("--io-timeout", o->io_timeout_ns, 0.001, LONGEST_S),

@@ -24,7 +24,8 @@ struct options {
 	uint64_t count;	      /* measured requests, or NO_LIMIT */
 	uint64_t duration_ns; /* or NO_LIMIT */
 	uint64_t warmup_ns;
-	uint64_t look_ns; /* at the CPU time of others, before anything begins */
+	const char *service; /* the processes that serve, for their CPU time; or NULL */
+	uint64_t look_ns;    /* at the CPU time of others, before anything begins */
 	uint64_t connect_timeout_ns;
 	uint64_t io_timeout_ns;
 	unsigned int busy_poll_us; /* look for a reply so long before sleeping */

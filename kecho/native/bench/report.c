@@ -115,10 +115,12 @@ static void print_cpu(const char *key, const struct cpu_time *span)
 {
 	if (span->cpus)
 		printf(",\"%s\":{\"cpus\":%u,\"elapsed_ns\":%llu,\"idle_ns\":%llu,"
-		       "\"steal_ns\":%llu,\"tick_ns\":%llu}",
+		       "\"steal_ns\":%llu,\"tick_ns\":%llu,\"client_ns\":%llu,"
+		       "\"service_ns\":%llu}",
 		       key, span->cpus, (unsigned long long)span->wall_ns,
 		       (unsigned long long)span->idle_ns, (unsigned long long)span->steal_ns,
-		       (unsigned long long)cpu_time_tick_ns());
+		       (unsigned long long)cpu_time_tick_ns(), (unsigned long long)span->client_ns,
+		       (unsigned long long)span->service_ns);
 }
 
 /* No string here needs escaping: the host is a numeric address. */

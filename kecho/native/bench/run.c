@@ -95,7 +95,7 @@ uint64_t run_hold(struct thread *thread)
 			pthread_cond_wait(&run->opened, &run->lock);
 	}
 	if (!run->begin.wall_ns)
-		run->begin = cpu_time_now();
+		run->begin = cpu_time_now(run->options->service);
 	pthread_mutex_unlock(&run->lock);
 	held_ns = clock_ns() - before_ns;
 	move_times(thread, held_ns);
@@ -109,7 +109,7 @@ void run_driven(struct thread *thread)
 
 	pthread_mutex_lock(&run->lock);
 	if (++run->driven == run->options->threads)
-		run->end = cpu_time_now();
+		run->end = cpu_time_now(run->options->service);
 	pthread_mutex_unlock(&run->lock);
 }
 

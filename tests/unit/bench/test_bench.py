@@ -292,6 +292,18 @@ def test_what_ticks_cannot_tell_is_no_cpu_time(busy_ns: int) -> None:
     assert result.to_json()["runs"][1]["cpu_ns_per_request"] is None
 
 
+def test_cpu_time_of_the_processes_alone() -> None:
+    """A server that is not ours has none; its client has."""
+    own = (CpuTime(2, 10**9, 0, 0, 10**7, 30_000, 50_000), CpuTime(2, 10**9, 0, 0, 10**7, 40_000))
+    runs = [samples.run(f"t{i}", [1000] * 10, repeat=n, cpu=own[i]) for n in range(MIN_ROUNDS) for i in (0, 1)]
+    result = samples.result(*runs, baseline="t0")
+    assert [run.own_cpu_ns for run in result.runs[:2]] == [8000, 4000]
+    comparison = result.compare(result.targets[1])
+    assert comparison and comparison.own_cpu and comparison.own_cpu.value == 2
+    assert result.to_json()["targets"][1]["ratio_own_cpu_interval"] == [2, 2]
+    assert Result.from_json(result.to_json()).runs == result.runs
+
+
 def test_a_result_without_cpu_time_is_read_and_has_no_column_for_it() -> None:
     old = samples.three_targets()
     assert Result.from_json(old.to_json()).targets[0].cpu_ns is None

@@ -137,7 +137,11 @@ def test_time_held_is_no_latency(target: Server, mode: str) -> None:
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "closed"])
 def test_cpu_time_is_that_of_the_measured_part(target: Server, mode: str, threads: int) -> None:
     """It is what /proc/stat says, without warm-up and hold, and of the time in which requests were measured."""
-    process = held(target, *MODES[mode], "--threads", threads, "--warmup", 0.3, "--duration", 0.2, "--look", 0.1)
+    server_ns = server_cpu_ns(target)
+    served = ("--service", f"{target.process.pid},999999999")  # and one that has gone
+    process = held(
+        target, *MODES[mode], "--threads", threads, "--warmup", 0.3, "--duration", 0.2, "--look", 0.1, *served
+    )
     time.sleep(0.3)
     before, begun_ns = cpu_idle(), time.monotonic_ns()
     out, _ = process.communicate("\n", timeout=TIMEOUT_S)
@@ -154,6 +158,13 @@ def test_cpu_time_is_that_of_the_measured_part(target: Server, mode: str, thread
     outside_ns, error_ns = cpu["cpus"] * (around_ns - cpu["elapsed_ns"]), 2 * cpu["tick_ns"]
     assert cpu["idle_ns"] - error_ns <= idle[0] * cpu["tick_ns"] <= cpu["idle_ns"] + outside_ns + error_ns
     assert cpu["steal_ns"] <= (idle[1] + 1) * cpu["tick_ns"]
+    assert 0 < cpu["client_ns"] <= threads * cpu["elapsed_ns"]
+    assert 0 < cpu["service_ns"] <= server_cpu_ns(target) - server_ns
+
+
+def server_cpu_ns(target: Server) -> int:
+    """MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED) of include/linux/posix-timers.h: what clock_getcpuclockid gives."""
+    return time.clock_gettime_ns(~target.process.pid << 3 | 2)
 
 
 def cpu_idle() -> tuple[int, int]:

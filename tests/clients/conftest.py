@@ -6,6 +6,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "host"))
 
-from kernel_log import kernel_log, session_log
+from log_fixtures import kernel_log, session_log
 
 __all__ = ["kernel_log", "session_log"]  # fixtures

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import network
 import pytest
 import support
-from kernel_log import kernel_log, session_log
+from log_fixtures import kernel_log, session_log
 
 __all__ = ["kernel_log", "session_log"]  # fixtures
 

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Reads the kernel's log, and fails a test during which the kernel has reported a bug."""
+"""Reads the kernel's log, and finds the reports of bugs in it. log_fixtures.py has each test do so."""
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 KMSG = Path("/dev/kmsg")
 BUG_REPORT = re.compile(
@@ -59,27 +56,3 @@ class KernelLog:
 def bug_reports(lines: list[str]) -> list[str]:
     """The lines that report a bug of the kernel."""
     return [line for line in lines if BUG_REPORT.search(line)]
-
-
-# ---- fixtures, for conftest.py and guest.py ----
-
-
-@pytest.fixture(scope="session")
-def session_log() -> Iterator[KernelLog | None]:
-    """The kernel's log, or None where it cannot be read. What comes late fails the last test."""
-    try:
-        log = KernelLog()
-    except OSError:
-        yield None
-        return
-    yield log
-    log.check()
-    log.close()
-
-
-@pytest.fixture(autouse=True)
-def kernel_log(session_log: KernelLog | None) -> Iterator[KernelLog | None]:
-    """The same. The test fails if the kernel has reported a bug since the test before ended."""
-    yield session_log
-    if session_log:
-        session_log.check()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import fastecho
 import pytest
-from kernel_log import KernelLog, kernel_log, session_log
+from kernel_log import KernelLog
+from log_fixtures import kernel_log, session_log
 
 __all__ = ["kernel_log", "session_log"]  # fixtures
 

@@ -9,6 +9,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -21,10 +22,12 @@ from typing import Any
 
 import pytest
 
+from kecho.kernel import libc
 from kecho.model.histogram import SLOTS, Histogram
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 30.0
+_PIDFD_GETFD = 438  # include/uapi/asm-generic/unistd.h; Python has no name for it
 STATS_FIELDS = ("active", "total", "rejected", "aborted", "echoes", "bytes")
 
 
@@ -143,6 +146,43 @@ class Server:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
 
+    def slow_reader(self, segment_bytes: int = 0) -> socket.socket:
+        """A client with little room for what comes back. Small segments leave the server little room to send, too."""
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        if segment_bytes:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment_bytes)
+        sock.settimeout(TIMEOUT_S)
+        sock.connect(("127.0.0.1", self.port))
+        return sock
+
+    def end_of(self, client: socket.socket) -> socket.socket:
+        """A duplicate of the server's own end of a connection."""
+        pidfd = os.pidfd_open(self.process.pid)
+        try:
+            for name in os.listdir(f"/proc/{self.process.pid}/fd"):
+                with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # a listener has no peer
+                    if not os.readlink(f"/proc/{self.process.pid}/fd/{name}").startswith("socket:"):
+                        continue
+                    fd = libc.call("syscall", _PIDFD_GETFD, pidfd, int(name), 0)
+                    end = stack.enter_context(socket.socket(fileno=fd))
+                    if end.getpeername() == client.getsockname():
+                        stack.pop_all()
+                        return end
+        finally:
+            os.close(pidfd)
+        raise AssertionError("it has no such connection")
+
+    def assert_idle(self, seconds: float) -> None:
+        """It does not spin while it has nothing to do."""
+        before = self._cpu_ticks()
+        signal.sigtimedwait([], seconds)
+        assert self._cpu_ticks() - before <= 5, "it spins"
+
+    def _cpu_ticks(self) -> int:
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+
     def rss_bytes(self) -> int:
         fields = Path(f"/proc/{self.process.pid}/statm").read_text().split()
         return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -192,6 +232,36 @@ def server(
         os.close(ready)
         os.close(stats_fd)
     assert (process.returncode, out, err) == (0, "", "")
+
+
+def exchange(sock: socket.socket, data: bytes, close: bool = False) -> bytes:
+    """Send all of data while receiving; with close, half-close and receive to the end, else as many bytes as sent."""
+
+    def send() -> None:
+        sock.sendall(data)
+        if close:
+            sock.shutdown(socket.SHUT_WR)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    received = bytearray()
+    while close or len(received) < len(data):
+        chunk = sock.recv(1 << 18)
+        if not chunk:
+            break
+        received += chunk
+    sender.join(TIMEOUT_S)
+    return bytes(received)
+
+
+def fill(sock: socket.socket) -> int:
+    """Sends without waiting until there is no room. Returns how many bytes; the socket is non-blocking then."""
+    sock.setblocking(False)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sent += sock.send(bytes(65536))
+    return sent
 
 
 class ScriptedServer:

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from native_support import TIMEOUT_S, Server, build, server, wait_for
+from native_support import TIMEOUT_S, Server, build, fill, server, wait_for
+
+_SEGMENT_BYTES = 500  # of a slow reader
 
 ENGINES = ["epoll", "io_uring", "sockmap"]
 
@@ -29,27 +31,13 @@ def built_with_liburing() -> None:
     build("unwilling")
 
 
-def slow_reader(running: Server, stack: contextlib.ExitStack) -> socket.socket:
-    """A client with little room for what comes back, and segments so small that the server's send buffer is too."""
-    sock = stack.enter_context(socket.socket())
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 500)
-    sock.settimeout(TIMEOUT_S)
-    sock.connect(("127.0.0.1", running.port))
-    return sock
-
-
-def fill(running: Server, socks: list[socket.socket]) -> dict[socket.socket, int]:
+def fill_all(running: Server, socks: list[socket.socket]) -> dict[socket.socket, int]:
     """Sends on all sockets without reading, until nothing moves any more. Returns what each has sent."""
     sent = dict.fromkeys(socks, 0)
-    for sock in socks:
-        sock.setblocking(False)
     while True:
         before = (sum(sent.values()), running.stats()["bytes"])
         for sock in socks:
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    sent[sock] += sock.send(bytes(65536))
+            sent[sock] += fill(sock)
         time.sleep(0.1)
         if before == (sum(sent.values()), running.stats()["bytes"]):
             break
@@ -116,8 +104,8 @@ def test_submissions_beyond_the_queue(most: str) -> None:
         threads = [threading.Thread(target=client, args=(seed,)) for seed in range(20)]
         for thread in threads:
             thread.start()
-        readers = [slow_reader(running, stack) for _ in range(150)]
-        for sock, sent in fill(running, readers).items():
+        readers = [stack.enter_context(running.slow_reader(_SEGMENT_BYTES)) for _ in range(150)]
+        for sock, sent in fill_all(running, readers).items():
             receive(sock, sent)
         for thread in threads:
             thread.join()
@@ -149,7 +137,7 @@ def test_slow_readers_keep_no_buffer(tmp_path: Path) -> None:
         socks = [stack.enter_context(running.connect()) for _ in range(others)]
         for sock in socks:
             echoes(sock, 1, 1)
-        fill(running, [slow_reader(running, stack) for _ in range(60)])
+        fill_all(running, [stack.enter_context(running.slow_reader(_SEGMENT_BYTES)) for _ in range(60)])
         waiting = queued(running.port)
         with stopped(running):
             os.truncate(log, 0)
@@ -204,7 +192,7 @@ def test_no_memory_for_what_is_left_over(engine: str) -> None:
         server("--engine", engine, variant="unwilling", env={"NO_MEMORY_FOR": "1"}) as running,
         contextlib.ExitStack() as stack,
     ):
-        sock, sent = slow_reader(running, stack), 0
+        sock, sent = stack.enter_context(running.slow_reader(_SEGMENT_BYTES)), 0
         while not running.stats()["aborted"]:  # nothing is left unread at the server: that alone would be a reset
             sock.sendall(bytes(500))
             sent += 500
@@ -265,7 +253,7 @@ def test_a_client_that_cannot_be_watched_any_more(refusing: Refusing) -> None:
     """The client reads nothing, so the server would have to watch it for room, which epoll refuses."""
     running = refusing.running
     with contextlib.ExitStack() as stack, running.connect() as other:
-        sock = slow_reader(running, stack)
+        sock = stack.enter_context(running.slow_reader(_SEGMENT_BYTES))
         echoes(sock, 1, 1)
         echoes(other, 2, 1)
         refusing.no_watch.touch()

@@ -19,9 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from native_support import ROOT, TIMEOUT_S, NotReady, Server, free_port, program, run, server, wait_for
-
-from kecho.kernel import libc
+from native_support import ROOT, TIMEOUT_S, NotReady, Server, exchange, fill, free_port, program, run, server, wait_for
 
 HOSTS = ["127.0.0.1", "::1"]
 ENGINES = ["epoll", "io_uring", "sockmap"]
@@ -38,26 +36,6 @@ def plain(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A server without sanitizers, which keep freed memory for a while."""
     with server("--engine", request.param, variant="plain") as running:
         yield running
-
-
-def exchange(sock: socket.socket, data: bytes, close: bool = False) -> bytes:
-    """Send all of data while receiving; with close, half-close and receive to the end, else as many bytes as sent."""
-
-    def send() -> None:
-        sock.sendall(data)
-        if close:
-            sock.shutdown(socket.SHUT_WR)
-
-    sender = threading.Thread(target=send)
-    sender.start()
-    received = bytearray()
-    while close or len(received) < len(data):
-        chunk = sock.recv(1 << 18)
-        if not chunk:
-            break
-        received += chunk
-    sender.join(TIMEOUT_S)
-    return bytes(received)
 
 
 def ring_bytes(echo: Server) -> int:
@@ -92,10 +70,7 @@ def test_half_close_gets_the_whole_stream(echo: Server, host: str) -> None:
 def test_half_close_then_a_slow_reader_with_a_tiny_window(echo: Server) -> None:
     """The client reads the end of the echo long after it has shut down its side."""
     data = random.Random(2).randbytes(300_000)
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.settimeout(TIMEOUT_S)
-        sock.connect(("127.0.0.1", echo.port))
+    with echo.slow_reader() as sock:
         sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
         echo.wait_stats(bytes=len(data))  # all is in the server's kernel buffers, none has been read
@@ -117,10 +92,7 @@ def test_write_then_close(echo: Server) -> None:
 def test_reset_in_mid_stream(echo: Server) -> None:
     for host in HOSTS:
         sock = echo.connect(host)
-        sock.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                sock.send(b"x" * 65536)
+        fill(sock)
         reset(sock)
     echo.wait_stats(active=0, total=2, aborted=2)
     with echo.connect() as sock:
@@ -133,9 +105,7 @@ def test_reset_of_an_idle_connection(echo: Server) -> None:
 
 
 def test_reset_while_lingering(echo: Server) -> None:
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    sock.connect(("127.0.0.1", echo.port))
+    sock = echo.slow_reader()
     sock.sendall(b"x" * 100_000)
     sock.shutdown(socket.SHUT_WR)
     echo.wait_stats(active=1, bytes=100_000)
@@ -196,9 +166,7 @@ def test_many_clients_killed_in_mid_stream(echo: Server, size: str) -> None:
     bench.kill()
     bench.wait(TIMEOUT_S)
     echo.wait_stats(active=0)
-    cpu = cpu_ticks(echo)
-    signal.sigtimedwait([], 0.2)
-    assert cpu_ticks(echo) - cpu <= 5, "spins with nothing to do"
+    echo.assert_idle(0.2)
     with echo.connect() as sock:
         assert exchange(sock, b"still here") == b"still here"
 
@@ -233,9 +201,7 @@ def test_out_of_descriptors_refuses_and_recovers(engine: str, threads: int) -> N
         assert refused > 0
         assert len(served) > 20
         echo.wait_stats(active=len(served), total=len(served), rejected=refused)
-        cpu = cpu_ticks(echo)
-        signal.sigtimedwait([], 0.3)
-        assert cpu_ticks(echo) - cpu <= 5, "spins while it is full"
+        echo.assert_idle(0.3)
         for sock in served:
             assert exchange(sock, b"served") == b"served"
             sock.close()
@@ -277,12 +243,6 @@ def test_threads_out_of_descriptors_never_lose_the_spare_one(engine: str) -> Non
         echo.wait_stats(active=0)
 
 
-def cpu_ticks(echo: Server) -> int:
-    with open(f"/proc/{echo.process.pid}/stat", encoding="ascii") as stat:
-        fields = stat.read().rsplit(")", 1)[1].split()
-    return int(fields[11]) + int(fields[12])
-
-
 def test_the_soft_descriptor_limit_is_raised() -> None:
     with server(prefix=("prlimit", "--nofile=30:200")) as echo, contextlib.ExitStack() as stack:
         for _ in range(100):
@@ -312,26 +272,9 @@ def test_accepted_sockets_have_nodelay_and_keepalive(echo: Server) -> None:
     """They are set on the listener only; accepted sockets must have inherited them."""
     with echo.connect() as sock:
         exchange(sock, b"x")
-        directory = f"/proc/{echo.process.pid}/fd"
-        found = 0
-        for name in os.listdir(directory):
-            if not os.readlink(f"{directory}/{name}").startswith("socket:"):
-                continue
-            with socket.socket(fileno=pidfd_getfd(echo.process.pid, int(name))) as copy, contextlib.suppress(OSError):
-                if copy.getpeername() == sock.getsockname():
-                    assert copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
-                    assert copy.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-                    found += 1
-        assert found == 1
-
-
-def pidfd_getfd(pid: int, fd: int) -> int:
-    """A duplicate of another process's descriptor; Python has no name for the system call."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        return libc.call("syscall", 438, pidfd, fd, 0)
-    finally:
-        os.close(pidfd)
+        with echo.end_of(sock) as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
 
 def test_default_addresses_are_loopback_of_both_families() -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import struct
 from collections.abc import Iterator
 
 import pytest
-from native_support import Server, free_port, run, server
-from test_native_server import cpu_ticks, exchange, pidfd_getfd
+from native_support import Server, exchange, fill, free_port, run, server
 
 SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 
@@ -75,14 +73,8 @@ def test_a_listener_whose_port_is_taken_meanwhile() -> None:
 
 def server_cookie(running: Server, client: socket.socket) -> bytes:
     """The SO_COOKIE of the server's end of a connection."""
-    for name in os.listdir(f"/proc/{running.process.pid}/fd"):
-        with contextlib.suppress(OSError):
-            if not os.readlink(f"/proc/{running.process.pid}/fd/{name}").startswith("socket:"):
-                continue
-            with socket.socket(fileno=pidfd_getfd(running.process.pid, int(name))) as copy:
-                if copy.getpeername() == client.getsockname():
-                    return copy.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
-    raise AssertionError("it has no such connection")
+    with running.end_of(client) as accepted:
+        return accepted.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
 
 
 @pytest.fixture
@@ -103,10 +95,7 @@ def test_a_cookie_resets_its_connection_and_no_other(resetting: tuple[Server, in
     running, cookies = resetting
     with contextlib.ExitStack() as stack:
         others = [stack.enter_context(running.connect()) for _ in range(5)]
-        sock = stack.enter_context(socket.socket())
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.settimeout(30)
-        sock.connect(("127.0.0.1", running.port))
+        sock = stack.enter_context(running.slow_reader())
         others += [stack.enter_context(running.connect()) for _ in range(5)]
         for one in (*others, sock):
             assert exchange(one, b"kecho") == b"kecho"
@@ -115,10 +104,7 @@ def test_a_cookie_resets_its_connection_and_no_other(resetting: tuple[Server, in
             sock.shutdown(socket.SHUT_WR)
             running.wait_stats(bytes=300_000 + 11 * 5)
         elif state == "does not read":
-            sock.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    sock.send(bytes(65536))
+            fill(sock)
             sock.settimeout(30)
         os.write(cookies, struct.pack("=QQ", 1, 1 << 63) + server_cookie(running, sock))
         running.wait_stats(active=10, total=11, aborted=1)
@@ -146,9 +132,7 @@ def test_hundreds_of_cookies_at_once(resetting: tuple[Server, int]) -> None:
 def test_the_end_of_the_pipe_of_cookies(resetting: tuple[Server, int]) -> None:
     running, cookies = resetting
     os.close(cookies)
-    before = cpu_ticks(running)
-    signal.sigtimedwait([], 0.3)
-    assert cpu_ticks(running) - before <= 5, "it spins"
+    running.assert_idle(0.3)
     with running.connect() as sock:
         assert exchange(sock, b"kecho") == b"kecho"
 

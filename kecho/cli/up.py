@@ -64,12 +64,14 @@ def add(parser: Parser) -> None:
 
 
 def _add_own(group: argparse._ArgumentGroup) -> None:
+    """Adds the options of `_OPTIONS`. Each is None where it is not given."""
     group.add_argument(
         "--path",
         help="sockmap: egress (as auto, the default) or ingress for local clients, or skb or user for all",
     )
     group.add_argument(
         "--limit",
+        dest="limit_bytes",
         type=values.size,
         metavar="BYTES",
         help="sockmap: what a connection may have in flight in the kernel, 4K to 1024M "
@@ -88,6 +90,7 @@ def _add_own(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--busy-poll",
+        dest="busy_poll_us",
         type=integer,
         metavar="US",
         help=f"user, engine {config.ENGINES[0]}: look for a request for US µs before sleeping, which costs a CPU "
@@ -100,13 +103,24 @@ def _add_own(group: argparse._ArgumentGroup) -> None:
         help="user, sockmap: run the process of the service on these CPUs, as in 0,2-3 (default: any)",
     )
     group.add_argument(
-        "--no-inline", action="store_true", default=None, help="module: echo on the workqueue, not in softirq"
+        "--no-inline",
+        dest="inline",
+        action="store_false",
+        default=None,
+        help="module: echo on the workqueue, not in softirq",
     )
     group.add_argument(
-        "--no-latency", action="store_true", default=None, help="sockmap, mirror: take no time stamps, only count"
+        "--no-latency",
+        dest="latency",
+        action="store_false",
+        default=None,
+        help="sockmap, mirror: take no time stamps, only count",
     )
     group.add_argument(
-        "--keep-secret", metavar="FILE", help="mirror: keep the secret in FILE, so that a restart keeps connections"
+        "--keep-secret",
+        type=os.path.abspath,
+        metavar="FILE",
+        help="mirror: keep the secret in FILE, so that a restart keeps connections",
     )
 
 
@@ -115,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     from kecho.service.client import Client
     from kecho.service.controller import run_background, run_foreground
 
-    own = _own_options(args)
+    own = {field: value for field in _OPTIONS if (value := getattr(args, field)) is not None}
     if args.mode != "auto":
         backend(args.mode)
         for field in own:
@@ -150,19 +164,3 @@ def _config_of(args: argparse.Namespace, own: Mapping[str, Any]) -> config.Confi
     binds = args.bind or [bind for bind in config.DEFAULT_BINDS if features.can_bind(bind)]
     backlog = sysctl.somaxconn() if args.backlog is None else args.backlog
     return config.Config(mode=args.mode, name=args.name, port=args.port, binds=tuple(binds), backlog=backlog, **own)
-
-
-def _own_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options given that not every mode has, by field of Config."""
-    fields = {
-        "path": args.path,
-        "limit_bytes": args.limit,
-        "latency": False if args.no_latency else None,
-        "bench": args.bench,
-        "inline": False if args.no_inline else None,
-        "engine": args.engine,
-        "busy_poll_us": args.busy_poll,
-        "cpus": args.cpus,
-        "keep_secret": None if args.keep_secret is None else os.path.abspath(args.keep_secret),
-    }
-    return {field: value for field, value in fields.items() if value is not None}

@@ -26,7 +26,7 @@ def test_the_backlog_is_what_the_system_allows() -> None:
     ("text", "limit_bytes"), [("4096", 4096), ("4K", 4096), ("4k", 4096), ("1M", 1 << 20), ("1024M", 1 << 30)]
 )
 def test_the_limit_takes_suffixes(text: str, limit_bytes: int) -> None:
-    assert build_parser().parse_args(["up", f"--limit={text}"]).limit == limit_bytes
+    assert build_parser().parse_args(["up", f"--limit={text}"]).limit_bytes == limit_bytes
 
 
 def test_every_option_of_a_mode_is_one_of_up() -> None:

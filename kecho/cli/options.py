@@ -48,7 +48,7 @@ def _below(line: str, width: int) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line that names the argument.
+    """A parser whose errors are one line that names the argument. Options may stand among the arguments of a list.
 
     `alone` are options whose value may only follow a ``=``, with the value that they have without one: the word after
     them is another argument.
@@ -60,9 +60,16 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = sys.argv[1:] if args is None else args
-        return super().parse_known_args(
+        found, left = super().parse_known_args(
             [f"{word}={self.alone[word]}" if word in self.alone else word for word in words], namespace
         )
+        # argparse gives a list only what stands before the next option.
+        several = next((one for one in self._get_positional_actions() if one.nargs in ("*", "+")), None)
+        if several and not any(word.startswith("-") for word in left):
+            setattr(found, several.dest, [*getattr(found, several.dest), *left])
+        elif left:
+            self.error(f"unrecognized arguments: {' '.join(left)}")
+        return found, []
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")

@@ -48,8 +48,8 @@ def file(text: str) -> str:
     if text != STDOUT:
         try:
             outputs.check(text)
-        except OSError as e:
-            raise argparse.ArgumentTypeError(f"cannot write to {text!r}: {one_line(e)}") from e
+        except OSError as e:  # its file may be a temporary one
+            raise argparse.ArgumentTypeError(f"cannot write to {text!r}: {e.strerror or one_line(e)}") from e
     return text
 
 

@@ -148,7 +148,7 @@ def test_a_busy_port_names_who_has_it(kecho: Kecho, name: str, mode: str) -> Non
         (["stats", "1e99"], ["INTERVAL", "1e99"]),
         (["stats", "--plot=x"], ["--plot", "'x'", ".png"]),
         (["stats", "--plot="], ["--plot", ".png"]),
-        (["stats", "--plot=/nonexistent/x.png"], ["--plot", "/nonexistent/x.png"]),
+        (["stats", "--plot=/nonexistent/x.png"], ["cannot write to '/nonexistent/x.png': No such file or directory"]),
         (["check", "--timeout=0"], ["--timeout", "0"]),
         (["check", "127.0.0.1:x"], ["127.0.0.1:x"]),
         (["tune", "--connections=0"], ["--connections", "0"]),

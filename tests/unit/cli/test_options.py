@@ -9,6 +9,7 @@ import re
 import pytest
 
 from kecho.cli.commands import COMMANDS, build_parser
+from kecho.model.errors import UsageError
 
 
 @pytest.fixture
@@ -35,3 +36,23 @@ def test_what_an_example_says_goes_on_below_itself(pages: dict[str, str]) -> Non
 
 def test_an_option_that_not_every_engine_has_says_so(pages: dict[str, str]) -> None:
     assert re.search(r"--busy-poll US +user, engine epoll: ", pages["up"])
+
+
+@pytest.mark.parametrize(
+    ("words", "dest", "found"),
+    [
+        ("bench a --count 5 b", "targets", "a b"),
+        ("bench --count 5 a b", "targets", "a b"),
+        ("plot a.json -o x.png b.json c.json", "results", "a.json b.json c.json"),
+        ("stats base --json 1 10", "words", "base 1 10"),
+        ("down a --all b", "name", "a b"),
+    ],
+)
+def test_options_may_stand_among_the_arguments(words: str, dest: str, found: str) -> None:
+    assert getattr(build_parser().parse_args(words.split()), dest) == found.split()
+
+
+@pytest.mark.parametrize("words", ["bench a --frob b", "logs a b", "up a", "check a --json b"])
+def test_what_is_not_understood_is_told_with_its_command(words: str) -> None:
+    with pytest.raises(UsageError, match=rf"unrecognized arguments: .* \(see kecho-ctl {words.split()[0]} --help\)"):
+        build_parser().parse_args(words.split())

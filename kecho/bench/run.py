@@ -135,9 +135,15 @@ class Run:
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> Run:
-        """The inverse of `to_json`. Unknown fields are ignored. Raises KeyError for a missing one."""
+        """The inverse of `to_json`. Unknown fields are ignored.
+
+        Raises KeyError for a missing one, ValueError for a load of nothing.
+        """
         kernel, listen = obj.get("kernel"), obj.get("listen")
         options = {renamed(name): value for name, value in obj["options"].items()}
+        for name in ("connections", "threads", "size_bytes"):
+            if options[name] == 0:
+                raise ValueError(f"a run's options.{name} is 0")
         return cls(
             **{**picked(obj, _FIELDS), "target": renamed(obj["target"]), "options": options},
             latency=Latency.from_json(obj["latency_ns"], obj["options"].get("unsent", 0)),

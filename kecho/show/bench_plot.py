@@ -129,8 +129,8 @@ def _draw_curves(axes: Axes, series: Sequence[_Series]) -> None:
     targets = [one.target for one in series]
     most = max(target.requests for target in targets)
     end = max(10.0, 2.0 * most)
-    low = min(target.min for target in targets)
-    high = max(target.max for target in targets)
+    low = max(1, min(target.min for target in targets))
+    high = max(low, *(target.max for target in targets))
     for one in series:
         target, (colour, dashes, _) = one.target, one.look
         curve = _curve(target)
@@ -170,7 +170,8 @@ def _draw_curves(axes: Axes, series: Sequence[_Series]) -> None:
 def _draw_dots(axes: Axes, series: Sequence[_Series]) -> None:
     """Draws a row for each target: p50 as a filled mark, p99 as a hollow one, and the ratios in a column."""
     known = [ns for one in series for name in ("p50", "p99") if (ns := one.target.percentiles[name]) is not None]
-    low, high = min(known, default=1000.0), max(known, default=1000.0)
+    low = max(1.0, min(known, default=1000.0))
+    high = max([low, *known])
     for row, one in enumerate(series):
         target, (colour, _, marker) = one.target, one.look
         p50, p99 = (_known(target, name) for name in ("p50", "p99"))

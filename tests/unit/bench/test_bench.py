@@ -154,6 +154,16 @@ def test_whatever_is_damaged_is_one_line_or_no_matter(tmp_path: Path, damage: ob
     assert refused >= 20
 
 
+@pytest.mark.parametrize("name", ["connections", "threads", "size_bytes"])
+def test_a_load_of_nothing_is_refused(tmp_path: Path, name: str) -> None:
+    """A picture has it on a log axis."""
+    obj = samples.three_targets().to_json()
+    obj["runs"][0]["options"] = {**samples.OPTIONS, name: 0}
+    (tmp_path / "r.json").write_text(json.dumps(obj))
+    with pytest.raises(KechoError, match=rf"r\.json: a run's options\.{name} is 0$"):
+        load(tmp_path / "r.json")
+
+
 def test_load_of_no_file(tmp_path: Path) -> None:
     with pytest.raises(KechoError, match=r"none\.json: No such file"):
         load(tmp_path / "none.json")

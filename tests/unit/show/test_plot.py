@@ -93,6 +93,12 @@ def test_bench_of_few_and_many_targets(tmp_path: Path, count: int) -> None:
     check_picture(tmp_path / "b.png")
 
 
+def test_bench_of_no_time_at_all(tmp_path: Path) -> None:
+    """A damaged file may say so, and a log axis has no 0."""
+    bench_plot.plot_bench({"a.json": samples.result(samples.run("slow", [0, 0, 1]))}, tmp_path / "b.png")
+    check_picture(tmp_path / "b.png")
+
+
 def sweep(*loads: tuple[int, int]) -> Result:
     runs = [
         replace(run, options={**run.options, "connections": connections, "size_bytes": size})

@@ -277,6 +277,28 @@ def test_no_cgroup_v2_leaves_auto_the_user_server(name: str) -> None:
         assert support.run_kecho("down", name).returncode == 0
 
 
+@pytest.mark.parametrize("structure", [b"tcp_skb_cb", b"sk_skb_cb", b"sk_psock"])
+def test_a_kernel_that_lacks_a_structure(name: str, tmp_path: Path, structure: bytes) -> None:
+    """A copy of this kernel's BTF, in which the structure has another name. Nothing needs the last one."""
+    btf = Path("/sys/kernel/btf/vmlinux")
+    (tmp_path / "btf").write_bytes(btf.read_bytes().replace(b"\0%s\0" % structure, b"\0%s_\0" % structure[:-1]))
+    script = f"mount -t tmpfs none /var/cache; mount --bind {tmp_path}/btf {btf}"
+    asked = support.within("--mount --propagation=private", f'{script}; "$0" doctor --json')
+    doctor = json.loads(asked.stdout)
+    usable = structure == b"sk_psock"
+    assert doctor["modes"]["sockmap"]["usable"] == usable
+    if not usable:
+        done = in_shell(script, name, "--mode=sockmap")
+        assert_refused(done, 3, "BTF", structure.decode())
+    done = in_shell(script, name)
+    try:
+        assert done.returncode == 0, done.stderr
+        assert f"auto chose {doctor['auto']}" in done.stdout
+        assert usable or "no sockmap: the kernel's BTF does not serve: " in done.stdout
+    finally:
+        assert support.run_kecho("down", name).returncode == 0
+
+
 def test_bcc_cannot_be_imported(kecho: Kecho, name: str, tmp_path: Path) -> None:
     """A Python that cannot import Debian's packages, as any other than Debian's own."""
     (tmp_path / "sitecustomize.py").write_text(

@@ -135,6 +135,17 @@ static void choose(const struct arg *arg, void *options)
 	o->mode = arg->tag;
 }
 
+/* Is it a list of numbers from 1 on? */
+static bool is_pids(const char *text)
+{
+	while (*text >= '1' && *text <= '9') {
+		text += strspn(text, "0123456789");
+		if (*text++ != ',')
+			return !text[-1];
+	}
+	return false;
+}
+
 static void check_options(struct options *o, unsigned int burst)
 {
 	if (burst && o->connections)
@@ -147,6 +158,9 @@ static void check_options(struct options *o, unsigned int burst)
 		die(EXIT_USAGE, "--bursts goes with --burst");
 	if (o->hold && o->mode == &mode_burst)
 		die(EXIT_USAGE, "--hold and --burst do not go together");
+	if (o->service && !is_pids(o->service))
+		die(EXIT_USAGE, "--service must be process numbers, like 12,34, not \"%s\"",
+		    o->service);
 	if (!o->bursts)
 		o->bursts = DEFAULT_BURSTS;
 	if (o->mode->check)

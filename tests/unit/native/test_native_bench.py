@@ -388,6 +388,8 @@ def test_descriptor_limits(target: Server) -> None:
         (["--warmup", "-1"], "--warmup"),
         (["--io-timeout", "x"], "--io-timeout"),
         (["--cpus", ""], "--cpus"),
+        (["--service", "12,,34"], "--service must be process numbers"),
+        (["--service", "me"], "--service must be process numbers"),
         (["--cpus", "1,"], "--cpus"),
         (["--cpus", "3-1"], "--cpus"),
         (["--cpus", "a"], "--cpus"),

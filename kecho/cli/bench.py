@@ -21,7 +21,7 @@ from kecho.bench.plan import STDOUT, Plan
 from kecho.bench.result import Result
 from kecho.bench.runner import DEFAULT_BURSTS, DEFAULT_CONNECTIONS, DEFAULT_SEED, DEFAULT_TIMEOUT_S, RunOptions
 from kecho.cli import values
-from kecho.cli.options import Parser, add_wide, columns, table_width
+from kecho.cli.options import Parser, add_wide, columns, say, table_width
 from kecho.model.errors import KechoError, UsageError
 from kecho.system import topology
 
@@ -317,7 +317,7 @@ def run(args: argparse.Namespace) -> int:
         return INTERRUPTED
     show(plan, result)
     for why in result.failed.values():
-        _say(why)
+        say(why)
     return INTERRUPTED if result.interrupted else 1 if result.failed else 0
 
 
@@ -326,15 +326,15 @@ def measure(plan: Plan) -> Result:
     far: dict[str, str] = {}
     named = targets.choose(plan.targets, far) if plan.targets or not plan.variants else []
     with (
-        surroundings.entered(plan, _say) as client,
+        surroundings.entered(plan, say) as client,
         services.brought_up(plan.variants, client.addresses if client else (), plan.server_cpus) as fleet,
     ):
         chosen = surroundings.placed(targets.baseline_first([*named, *fleet.targets]), client)
         left_out = {**far, **fleet.left_out}
         for name, why in left_out.items():
-            _say(f"{name} is left out: {why}")
+            say(f"{name} is left out: {why}")
         for warning in surroundings.warnings(chosen, plan.needs, client):
-            _say(warning)
+            say(warning)
         empty = Result(
             host=Host.this(),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -354,7 +354,7 @@ def _save_round(plan: Plan, result: Result) -> None:
     try:
         outputs.save_all(plan, result)
     except KechoError as e:
-        _say(f"{e}; the runs go on")
+        say(f"{e}; the runs go on")
 
 
 def show(plan: Plan, result: Result) -> None:
@@ -376,8 +376,3 @@ def show(plan: Plan, result: Result) -> None:
         from kecho.show import bench_plot
 
         bench_plot.plot_bench({"": result}, plan.plot)
-
-
-def _say(line: str) -> None:
-    """Prints a line on stderr at once: it may make the user stop the runs."""
-    print(f"kecho-ctl: {line}", file=sys.stderr, flush=True)

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from kecho.cli.options import Parser, add_name
+from kecho.cli.options import Parser, add_name, say
 from kecho.model import config
 from kecho.model.errors import KechoError, one_line
 
@@ -29,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(f"{name} is down")
     for error in failed[:-1]:
-        print(f"kecho-ctl: {one_line(error)}", file=sys.stderr)
+        say(one_line(error))
     if failed:
         raise failed[-1]
     return 0

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from kecho.cli import output
 from kecho.cli.commands import build_parser
 from kecho.cli.completion import print_completion
+from kecho.cli.options import say
 from kecho.model.errors import KechoError, one_line
 
 
@@ -39,7 +40,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _told(step: Callable[[], int | None]) -> int:
-    """Runs a step and returns its exit code. Prints an error as one line on stderr."""
+    """Runs a step and returns its exit code. Says an error in one line, which a terminal may fold."""
     try:
         return step() or 0
     except KechoError as e:
@@ -49,7 +50,10 @@ def _told(step: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         code, line = 130, ""
     with contextlib.suppress(OSError):  # stderr is closed
-        print(f"kecho-ctl: {line}" if line else "", file=sys.stderr)
+        if line:
+            say(line)
+        else:
+            print(file=sys.stderr)  # below ^C
     return code
 
 

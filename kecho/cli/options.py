@@ -10,7 +10,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from kecho.model import config
 from kecho.model.errors import UsageError
@@ -120,11 +120,17 @@ def table_width(wide: bool) -> int | None:
     return columns() if sys.stdout.isatty() and not wide else None
 
 
-def folded(line: str) -> str:
+def folded(line: str, stream: TextIO) -> str:
     """A line for people: in a terminal as many as its width asks for, between words; elsewhere as it is."""
-    if not sys.stdout.isatty():
+    if not stream.isatty():
         return line
-    return textwrap.fill(line, columns(), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    fits = shutil.get_terminal_size().columns
+    return textwrap.fill(line, fits, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def say(line: str) -> None:
+    """Prints an error or a warning on stderr, at once: it may make the user stop what runs."""
+    print(folded(f"kecho-ctl: {line}", sys.stderr), file=sys.stderr, flush=True)
 
 
 def width() -> int:

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import Any
 
-from kecho.cli.options import Parser, add_wide, columns, table_width
+from kecho.cli.options import Parser, add_wide, columns, say, table_width
 from kecho.model.errors import KechoError, Unavailable
 
 
@@ -32,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     for service in found["services"]:
         _add_sockets(service)
     for line in filter(None, map(rundir.damage, rundir.entries())):
-        print(f"kecho-ctl: {line}", file=sys.stderr)
+        say(line)
     if args.json:
         print(json.dumps(found))
     else:

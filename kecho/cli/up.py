@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -139,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
 
     def bring_up(mode: str, why: str) -> int:
         def ready(line: str) -> None:
-            print(folded(line + (f" (auto chose {mode}: {why})" if why else "")), flush=True)
+            print(folded(line + (f" (auto chose {mode}: {why})" if why else ""), sys.stdout), flush=True)
 
         if args.foreground:
             run_foreground(replace(service, mode=mode), backend(mode)(), ready)

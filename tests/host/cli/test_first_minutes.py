@@ -42,8 +42,8 @@ def test_readmes_three_lines_work_as_written() -> None:
     assert re.search(r"^kecho +sockmap? ", done.stdout, re.MULTILINE)
 
 
-def in_terminal(*args: str, cwd: Path) -> list[str]:
-    """The lines that kecho-ctl leaves in a terminal of 80 × 24."""
+def in_terminal(*args: str, cwd: Path, code: int = 0) -> list[str]:
+    """The lines that kecho-ctl leaves in a terminal of 80 × 24, with that exit code."""
     pid, fd = pty.fork()
     if pid == 0:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
@@ -58,7 +58,7 @@ def in_terminal(*args: str, cwd: Path) -> list[str]:
     finally:
         os.close(fd)
         _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, said
+    assert os.waitstatus_to_exitcode(status) == code, said
     # A line of progress is written over, and wiped away.
     return [line.rpartition("\r")[2].replace("\x1b[K", "") for line in said.decode().replace("\r\n", "\n").split("\n")]
 
@@ -81,6 +81,14 @@ def test_the_line_of_up_fits(tmp_path: Path) -> None:
         support.run_kecho("down", name)
     assert len(lines) > 2 and max(map(len, lines)) <= 80, lines
     assert " ".join(map(str.strip, lines)).startswith(f"{name} is up: mode sockmap, ")
+
+
+def test_an_error_fits(tmp_path: Path) -> None:
+    """It is one line elsewhere."""
+    command = ("stats", "--plot=/nonexistent/folder/of/pictures/latency.png")
+    lines = in_terminal(*command, cwd=tmp_path, code=2)
+    assert len(lines) > 2 and max(map(len, lines)) <= 80, lines
+    assert " ".join(map(str.strip, lines)) + "\n" == f"{support.run_kecho(*command).stderr.strip()} \n"
 
 
 def test_bench_and_status_of_a_service_fit(service: Up, tmp_path: Path) -> None:

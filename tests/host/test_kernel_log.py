@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from kernel_log import KMSG, USER, KernelLog
+from kernel_log import KMSG, USER, KernelLog, bug_reports
 
 
 def log_or_skip(facility: int) -> KernelLog:
@@ -28,6 +28,20 @@ def test_a_report_fails_one_check(line: str, request: pytest.FixtureRequest) -> 
     log.check()
     assert line not in kernels.new_lines()
     log.close()
+
+
+KNOWN = """------------[ cut here ]------------
+WARNING: CPU: 1 PID: 41 at net/ipv4/af_inet.c:157 inet_sock_destruct+0x174/0x1a0
+CPU: 1 UID: 0 PID: 41 Comm: kworker/1:1 Not tainted 6.18.44 #1 PREEMPT(none)
+Workqueue: events sk_psock_destroy
+RIP: 0010:inet_sock_destruct+0x174/0x1a0""".splitlines()
+
+
+def test_the_report_that_is_known() -> None:
+    """Of a socket without a psock it is another one, and others beside it count."""
+    assert not bug_reports(KNOWN)
+    assert bug_reports([*KNOWN, "BUG: kecho"]) == ["BUG: kecho"]
+    assert bug_reports([line for line in KNOWN if "Workqueue" not in line]) == [KNOWN[1]]
 
 
 def test_every_test_is_watched(request: pytest.FixtureRequest) -> None:

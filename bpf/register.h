@@ -197,7 +197,7 @@ static __always_inline void register_server(struct bpf_sock_ops *ops, struct bpf
 		return;
 	handshake.client_seq = conn.rcv_base = FIELD(tp, RCV_NXT);
 	handshake.server_seq = conn.snd_base = FIELD(tp, WRITE_SEQ);
-	client = unconfirmed.lookup(&handshake);
+	client = KECHO_PATH_LOCAL < PATH_SKB ? unconfirmed.lookup(&handshake) : 0;
 	if (client) {
 		confirm(ops, sk, client);
 		unconfirmed.delete(&handshake);
@@ -228,7 +228,7 @@ static __always_inline bool must_keep(struct bpf_sock *sk)
 static __always_inline void unregister(struct bpf_sock_ops *ops, struct bpf_sock *sk, bool closed)
 {
 	__u64 key = (__u64)sk;
-	struct local *conn = locals.lookup(&key);
+	struct local *conn = KECHO_PATH_LOCAL < PATH_SKB ? locals.lookup(&key) : 0;
 	bool keep = must_keep(sk);
 
 	if (closed) /* `servers` itself drops closed sockets */

@@ -61,10 +61,10 @@ struct conn {
 	struct delayed_work work;
 	struct list_head node; /* in conns */
 	struct fastecho_callbacks original;
-	void (*write_space)(struct sock *sk); /* likewise */
+	void (*write_space)(struct sock *sk); /* original, which no listening socket replaces */
 };
 
-static struct kmem_cache *cache;
+static struct kmem_cache *cache __ro_after_init;
 static LIST_HEAD(conns);
 /* Protects conns. Process context, BH on: never within a socket's lock, which softirqs take. */
 static DEFINE_SPINLOCK(conns_lock);

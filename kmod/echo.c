@@ -176,7 +176,7 @@ enum fastecho_verdict fastecho_echo_pass(struct sock *sk, size_t budget, size_t 
 
 	/* tcp_read_sock() would stop at an urgent byte for good. It is echoed like any other. */
 	if (unlikely(tcp_sk(sk)->urg_data))
-		tcp_sk(sk)->urg_data = 0;
+		WRITE_ONCE(tcp_sk(sk)->urg_data, 0); /* poll() reads it without the lock */
 
 	lend_page(sk);
 	tcp_read_sock(sk, &desc, echo_skb);

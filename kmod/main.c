@@ -17,7 +17,7 @@
 #include "params.h"
 #include "workqueue.h"
 
-struct workqueue_struct *fastecho_workqueue;
+struct workqueue_struct *fastecho_workqueue __ro_after_init;
 
 /*
  * The service runs in the network namespace of insmod, and ends with it. It holds no reference,

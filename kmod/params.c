@@ -4,13 +4,14 @@
  */
 #include "params.h"
 
+#include <linux/cache.h>
 #include <linux/limits.h>
 #include <linux/moduleparam.h>
 #include <linux/module.h>
 
 static char default_bind[] = "127.0.0.1,::1";
 
-struct fastecho_params fastecho_params = {
+struct fastecho_params fastecho_params __ro_after_init = {
 	.port = 12345,
 	.backlog = 128,
 	.inline_echo = 1,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kecho.kernel import procfs
+from kecho.kernel import features, procfs
 from kecho.model.config import endpoint
 from kecho.model.errors import KechoError, UsageError, one_line
 from kecho.model.snapshot import Snapshot
@@ -45,7 +45,7 @@ def choose(names: Sequence[str], left_out: dict[str, str] | None = None) -> list
     """The targets that `names` name, all services that are up here if there is none; the baseline first.
 
     Those that are elsewhere then go into `left_out`, with the reason. Raises UsageError for an address that is none,
-    KechoError for a service that is not up, or in another network namespace.
+    KechoError for a service that is not up, or not reached from here.
     """
     doubled = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if doubled:
@@ -90,11 +90,13 @@ def _of_service(name: str, services: Mapping[str, Mapping[str, Any]]) -> Target:
 
 
 def elsewhere(service: Mapping[str, Any]) -> str:
-    """Why a service that is up is not reached from here: its port here is somebody else's. Empty if it is."""
-    if service["netns"] == procfs.netns_inode():
-        return ""
-    enter = f"sudo nsenter --net=/proc/{service['pid']}/ns/net kecho-ctl bench {service['name']}"
-    return f"in another network namespace; from within it: {enter}"
+    """Why a service that is up is not reached from here: its port or address is somebody else's. Empty if it is."""
+    if service["netns"] != procfs.netns_inode():
+        enter = f"sudo nsenter --net=/proc/{service['pid']}/ns/net kecho-ctl bench {service['name']}"
+        return f"in another network namespace; from within it: {enter}"
+    if not features.can_bind(host := reachable(service["binds"])):
+        return f"bound to {host}, which no device here has any more"
+    return ""
 
 
 def reachable(binds: Sequence[str]) -> str:

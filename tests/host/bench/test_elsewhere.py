@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""bench and check refuse a service in another network namespace by name: another server may have its port here."""
+"""bench and check refuse a service that is not reached from here by name: its port or address may be another's."""
 
 from __future__ import annotations
 
@@ -79,3 +79,23 @@ def test_left_out_of_all(tmp_path: Path) -> None:
     assert alone.startswith("kecho-ctl: far is in another network namespace; from within it: ")
     rows = [line.split()[0] for line in done.stdout.splitlines() if line]
     assert "near" in rows and "far" not in rows and done.stdout.endswith("alone: 1\n")
+
+
+@pytest.mark.parametrize("command", ["bench", "check"])
+def test_a_service_whose_address_has_gone(command: str) -> None:
+    """What is sent to such an address leaves the machine."""
+    script = f"""
+        mount -t tmpfs none /run
+        ip link set lo up
+        ip address add 198.51.100.7/32 dev lo
+        "$0" up --mode user --name gone --bind 198.51.100.7 --port "$1" >/dev/null
+        "$0" check gone >/dev/null || exit 9
+        ip address del 198.51.100.7/32 dev lo
+        "$0" {command} gone
+        code=$?
+        "$0" down gone
+        exit $code
+    """
+    done = support.within("--mount --net --propagation=private", script, support.free_port())
+    assert (done.returncode, done.stdout) == (1, "gone is down\n")
+    assert done.stderr == "kecho-ctl: gone is bound to 198.51.100.7, which no device here has any more\n"

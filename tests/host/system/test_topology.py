@@ -250,22 +250,27 @@ def test_bench_ended(number: int) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    support.wait_for(lambda: children(process.pid, "bench"), "the load generator")
-    (bench,) = children(process.pid, "bench")
-    inode = Path(f"/proc/{bench}/ns/net").stat().st_ino
-    assert inode != Path("/proc/self/ns/net").stat().st_ino
-    assert len(links() - before) == 1
-    process.send_signal(number)
-    _, err = process.communicate(timeout=support.TIMEOUT_S)
-    assert process.returncode == (130 if number == signal.SIGINT else -number), err
-    assert "Traceback" not in err
+    try:
+        support.wait_for(lambda: there(process.pid, "bench"), "the load generator")
+        (inode,) = there(process.pid, "bench")
+        assert len(links() - before) == 1
+        process.send_signal(number)
+        _, err = process.communicate(timeout=support.TIMEOUT_S)
+        assert process.returncode == (130 if number == signal.SIGINT else -number), err
+        assert "Traceback" not in err
+    finally:
+        process.kill()
     support.wait_for(lambda: not in_namespace(inode), "the end of what ran there")
 
 
-def children(pid: int, name: str) -> list[int]:
-    """The processes of that name that a process has started."""
-    found = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    return [child for child in found if Path(f"/proc/{child}/comm").read_text().strip() == name]
+def there(pid: int, name: str) -> set[int]:
+    """The other network namespaces that processes of that name are in, which a process has started."""
+    found = set()
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{child}/comm").read_text().strip() == name:
+                found.add(Path(f"/proc/{child}/ns/net").stat().st_ino)
+    return found - {Path("/proc/self/ns/net").stat().st_ino}
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,12 @@ _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 clients = []
 for i in range(count):
-    clients.append(socket.create_connection((address, port), 30, (source, 0)))
+    client = socket.socket()
+    client.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT: by connect(), as others may use it elsewhere
+    client.bind((source, 0))
+    client.settimeout(30)
+    client.connect((address, port))
+    clients.append(client)
 for turn in range(2):
     tokens = [f"{turn}.{i}".encode() for i in range(count)]
     for client, token in zip(clients, tokens):

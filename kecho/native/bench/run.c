@@ -76,6 +76,7 @@ static void move_times(struct thread *thread, uint64_t by_ns)
 	thread->release_ns += by_ns;
 	thread->record_ns += by_ns;
 	thread->end_ns = add_times(by_ns, thread->end_ns);
+	thread->last_ns += by_ns;
 	for (unsigned int i = 0; i < thread->nconns; i++) {
 		thread->conns[i].begin_ns += by_ns;
 		thread->conns[i].sent_ns += by_ns;

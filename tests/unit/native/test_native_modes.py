@@ -78,6 +78,13 @@ def test_warmup_and_duration(target: Server, mode: str) -> None:
     assert bench_json(target.port, *MODES[mode], "--count", 10)["warmup_requests"] == 0
 
 
+def test_no_more_requests_than_asked_for(target: Server) -> None:
+    """Also where all of them begin before the first reply."""
+    before = settled(target)
+    assert bench_json(target.port, "--depth", 64, "--count", 10)["warmup_requests"] == 0
+    assert settled(target)["bytes"] - before["bytes"] == 10 * 64
+
+
 # ---- the open loop ----
 
 

@@ -31,7 +31,7 @@ bench-instructions: vm-build ## print instructions a round trip, every backend a
 # one, the paths divided between the two; on its own kernel also the tests of mode module. What counts instructions, and
 # hostility, is left to check-vm.
 VM_PATHS_own    = softirq workqueue egress
-VM_PATHS_newest = softirq workqueue-percpu ingress skb
+VM_PATHS_newest = workqueue-percpu ingress skb
 VM_SHORT = KECHO_VM_LOAD_ROUNDS=10 KECHO_TEST_SHRINK=16 KECHO_TEST_STREAM_MB=16 tests/vm/run -m "not instructions" -k
 
 # $(call report,COMMAND): prints the output in one piece at the end, because other jobs run at the same time. The tests on

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import random
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from pyroute2 import NetNS, config, netns
 from pyroute2.iproute.linux import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 # pyroute2 gives the process that makes a namespace 2 s, which is too little in a machine that is emulated.
 config.default_communicate_timeout = 60
@@ -69,7 +71,11 @@ class Veth:
         """Takes the pair away, if its namespace has not done so. Idempotent."""
         with IPRoute() as here:
             for index in here.link_lookup(ifname=self.device):
-                here.link("del", index=index)
+                try:
+                    here.link("del", index=index)
+                except NetlinkError as error:
+                    if error.code != errno.ENODEV:  # its namespace has just done so
+                        raise
 
 
 def _address(stack: IPRoute, device: str, v4: str, v6: str) -> None:

@@ -23,9 +23,9 @@ BPF_SOCKHASH(servers, __u64, KECHO_MAX_CONNS);
 BPF_F_TABLE("hash", __u64, struct remote, remotes, KECHO_MAX_CONNS, BPF_F_NO_PREALLOC);
 /*
  * The cookies of sockets whose stream is broken. The server resets them, which a verdict may not do. Each is reported once,
- * so there is room for all connections that there can be.
+ * in 16 bytes: there is room for 16,384 that the controller has not read yet.
  */
-BPF_RINGBUF_OUTPUT(broken, KECHO_BROKEN_PAGES);
+BPF_RINGBUF_OUTPUT(broken, 64);
 
 /* Finds the state of the connection and the counters; false for a socket that is not ours. */
 static __always_inline bool find_remote(struct bpf_sock *sk, struct remote **conn,
@@ -90,7 +90,7 @@ static __always_inline bool trim_known(struct __sk_buff *skb, const struct remot
 	return !known || trim(skb, (__u32)known < skb->len ? known : skb->len);
 }
 
-/* If connections that have gone fill the ring buffer, the next segment tries again. */
+/* Where the ring buffer is full, the next segment tries again. */
 static __always_inline void report_broken(struct remote *conn)
 {
 	if (!conn->reported)

@@ -10,10 +10,9 @@
  *   kecho_skb_sent      sk_msg on `servers`: ends the latency of path skb (remote.h)
  *
  * kecho/backends/sockmap.py gives the settings KECHO_PORT and KECHO_NETNS (cookie) when it loads the programs, and as -D
- * KECHO_LIMIT (bytes), KECHO_MAX_CONNS, KECHO_BROKEN_PAGES (a power of two, with room for 16 bytes a connection), KECHO_CPUS,
- * KECHO_LATENCY (0, 1), KECHO_PATH_LOCAL and KECHO_PATH_REMOTE (a PATH_*), KECHO_WMEM_MIN (bytes, of net.ipv4.tcp_wmem),
- * KECHO_SOCK_ZEROCOPY (number of the flag), and KECHO_OFF_*, the offsets of fields in the running kernel's structures. The
- * last two come from its BTF.
+ * KECHO_LIMIT (bytes), KECHO_MAX_CONNS, KECHO_CPUS, KECHO_LATENCY (0, 1), KECHO_PATH_LOCAL and KECHO_PATH_REMOTE (a PATH_*),
+ * KECHO_WMEM_MIN (bytes, of net.ipv4.tcp_wmem), KECHO_SOCK_ZEROCOPY (number of the flag), and KECHO_OFF_*, the offsets of
+ * fields in the running kernel's structures. The last two come from its BTF.
  *
  * The key of all maps is a socket's address in the kernel. It is unique while the socket lives, costs nothing to find,
  * and unlike the cookie is available in sk_msg programs and tracepoints.

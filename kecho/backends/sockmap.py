@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import mmap
 import os
 import resource
 import select
@@ -49,7 +48,6 @@ _WITHOUT = {
 _TRY_OUT_S = 5
 _END_MS = 200  # to wait for the end of our own client; other clients may be connected by then
 _MIN_CONNECTIONS, _MAX_CONNECTIONS = 1024, 1 << 20
-_RECORD_BYTES = 16  # a cookie in a ring buffer
 
 
 class SockmapBackend(AllOrNothing):
@@ -204,7 +202,6 @@ class SockmapBackend(AllOrNothing):
         return {
             "KECHO_LIMIT": config.limit_bytes,
             "KECHO_MAX_CONNS": connections,
-            "KECHO_BROKEN_PAGES": 1 << (connections * _RECORD_BYTES // mmap.PAGESIZE).bit_length(),
             "KECHO_CPUS": max(possible_cpus()) + 1,
             "KECHO_LATENCY": int(config.latency),
             "KECHO_PATH_LOCAL": PATHS.index(local),

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+
 AS_ROOT = "run it as root, with sudo"  # the remedy for what is refused to others
 
 
@@ -32,7 +34,9 @@ class Unavailable(KechoError):
 def one_line(error: BaseException) -> str:
     """The text of an error on one line, without control characters: parts of it may come from other users."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    if isinstance(error, OSError) and error.filename:
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        text += " (ulimit -n)"  # whatever file it was
+    elif isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {text}"
     text = " ".join(text.split()) or type(error).__name__
     return "".join(sign if sign.isprintable() else "?" for sign in text)

@@ -254,6 +254,9 @@ def _background(config: Config, backend: Backend, sending: int, parent: int | No
     except KechoError as e:
         code = e.exit_code
         _tell(sending, {"error": one_line(e), "exit": code})
+    except OSError as e:
+        code = 1
+        _tell(sending, {"error": f"cannot bring {config.name} up: {one_line(e)}", "exit": 1})
     except BaseException as e:  # there is no terminal for a traceback
         code = 1
         _tell(sending, {"error": f"{type(e).__name__}: {one_line(e)}", "exit": 1})

@@ -76,6 +76,12 @@ def test_a_probe_that_fails_otherwise_is_a_verdict(name: str) -> None:
     assert "Traceback" not in done.stderr and done.stderr.count("\n") <= 1
 
 
+def test_up_without_descriptors(name: str) -> None:
+    done = support.within("--mount", 'prlimit --nofile=10:10 "$0" up --mode user --name "$1" --port 7117', name)
+    said = f"kecho-ctl: cannot bring {name} up: Too many open files (ulimit -n)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+
+
 @pytest.mark.parametrize("mode", ["user", "sockmap --path skb"])
 def test_up_that_answers_has_room_for_a_client(name: str, mode: str) -> None:
     """With any number of descriptors a service either serves, or says why not and does not come up."""

@@ -5,6 +5,7 @@ PREFIX        ?= /usr/local
 BUILD         ?= build
 CHECK_TIMEOUT ?= 3000
 PYTEST_ARGS   ?=
+TESTS         ?= tests/unit $(if $(AT_ROOT),$(wildcard tests/host tests/clients))
 SUITE         ?= bookworm
 HOURS         ?= 1
 SOAK_ARGS     ?=
@@ -66,9 +67,9 @@ check: ## run the tests; without root only those that need none [PYTEST_ARGS= VM
 	$(if $(CHECK_VM),@echo "make check: tests in virtual machines go on meanwhile; each machine reports when it is done")
 	@scripts/keep-owner $(MAKE) -s -k $(if $(CHECK_VM),-j2) check-here $(if $(CHECK_VM),$(VM_SHORT_JOBS))
 
-check-here: ## only the tests on this kernel, with what is installed and built [PYTEST_ARGS=]
+check-here: ## only the tests on this kernel, with what is installed and built [PYTEST_ARGS= TESTS=]
 	@env -u MAKEFLAGS -u MAKELEVEL timeout --foreground -k 10 $(CHECK_TIMEOUT) \
-		$(VENV)/python -m pytest $(PYTEST_ARGS) tests/unit $(if $(AT_ROOT),$(wildcard tests/host tests/clients))
+		$(VENV)/python -m pytest $(PYTEST_ARGS) $(TESTS)
 
 check-fresh: ## run README's two commands on a machine that has nothing; needs root [SUITE=bookworm]
 	$(call need,fresh)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -18,6 +19,9 @@ __all__ = ["kernel_log", "session_log"]  # fixtures
 
 def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and kecho would inherit that
+    # A shell's limit, which sudo sets anew, is often 1024: too few for the tests with the most clients.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536), most))
     if os.geteuid() == 0:
         support.let_everybody_enter(support.ROOT)
     config.addinivalue_line("markers", "paths(*names): only for these of the paths that there are")

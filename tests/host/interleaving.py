@@ -25,7 +25,7 @@ import network
 import support
 
 # A connection without progress for this time is stuck. TCP itself may wait for seconds on a busy machine.
-STUCK_S = 40.0
+STUCK_S = support.TIMEOUT_S * 2 / 3
 _PERIOD = 1048573  # of the payload: a prime, so that losing or repeating a power of two is noticed
 _MOST_THREADS = 4
 _SMALL = 200_000

@@ -28,8 +28,8 @@ bench-instructions: vm-build ## print instructions a round trip, every backend a
 		'PYTHONPATH=tests/host .venv/bin/python tests/vm/instructions.py'
 
 # What make check runs, with fewer rounds of load: the tests of behaviour on the distribution's own kernel and its newest
-# one, the paths divided between the two; on its own kernel also the tests of mode module. What counts instructions, and
-# hostility, is left to check-vm.
+# one, the paths divided between the two; on its own kernel also the tests of mode module. What counts instructions,
+# the property test and hostility are left to check-vm.
 VM_PATHS_own    = softirq workqueue egress
 VM_PATHS_newest = workqueue-percpu ingress skb
 VM_SHORT = KECHO_VM_LOAD_ROUNDS=10 KECHO_TEST_SHRINK=16 KECHO_TEST_STREAM_MB=16 tests/vm/run -m "not instructions" -k
@@ -40,7 +40,7 @@ report = out=$$(nice $(1) 2>&1); status=$$?; printf '\nmake %s:\n%s\n' $@ "$$out
 
 vm-short-own vm-short-newest: vm-short-%:
 	@$(call report,scripts/vm --kver $* --append slab_nomerge --timeout $(VM_TIMEOUT) \
-		'KECHO_TEST_PATHS="$(VM_PATHS_$*)" $(VM_SHORT) "not test_module_mode and not test_hostile and not test_sweep and not test_program and not of_the_mirror"')
+		'KECHO_TEST_PATHS="$(VM_PATHS_$*)" $(VM_SHORT) "not test_module_mode and not test_hostile and not test_sweep and not test_program and not test_property and not of_the_mirror"')
 
 vm-short-mode:
 	@$(call report,scripts/vm --append slab_nomerge --timeout $(VM_TIMEOUT) \

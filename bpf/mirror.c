@@ -30,6 +30,8 @@
 
 /* Slots of `recent`; a power of two. */
 #define RECENT 65536
+/* Slots of `shifts4` and of `shifts6`: 2 to this power. */
+#define SHIFTS_LOG2 14
 /* How many equal acknowledgements in a row are answered. Three make a client retransmit. */
 #define MOST_REPEATS 8
 /* Bounds for the delay of a delayed acknowledgement (TCP_DELACK_MIN is 40 ms, TCP_DELACK_MAX 200 ms). */
@@ -89,6 +91,20 @@ struct recent {
 #define LATE	1 /* a late acknowledgement of everything came, and nothing since */
 #define HOLDS	2 /* data followed at once on its answer: the client waits for our acknowledgements */
 
+/*
+ * The shift of a connection seen lately, because its hash takes a fifth of the program's instructions. CPUs write an
+ * entry without a lock. So its addresses are XORed with its other word: what two CPUs have mixed is nobody's.
+ */
+struct known4 {
+	__u64 word; /* the ports, and above them the shift */
+	__u64 addrs[1];
+};
+
+struct known6 {
+	__u64 word;
+	__u64 addrs[4];
+};
+
 struct totals {
 	__u64 opened, aborted;
 };
@@ -98,31 +114,68 @@ BPF_PERCPU_ARRAY(totals, struct totals, 1);
 /* Open connections: from the end of the handshake to the client's FIN or RST. */
 BPF_TABLE("lru_hash", struct conn_key, __u8, conns, KECHO_MAX_CONNS);
 BPF_ARRAY(recents, struct recent, RECENT);
+BPF_ARRAY(shifts4, struct known4, 1 << SHIFTS_LOG2);
+BPF_ARRAY(shifts6, struct known6, 1 << SHIFTS_LOG2);
 BPF_HASH(own4, __u32, __u8, 4096);
 BPF_HASH(own6, struct addr, __u8, 4096);
 BPF_PROG_ARRAY(turns, 6);
 
 /* ---- what a connection is ---- */
 
+/* The slot of a connection in shifts4 or shifts6. Clients can meet in one: then the hash is computed again. */
+static __always_inline __u32 shift_slot(__u64 client, __u32 ports)
+{
+	return (client + ports) * 0x9e3779b97f4a7c15 >> (64 - SHIFTS_LOG2);
+}
+
+/* The shift of the connection of these addresses, in @words words, and ports: @known if it is that one's, or its hash. */
+static __always_inline __u32 conn_shift(const __u64 *addrs, int words, __u32 ports,
+					volatile __u64 *known, __u64 *known_addrs)
+{
+	__u64 word = *known, differs = (__u32)word ^ ports;
+	struct siphash sip;
+	__u32 shift;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < words; i++)
+		differs |= known_addrs[i] ^ word ^ addrs[i];
+	if (!differs)
+		return word >> 32;
+	sip = siphash_begin(KECHO_KEY0, KECHO_KEY1);
+#pragma unroll
+	for (i = 0; i < words; i++)
+		siphash_add(&sip, addrs[i]);
+	shift = mirror_shift(siphash_end(&sip, ports, words * sizeof(*addrs) + sizeof(ports)));
+	word = (__u64)shift << 32 | ports;
+	*known = word;
+#pragma unroll
+	for (i = 0; i < words; i++)
+		known_addrs[i] = addrs[i] ^ word;
+	return shift;
+}
+
 /* How far the echo's sequence numbers are ahead of the client's: secret, and constant for a connection. */
 static __always_inline __u32 conn_shift4(const struct iphdr *ip, __u32 ports)
 {
-	struct siphash sip = siphash_begin(KECHO_KEY0, KECHO_KEY1);
+	__u64 addrs[] = {ip->saddr | (__u64)ip->daddr << 32};
+	__u32 slot = shift_slot(ip->saddr, ports);
+	struct known4 *known = shifts4.lookup(&slot);
 
-	siphash_add(&sip, ip->saddr | (__u64)ip->daddr << 32);
-	return mirror_shift(siphash_end(&sip, ports, 12));
+	return known ? conn_shift(addrs, 1, ports, &known->word, known->addrs)
+		     : 0; /* for the verifier */
 }
 
 static __always_inline __u32 conn_shift6(const struct ipv6hdr *ip, __u32 ports)
 {
-	struct siphash sip = siphash_begin(KECHO_KEY0, KECHO_KEY1);
-	const __u32 *saddr = ip->saddr.in6_u.u6_addr32, *daddr = ip->daddr.in6_u.u6_addr32;
+	const __u32 *from = ip->saddr.in6_u.u6_addr32, *to = ip->daddr.in6_u.u6_addr32;
+	__u64 addrs[] = {from[0] | (__u64)from[1] << 32, from[2] | (__u64)from[3] << 32,
+			 to[0] | (__u64)to[1] << 32, to[2] | (__u64)to[3] << 32};
+	__u32 slot = shift_slot(addrs[0] + addrs[1], ports);
+	struct known6 *known = shifts6.lookup(&slot);
 
-	siphash_add(&sip, saddr[0] | (__u64)saddr[1] << 32);
-	siphash_add(&sip, saddr[2] | (__u64)saddr[3] << 32);
-	siphash_add(&sip, daddr[0] | (__u64)daddr[1] << 32);
-	siphash_add(&sip, daddr[2] | (__u64)daddr[3] << 32);
-	return mirror_shift(siphash_end(&sip, ports, 36));
+	return known ? conn_shift(addrs, 4, ports, &known->word, known->addrs)
+		     : 0; /* for the verifier */
 }
 
 static __always_inline struct addr addr_v4(__u32 ip4)

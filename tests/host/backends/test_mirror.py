@@ -18,18 +18,19 @@ from wire import ADDRESSES, LINUX, TS, Client, Wire, options_of, rebuilt
 
 MOST_IN_FLIGHT = 1 << 28  # bpf/mirror.h
 MOST_REPEATS = 8  # bpf/mirror.c
+OTHER = {4: f"10.96.{network.NET}.3", 6: f"fd96:{network.NET}::3"}  # another address of the service
 
 
 @pytest.fixture(scope="module")
 def tun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    addresses = [(ADDRESSES[4][0], 24), (ADDRESSES[6][0], 64)]
+    addresses = [(ADDRESSES[4][0], 24), (OTHER[4], 24), (ADDRESSES[6][0], 64), (OTHER[6], 64)]
     with network.tun(tmp_path_factory.mktemp("dev"), *addresses) as fd:
         yield fd
 
 
 @pytest.fixture(scope="module")
 def served(tun: int) -> Iterator[support.Service]:
-    found = support.up(mode="mirror", bind=[ADDRESSES[4][0], ADDRESSES[6][0]])
+    found = support.up(mode="mirror", bind=[ADDRESSES[4][0], OTHER[4], ADDRESSES[6][0], OTHER[6]])
     try:
         yield found
     finally:
@@ -71,6 +72,21 @@ def test_a_restarted_connection_has_the_same_shift(client: Client) -> None:
     again[TCP].seq = 12345
     (echo,) = client.ask(again)
     assert (echo.seq - 12345) % (1 << 32) == client.shift
+
+
+def test_connections_that_share_a_slot_have_their_own_shifts(wire: Wire) -> None:
+    """A connection to another address by the same ports shares its slot in the table of shifts; some more by chance."""
+    ports = random.sample(range(20000, 60000), 250)
+    connections = [(address, port) for port in ports for address in (wire.here, OTHER[wire.version])]
+    found: dict[tuple[str, int], list[int]] = {}
+    for _ in range(2):
+        for address, port in connections:
+            wire.send(wire.ip(dst=address) / TCP(sport=port, dport=wire.port, seq=7, flags="S"))
+            (synack,) = wire.packets(most=1)
+            found.setdefault((synack.src, synack[TCP].dport), []).append(synack[TCP].seq)
+        random.shuffle(connections)
+    assert all(first == again for first, again in found.values())
+    assert len({first for first, _ in found.values()}) > len(connections) - 3  # 2 to the power of 30 are possible
 
 
 @pytest.mark.parametrize("options", [[("MSS", 1460), (8, b"\x00")], [(30, b"")]], ids=["short", "empty"])

@@ -102,6 +102,8 @@ class MirrorBackend(AllOrNothing):
             "KECHO_LATENCY": int(config.latency),
             "KECHO_ANY_V4": int("0.0.0.0" in config.binds),
             "KECHO_ANY_V6": int("::" in config.binds),
+            "KECHO_LOOPBACK_V4": int("127.0.0.1" in config.binds),
+            "KECHO_LOOPBACK_V6": int("::1" in config.binds),
             "KECHO_KINDS": kinds,
             "KECHO_MAX_CONNS": _MOST_CONNS,
         }

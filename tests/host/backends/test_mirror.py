@@ -82,7 +82,7 @@ def test_connections_that_share_a_slot_have_their_own_shifts(wire: Wire) -> None
     for _ in range(2):
         for address, port in connections:
             wire.send(wire.ip(dst=address) / TCP(sport=port, dport=wire.port, seq=7, flags="S"))
-            (synack,) = wire.packets(most=1)
+            (synack,) = wire.packets(most=1, silence_s=5)
             found.setdefault((synack.src, synack[TCP].dport), []).append(synack[TCP].seq)
         random.shuffle(connections)
     assert all(first == again for first, again in found.values())

@@ -99,6 +99,15 @@ def test_addresses_decide_the_devices(service: Up, pair: network.Veth) -> None:
                 pass
 
 
+@pytest.mark.parametrize("address, other", [("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1")])
+def test_one_loopback_address_is_not_all_of_them(service: Up, address: str, other: str) -> None:
+    one = service(mode="mirror", bind=address)
+    with support.connect(address, one.port) as client:
+        support.echo(client, support.payload(10_000))
+    with pytest.raises(ConnectionRefusedError):
+        support.connect(other, one.port)
+
+
 def test_wildcard_and_a_device_that_comes_later(service: Up, pair: network.Veth) -> None:
     one = service(mode="mirror", bind="0.0.0.0")
     with remote(pair, one.port) as old:

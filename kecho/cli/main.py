@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from kecho.cli import output
@@ -19,9 +21,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code. Without `argv` it is the program, and ends by SIGPIPE as others do."""
     if argv is None:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        sys.unraisablehook = _again
     output.prepare()
     code = _told(lambda: _run(argv))
     return _told(sys.stdout.flush) or code
+
+
+def _again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Python ignores what a destructor raises. A signal that came meanwhile counts a moment later."""
+    match unraisable.exc_value:
+        case KeyboardInterrupt():
+            number = int(signal.SIGINT)
+        case SystemExit(code=int(code)) if code > 128:  # kecho.system.tune
+            number = code - 128
+        case _:
+            sys.__unraisablehook__(unraisable)
+            return
+    threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
 
 
 def _run(argv: Sequence[str] | None) -> int:

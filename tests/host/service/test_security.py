@@ -57,7 +57,10 @@ def rights(pid: int) -> list[dict[str, str]]:
 
 def descriptors(pid: int) -> Counter[str]:
     """The number of a process's descriptors of each kind: what they lead to, without numbers."""
-    links = (os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir())
+    links = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            links.append(os.readlink(entry))
     return Counter(re.sub(r"^anon_inode:\[?([\w-]+)\]?$|:?\[?\d+\]?$", r"\1", link) for link in links)
 
 

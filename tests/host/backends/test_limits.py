@@ -164,8 +164,11 @@ def test_very_many_connections_at_once(service: Callable[..., support.Service], 
 
 
 @contextlib.contextmanager
-def very_many_clients(served: support.Service, each: int, processes: int = 1) -> Iterator[None]:
-    """Clients that have all had echoes, and are connected meanwhile: `each` in every process, by its own address."""
+def very_many_clients(served: support.Service, each: int, processes: int = 1, uncounted: int = 0) -> Iterator[None]:
+    """Clients that have all had echoes, and are connected meanwhile: `each` in every process, by its own address.
+
+    The service may have missed up to `uncounted` of them in its counts.
+    """
     command = [sys.executable, "-c", _MANY_CLIENTS, served.address(), served.port, support.HERE, each]
     with contextlib.ExitStack() as stack:
         clients = []
@@ -177,9 +180,10 @@ def very_many_clients(served: support.Service, each: int, processes: int = 1) ->
         for process in clients:
             line = process.stdout.readline()
             assert line == "all echoed\n", process.stderr.read()
-        support.wait_for(lambda: served.active() == each * processes, "all connections")
+        support.wait_for(lambda: served.active() >= each * processes - uncounted, "all connections")
         connections = served.stats()["connections"]
-        assert (connections["total"], connections["rejected"]) == (each * processes, 0)
+        assert each * processes - uncounted <= connections["active"] == connections["total"] <= each * processes
+        assert not connections["rejected"]
         yield
         for process in clients:
             process.communicate("\n", timeout=60)
@@ -194,7 +198,7 @@ def test_a_mirror_holds_nothing_for_its_connections(service: Callable[..., suppo
     served = service(mode="mirror")
     served.active()  # with what the controller needs to count
     before_kb, start_s = served.rss_kb(), time.monotonic()
-    with very_many_clients(served, each, processes):
+    with very_many_clients(served, each, processes, uncounted=each * processes // 1000):  # known-limits.md
         took_s, more_kb = time.monotonic() - start_s, served.rss_kb() - before_kb
         command = ["ss", "-Htn", "state", "connected", f"sport = :{served.port}"]
         ours = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)

@@ -200,9 +200,10 @@ def test_a_mirror_holds_nothing_for_its_connections(service: Callable[..., suppo
     before_kb, start_s = served.rss_kb(), time.monotonic()
     with very_many_clients(served, each, processes, uncounted=each * processes // 1000):  # known-limits.md
         took_s, more_kb = time.monotonic() - start_s, served.rss_kb() - before_kb
-        command = ["ss", "-Htn", "state", "connected", f"sport = :{served.port}"]
-        ours = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-        assert ours.stdout == ""
+        command = ["ss", "-Htan", f"sport = :{served.port}"]
+        ours = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+        # Newer programs show the sockets that hold the port, too.
+        assert not [line for line in ours if not line.startswith("UNCONN")]
     print(f"\nmeasured: {each * processes} connections in {took_s:.1f} s: {more_kb} kB more resident")
     assert more_kb < 1024 + 16 * each * processes // 1024
 

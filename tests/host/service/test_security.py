@@ -175,7 +175,8 @@ def test_up_where_capabilities_are_missing(service: Up, mode: str, lacking: str)
     has = "+setgid,+net_bind_service," + ("+bpf,+perfmon,+net_admin,+syslog," if mode == "sockmap" else "")
     prefix = ["setpriv", f"--bounding-set=-all,{has}{lacking or '-setgid'}", "--inh-caps=-all"]
     one = service(mode=mode, run={"prefix": prefix})
-    names = {name for name in processes(one) if name != "kecho-keeper"}
+    support.wait_for(lambda: "kecho-keeper" in processes(one), "the keeper, which has another name at first")
+    names = processes(one).keys() - {"kecho-keeper"}
     for name in names:
         for status in rights(processes(one)[name]):
             held = [int(status[key], 16) for key in SETS if key != "CapBnd"]

@@ -24,10 +24,13 @@
 #include "echo.h"
 
 #define FASTECHO_PATH_DEFINE(id, name) TRACE_DEFINE_ENUM(FASTECHO_PATH_##id);
+/* Releases of clang-format disagree about the braces of such macros. */
+/* clang-format off */
 #define FASTECHO_PATH_LAST_PAIR(id, name)                                                          \
 	{                                                                                          \
 		FASTECHO_PATH_##id, name                                                           \
 	}
+/* clang-format on */
 #define FASTECHO_PATH_PAIR(id, name) FASTECHO_PATH_LAST_PAIR(id, name),
 
 FASTECHO_PATHS(FASTECHO_PATH_DEFINE, FASTECHO_PATH_DEFINE)

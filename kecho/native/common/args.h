@@ -56,6 +56,8 @@ struct arg {
 	const void *tag;	/* for the program's own use */
 };
 
+/* Releases of clang-format disagree about the braces of such macros. */
+/* clang-format off */
 #define ARG_WHOLE(option, how, field, min, max)                                                    \
 	{                                                                                          \
 		.name = (option), .parse = (how), .to = &(field), .bytes = sizeof(field),          \
@@ -80,6 +82,7 @@ struct arg {
 	{                                                                                          \
 		.name = (option), .parse = (how), .to = &(field)                                   \
 	}
+/* clang-format on */
 
 void arg_number(const struct arg *arg, const char *text); /* an unsigned integer of any size */
 void arg_size(const struct arg *arg, const char *text);

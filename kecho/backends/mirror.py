@@ -24,7 +24,7 @@ from kecho.model.errors import KechoError, one_line
 from kecho.model.snapshot import Connections, PathStats
 
 PATHS = ("mirror",)
-_KINDS = ("lo", "ether", "ip")  # the kinds of devices of bpf/mirror.c, in its order
+_KINDS = ("lo", "ether", "ip")  # the kinds of devices of bpf/mirror-packet.h, in its order
 _VERSIONS = ("v4", "v6")
 # The kinds of addresses in the maps own4 and own6 of bpf/mirror.c.
 _OWN, _SERVED_LO, _SERVED = 1, 2, 4

@@ -24,7 +24,7 @@ _NO_HEADER = {519: "RAWIP", 768: "TUNNEL", 769: "TUNNEL6", 776: "SIT", 0xFFFE: "
 
 @dataclass
 class Device:
-    """A device that is up. `kind` is one of bpf/mirror.c (lo, ether, ip), or "" for any other kind."""
+    """A device that is up. `kind` is one of bpf/mirror-packet.h (lo, ether, ip), or "" for any other kind."""
 
     index: int
     name: str

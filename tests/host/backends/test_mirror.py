@@ -17,7 +17,7 @@ from scapy.packet import Packet, Raw
 from wire import ADDRESSES, LINUX, TS, Client, Wire, options_of, rebuilt
 
 MOST_IN_FLIGHT = 1 << 28  # bpf/mirror.h
-MOST_REPEATS = 8  # bpf/mirror.c
+MOST_REPEATS = 8  # bpf/mirror-conn.h
 OTHER = {4: f"10.96.{network.NET}.3", 6: f"fd96:{network.NET}::3"}  # another address of the service
 
 

@@ -71,7 +71,8 @@ static __always_inline bool replace32(struct __sk_buff *skb, __u32 at, __be32 fr
 	return !bpf_skb_store_bytes(skb, at, &to, sizeof(to), 0);
 }
 
-static __always_inline bool turn_timestamps(struct __sk_buff *skb, __u32 at, __u64 *sum)
+/* Answers the time stamps of a SYN, which have no echo reply yet, with the client's own time. */
+static __always_inline bool answer_timestamps(struct __sk_buff *skb, __u32 at, __u64 *sum)
 {
 	__be32 stamps[2]; /* value, echo reply */
 
@@ -158,7 +159,7 @@ static __always_inline bool turn_options(struct __sk_buff *skb, __u32 options, _
 		}
 		done += length;
 	}
-	return (!stamps || turn_timestamps(skb, options + stamps, sum)) &&
+	return (!syn || !stamps || answer_timestamps(skb, options + stamps, sum)) &&
 	       (!sack || turn_sack(skb, options + sack, sack_size, shift, said, sum));
 }
 
@@ -245,18 +246,12 @@ static __always_inline void swap_addresses(void *data, int kind, bool v6)
 	}
 }
 
-/* Answers time stamps that stand where most stacks put them, as fast as that allows. */
-static __always_inline bool turn_usual_options(const struct segment *seg, struct tcphdr *tcp,
-					       void *end, __u64 *sum)
+/* Has the segment just time stamps, where most stacks put them? They stay as they are, unless it is a SYN. */
+static __always_inline bool has_usual_options(const struct segment *seg, const struct tcphdr *tcp,
+					      const void *end)
 {
-	__u32 *stamp = (__u32 *)(tcp + 1) + 1; /* value, echo reply */
-
-	if (seg->options != 12 || (void *)(tcp + 1) + 12 > end ||
-	    *(__u32 *)(tcp + 1) != TCPOPT_WORD_TS)
-		return false;
-	*sum = sum_change(*sum, stamp[1], stamp[0]);
-	stamp[1] = stamp[0];
-	return true;
+	return seg->options == 12 && (void *)(tcp + 1) + 12 <= end &&
+	       *(__u32 *)(tcp + 1) == TCPOPT_WORD_TS && !(seg->flags & TCP_FLAG_SYN);
 }
 
 /* Makes the headers those of the echo. Returns @sum with what changes in the checksum. */

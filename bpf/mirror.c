@@ -294,7 +294,7 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 		return TC_ACT_UNSPEC;
 	}
 
-	if (!turn_usual_options(&seg, tcp, end, &sum) && seg.options) {
+	if (seg.options && !has_usual_options(&seg, tcp, end)) {
 		if (!turn_options(skb, l4 + sizeof(*tcp), seg.options, seg.flags & TCP_FLAG_SYN,
 				  shift, &said, &sum))
 			return TC_ACT_UNSPEC;

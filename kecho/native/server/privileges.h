@@ -6,7 +6,7 @@
 #include <sys/types.h>
 
 /* For privileges_drop(): does not change the user. */
-#define KEEP_USER ((uid_t)-1)
+#define KEEP_USER ((uid_t)~0U)
 
 /*
  * Becomes user and group `uid`, with no other group, and gives up all capabilities for good. To be

@@ -56,6 +56,11 @@ class Veth:
                 self.close()
                 raise
 
+    def impair(self, netem: list[str]) -> None:
+        """Sets netem in both directions, in place of what was set before; no arguments: a network without faults."""
+        for prefix, device in (([], self.device), (["ip", "netns", "exec", self.namespace], "peer")):
+            subprocess.run([*prefix, "tc", "qdisc", "replace", "dev", device, "root", "netem", *netem], check=True)
+
     def down(self) -> None:
         """Our end of the pair carries nothing any more."""
         with IPRoute() as here:

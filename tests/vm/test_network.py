@@ -36,17 +36,11 @@ def there(pair: network.Veth) -> tuple[str, ...]:
     return ("ip", "netns", "exec", pair.namespace)
 
 
-def impair(pair: network.Veth, netem: list[str]) -> None:
-    """Sets netem in both directions, in place of what was set before."""
-    for prefix, device in (((), pair.device), (there(pair), "peer")):
-        subprocess.run([*prefix, "tc", "qdisc", "replace", "dev", device, "root", "netem", *netem], check=True)
-
-
 @pytest.mark.parametrize("netem", NETEM)
 @pytest.mark.parametrize("parameters", [(), ("inline=0",)])
 def test_remote_client(pair: network.Veth, parameters: tuple[str, ...], netem: str) -> None:
     if NETEM[netem]:
-        impair(pair, NETEM[netem])
+        pair.impair(NETEM[netem])
     fastecho.load(f"bind={pair.here}", *parameters)
     server = support.Server(fastecho.PORT, [pair.here])
     server.stream(3, 300_000 if NETEM[netem] else 3_000_000, prefix=there(pair))
@@ -59,7 +53,7 @@ def test_remote_client_of_the_mirror(pair: network.Veth) -> None:
     service = support.up(mode="mirror", bind=pair.here)
     try:
         for netem in (NETEM | HARSHER).values():
-            impair(pair, netem)
+            pair.impair(netem)
             service.stream(3, 300_000, prefix=there(pair))
         support.wait_for(lambda: service.active() == 0, "the end of all connections")
         assert service.path("mirror")["bytes"] >= len(NETEM | HARSHER) * 3 * 300_000

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Goodput of mode mirror beside that of epoll in bad networks: ``tests/vm/goodput.py [ROUNDS]``.
 
-For root, where the kernel has netem (scripts/vm); prints a table for docs/known-limits.md. A client behind a veth pair
-sends three streams at once and reads them back (tests/host/stream.c, which compares every byte). The rounds of the two
-services are interleaved.
+For root, where the kernel has netem; prints a table for docs/known-limits.md:
+
+    scripts/vm 'KECHO_TEST_TIMEOUT_S=900 PYTHONPATH=tests/host .venv/bin/python tests/vm/goodput.py'
+
+A client behind a veth pair sends three streams at once and reads them back (tests/host/stream.c, which compares every
+byte). The rounds of the two services are interleaved.
 """
 
 from __future__ import annotations

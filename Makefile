@@ -17,7 +17,7 @@ AT_ROOT := $(filter 0,$(shell id -u))
 NATIVE_DEFINES := -D_GNU_SOURCE -DHAVE_LIBURING -DHAVE_ZLIB
 
 # The package of clang-tidy installs clang, under one of these names.
-CLANG := $(firstword $(shell command -v clang) $(wildcard /usr/bin/clang-[0-9][0-9]) clang)
+CLANG = $(firstword $(shell command -v clang) $(wildcard /usr/bin/clang-[0-9][0-9]) clang)
 
 C_FILES     := $(wildcard bpf/*.[ch] kecho/native/*/*.[ch] kmod/*.[ch] tests/*/*.[ch] tests/*/*/*.[ch])
 SHELL_FILES := $(shell grep -lsE '^\#!/bin/(ba)?sh' .ci/run scripts/* tests/vm/run tests/fresh/* tests/uml/*)

@@ -16,8 +16,8 @@ AT_ROOT := $(filter 0,$(shell id -u))
 # Builds all of the native programs, with every optional library.
 NATIVE_DEFINES := -D_GNU_SOURCE -DHAVE_LIBURING -DHAVE_ZLIB
 
-# The package of clang-tidy installs clang, under one of these names.
-CLANG = $(firstword $(shell command -v clang) $(wildcard /usr/bin/clang-[0-9][0-9]) clang)
+# The package of clang-tidy installs clang, under one of these names. The shell looks when set-up has installed it.
+CLANG = $$(command -v clang || ls /usr/bin/clang-[0-9][0-9] | tail -n 1)
 
 C_FILES     := $(wildcard bpf/*.[ch] kecho/native/*/*.[ch] kmod/*.[ch] tests/*/*.[ch] tests/*/*/*.[ch])
 SHELL_FILES := $(shell grep -lsE '^\#!/bin/(ba)?sh' .ci/run scripts/* tests/vm/run tests/fresh/* tests/uml/*)
@@ -91,7 +91,7 @@ lint: ## check style and types, look for mistakes in C
 	$(VENV)/mypy
 	clang-format --dry-run -Werror $(C_FILES)
 	$(MAKE) -s -f kecho/native/native.mk BUILD=$(BUILD)/lint-native CFLAGS=-Werror
-	$(MAKE) -s -f kecho/native/native.mk BUILD=$(BUILD)/lint-clang CFLAGS=-Werror CC=$(CLANG)
+	$(MAKE) -s -f kecho/native/native.mk BUILD=$(BUILD)/lint-clang CFLAGS=-Werror CC="$(CLANG)"
 	cppcheck --quiet --std=c11 --enable=style,performance,portability --suppress=missingIncludeSystem \
 		--suppress=unusedStructMember --error-exitcode=1 -Ikecho/native -I. $(NATIVE_DEFINES) kecho/native
 	printf '%s\n' kecho/native/*/*.c | xargs -P $$(nproc) -I{} clang-tidy --quiet {} -- -std=gnu11 -Ikecho/native -I. $(NATIVE_DEFINES) 2>/dev/null

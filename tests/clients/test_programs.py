@@ -64,7 +64,7 @@ PROGRAMS = (
     Program("Java, NIO", f"{JAVA} nio {FILES}", "java --version", needs="Sockets.class"),
     Program("Java, transferTo", f"{JAVA} transfer {FILES}", "java --version", needs="Sockets.class"),
     Program("Python, asyncio", f"{PYTHON} asyncio {FILES}", "/usr/bin/python3 --version"),
-    Program("Python, makefile", f"{PYTHON} makefile {FILES}", "/usr/bin/python3 --version", but=""),
+    Program("Python, makefile", f"{PYTHON} makefile {FILES}", "/usr/bin/python3 --version", but="egress ingress"),
     Program("Python, signals", f"{PYTHON} signals {FILES}", "/usr/bin/python3 --version", but="egress ingress"),
     Program("Ruby, copy_stream", f"{RUBY} copy_stream {FILES}", "ruby --version"),
     Program("Ruby, nonblock", f"{RUBY} nonblock {FILES}", "ruby --version", but=""),

@@ -31,7 +31,7 @@ def name() -> Iterator[str]:
     if left:
         support.run_kecho("down", unique)
     assert not left, f"{unique} was left half up"
-    assert not processes_named(unique)
+    support.wait_for(lambda: not processes_named(unique), "the end of its processes")
 
 
 def processes_named(name: str) -> list[int]:

@@ -30,20 +30,23 @@ struct conn {
 /* First in, first out. */
 struct conn_queue {
 	struct conn *first;
-	struct conn **last;
+	struct conn *last; /* if there is a first */
 	unsigned int length;
 };
 
 static inline void conn_queue_init(struct conn_queue *queue)
 {
-	*queue = (struct conn_queue){.last = &queue->first};
+	*queue = (struct conn_queue){0};
 }
 
 static inline void conn_queue_put(struct conn_queue *queue, struct conn *conn)
 {
 	conn->next = NULL;
-	*queue->last = conn;
-	queue->last = &conn->next;
+	if (queue->first)
+		queue->last->next = conn;
+	else
+		queue->first = conn;
+	queue->last = conn;
 	queue->length++;
 }
 
@@ -53,8 +56,6 @@ static inline struct conn *conn_queue_take(struct conn_queue *queue)
 	struct conn *conn = queue->first;
 
 	queue->first = conn->next;
-	if (!queue->first)
-		queue->last = &queue->first;
 	queue->length--;
 	return conn;
 }

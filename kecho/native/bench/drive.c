@@ -49,7 +49,7 @@ static bool idle_event(struct driver *d, struct conn *conn)
 /* When the next request is due; NO_LIMIT if none is, or no connection is idle. */
 static uint64_t next_due(struct driver *d)
 {
-	return d->idle.length ? d->mode->due(d->thread, d->thread->last_ns) : NO_LIMIT;
+	return d->idle.first ? d->mode->due(d->thread, d->thread->last_ns) : NO_LIMIT;
 }
 
 /*

@@ -160,7 +160,7 @@ static void uring_serve(struct worker *worker)
 		submit_accept(engine, &engine->listeners[i]);
 	while (engine->running) {
 		struct io_uring_cqe *cqe;
-		unsigned int head, n;
+		unsigned int head;
 
 		if (uring_close_round(engine))
 			uring_check_submit(io_uring_submit_and_wait(&engine->ring, 1));
@@ -171,7 +171,8 @@ static void uring_serve(struct worker *worker)
 		 * liburing's loop sees only the completions that were there when it began.
 		 */
 		do {
-			n = 0;
+			unsigned int n = 0;
+
 			io_uring_for_each_cqe(&engine->ring, head, cqe)
 			{
 				handle(engine, cqe);

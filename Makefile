@@ -93,7 +93,8 @@ lint: ## check style and types, look for mistakes in C
 	$(MAKE) -s -f kecho/native/native.mk BUILD=$(BUILD)/lint-native CFLAGS=-Werror
 	$(MAKE) -s -f kecho/native/native.mk BUILD=$(BUILD)/lint-clang CFLAGS=-Werror CC="$(CLANG)"
 	cppcheck --quiet --std=c11 --enable=style,performance,portability --suppress=missingIncludeSystem \
-		--suppress=unusedStructMember --error-exitcode=1 -Ikecho/native -I. $(NATIVE_DEFINES) kecho/native
+		--suppress=unusedStructMember --suppress=constParameterPointer --suppress=normalCheckLevelMaxBranches \
+		--error-exitcode=1 -Ikecho/native -I. $(NATIVE_DEFINES) kecho/native
 	printf '%s\n' kecho/native/*/*.c | xargs -P $$(nproc) -I{} clang-tidy --quiet {} -- -std=gnu11 -Ikecho/native -I. $(NATIVE_DEFINES) 2>/dev/null
 	shellcheck -x $(SHELL_FILES)
 	@$(MAKE) -s -C kmod lint

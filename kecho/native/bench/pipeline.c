@@ -205,7 +205,7 @@ static bool advance(struct pipeline *p, struct pipe *pipe)
 static bool wait_events(struct pipeline *p)
 {
 	struct epoll_event events[EVENTS_PER_WAIT];
-	struct thread *thread = p->thread;
+	const struct thread *thread = p->thread;
 	int n = wait_busily(thread, events, EVENTS_PER_WAIT, p->ready.length ? 0 : LOOK_NS);
 
 	for (int i = 0; i < n; i++) {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /* What the mirror knows of a connection: its shift, and what it has seen of it lately. Losing any of it does no harm. */
 
+#include "mirror.h"
 #include "siphash.h"
 
 /* Slots of `recent`; a power of two. */

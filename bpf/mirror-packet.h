@@ -251,7 +251,7 @@ static __always_inline bool has_usual_options(const struct segment *seg, const s
 					      const void *end)
 {
 	return seg->options == 12 && (void *)(tcp + 1) + 12 <= end &&
-	       *(__u32 *)(tcp + 1) == TCPOPT_WORD_TS && !(seg->flags & TCP_FLAG_SYN);
+	       *(const __u32 *)(tcp + 1) == TCPOPT_WORD_TS && !(seg->flags & TCP_FLAG_SYN);
 }
 
 /* Makes the headers those of the echo. Returns @sum with what changes in the checksum. */

@@ -56,9 +56,14 @@ class Veth:
                 self.close()
                 raise
 
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """The words that run a command in the namespace."""
+        return ("ip", "netns", "exec", self.namespace)
+
     def impair(self, netem: list[str]) -> None:
         """Sets netem in both directions, in place of what was set before; no arguments: a network without faults."""
-        for prefix, device in (([], self.device), (["ip", "netns", "exec", self.namespace], "peer")):
+        for prefix, device in (((), self.device), (self.prefix, "peer")):
             subprocess.run([*prefix, "tc", "qdisc", "replace", "dev", device, "root", "netem", *netem], check=True)
 
     def down(self) -> None:

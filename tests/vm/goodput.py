@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Goodput of mode mirror beside that of epoll in bad networks: ``tests/vm/goodput.py [ROUNDS]``.
 
-For root, where the kernel has netem; prints a table for docs/known-limits.md:
+For root, where the kernel has netem; prints a table:
 
     scripts/vm 'KECHO_TEST_TIMEOUT_S=900 PYTHONPATH=tests/host .venv/bin/python tests/vm/goodput.py'
 
@@ -52,7 +52,7 @@ def main(rounds: int) -> int:
 def stream_s(service: support.Service, pair: network.Veth) -> float:
     """The time that the streams take."""
     start_s = time.monotonic()
-    service.stream(STREAMS, STREAM_BYTES, ("ip", "netns", "exec", pair.namespace))
+    service.stream(STREAMS, STREAM_BYTES, pair.prefix)
     return time.monotonic() - start_s
 
 

@@ -31,11 +31,6 @@ def pair() -> Iterator[network.Veth]:
         yield made
 
 
-def there(pair: network.Veth) -> tuple[str, ...]:
-    """The command prefix that runs a client in the namespace."""
-    return ("ip", "netns", "exec", pair.namespace)
-
-
 @pytest.mark.parametrize("netem", NETEM)
 @pytest.mark.parametrize("parameters", [(), ("inline=0",)])
 def test_remote_client(pair: network.Veth, parameters: tuple[str, ...], netem: str) -> None:
@@ -43,7 +38,7 @@ def test_remote_client(pair: network.Veth, parameters: tuple[str, ...], netem: s
         pair.impair(NETEM[netem])
     fastecho.load(f"bind={pair.here}", *parameters)
     server = support.Server(fastecho.PORT, [pair.here])
-    server.stream(3, 300_000 if NETEM[netem] else 3_000_000, prefix=there(pair))
+    server.stream(3, 300_000 if NETEM[netem] else 3_000_000, prefix=pair.prefix)
     fastecho.wait_idle()
     assert fastecho.counter("aborted") == 0
 
@@ -54,7 +49,7 @@ def test_remote_client_of_the_mirror(pair: network.Veth) -> None:
     try:
         for netem in (NETEM | HARSHER).values():
             pair.impair(netem)
-            service.stream(3, 300_000, prefix=there(pair))
+            service.stream(3, 300_000, prefix=pair.prefix)
         support.wait_for(lambda: service.active() == 0, "the end of all connections")
         assert service.path("mirror")["bytes"] >= len(NETEM | HARSHER) * 3 * 300_000
     finally:
@@ -66,9 +61,9 @@ def test_unload_with_a_peer_that_is_gone(pair: network.Veth) -> None:
     """The FIN is never acknowledged: the wait for that is bounded."""
     fastecho.load(f"bind={pair.here}")
     talk = f"import socket; s = socket.create_connection(('{pair.here}', 12345)); s.send(b'x'); s.recv(1); s.recv(1)"
-    client = subprocess.Popen([*there(pair), "python3", "-c", talk])
+    client = subprocess.Popen([*pair.prefix, "python3", "-c", talk])
     fastecho.wait_for(lambda: fastecho.counter("active") == 1, "the client")
-    subprocess.run([*there(pair), "ip", "link", "set", "peer", "down"], check=True)
+    subprocess.run([*pair.prefix, "ip", "link", "set", "peer", "down"], check=True)
     fastecho.unload()
     client.kill()
     client.wait()

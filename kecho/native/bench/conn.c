@@ -301,7 +301,8 @@ static bool fail_mismatch(struct thread *thread, const struct conn *conn,
 		found[i]);
 }
 
-bool conn_verify(struct thread *thread, struct conn *conn, const unsigned char *data, size_t n)
+bool conn_verify(struct thread *thread, const struct conn *conn, const unsigned char *data,
+		 size_t n)
 {
 	const unsigned char *reply = payload_open(&thread->payload, conn->id, conn->requests);
 	bool equal = !memcmp(reply + conn->rx_bytes, data, n);

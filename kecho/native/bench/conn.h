@@ -87,7 +87,8 @@ void conn_end(struct thread *thread, struct conn *conn);
 /* Sends and receives as far as possible; calls conn_end() when the reply is complete. */
 enum io conn_exchange(struct thread *thread, struct conn *conn);
 /* Compares n bytes with the reply from rx_bytes on; the payload must not be open. */
-bool conn_verify(struct thread *thread, struct conn *conn, const unsigned char *data, size_t n);
+bool conn_verify(struct thread *thread, const struct conn *conn, const unsigned char *data,
+		 size_t n);
 
 bool conn_fail_timeout(struct thread *thread, const struct conn *conn);
 /* got: what recv() returned, 0 or an error. */

@@ -32,7 +32,7 @@ static void submit_room(struct uring_engine *engine, struct listener *listener)
 	sqe_tag(sqe, listener, ROOM);
 }
 
-static void submit_rest(struct uring_engine *engine, struct listener *listener)
+static void submit_rest(struct uring_engine *engine, const struct listener *listener)
 {
 	static struct __kernel_timespec pause = {.tv_nsec = PAUSE_NS};
 	struct io_uring_sqe *sqe = sqe_get(engine);

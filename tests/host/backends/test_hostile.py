@@ -560,7 +560,7 @@ def test_memory_refused(service: Up, path: str, tcp_memory: _MachineMemory | _Gr
         for client in clients:
             assert_same(receive(client, len(data)), data)
         measured(f"path {path}, TCP memory limited to 128 KiB: {(most - before) >> 10} KiB at most")
-        if path == "mirror" and not support.OWN_MACHINE:  # there it is the memory of the clients, too
+        if path == "mirror" and not support.OWN_MACHINE:  # whose memory is the clients' too
             assert most == before
         else:
             assert most - before >= 128 << 10, "the limit was not met"

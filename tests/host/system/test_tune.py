@@ -480,7 +480,8 @@ def test_bench_killed(bench: Bench, namespace: str) -> None:
     process = bench("--duration=100")
     support.wait_for(lambda: read(namespace, SOMAXCONN) == "5000", "the raise")
     process.kill()
-    process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, err
     done = capture(*within(namespace, support.KECHO_CTL, "bench", "--compare=user", "--count=10", "--repeat=1"))
     assert done.returncode == 0
     assert f"kecho-ctl: {SOMAXCONN}: 5000 → 4096, as it was\n" in done.stderr

@@ -213,7 +213,7 @@ def run_background(config: Config, backend: Backend, dies_with_parent: bool = Fa
         with process.blocked(*_ENDING):
             pid = os.fork()
             if pid == 0:
-                for number in process.heeded(*_ENDING):
+                for number in process.heeded(*_ENDING, signal.SIGPIPE):
                     signal.signal(number, signal.SIG_DFL)
         if pid == 0:
             os.close(receiving)
@@ -239,7 +239,7 @@ def run_background(config: Config, backend: Backend, dies_with_parent: bool = Fa
 
 def _background(config: Config, backend: Backend, sending: int, parent: int | None) -> NoReturn:
     """Runs the child: in a session of its own, without a terminal; it sends one line to the parent."""
-    code = 0
+    code = 1
     try:
         os.setsid()
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # removes the folder, until the service handles it
@@ -251,16 +251,16 @@ def _background(config: Config, backend: Backend, sending: int, parent: int | No
             _tell(sending, {"ready": line})
 
         run_foreground(config, backend, ready, {sending})
+        code = 0
     except KechoError as e:
         code = e.exit_code
         _tell(sending, {"error": one_line(e), "exit": code})
     except OSError as e:
-        code = 1
-        _tell(sending, {"error": f"cannot bring {config.name} up: {one_line(e)}", "exit": 1})
+        _tell(sending, {"error": f"cannot bring {config.name} up: {one_line(e)}", "exit": code})
     except BaseException as e:  # there is no terminal for a traceback
-        code = 1
-        _tell(sending, {"error": f"{type(e).__name__}: {one_line(e)}", "exit": 1})
-    os._exit(code)
+        _tell(sending, {"error": f"{type(e).__name__}: {one_line(e)}", "exit": code})
+    finally:  # also if a signal came meanwhile: what the parent has to undo is not the child's
+        os._exit(code)
 
 
 def _tell(sending: int, message: dict[str, Any]) -> None:

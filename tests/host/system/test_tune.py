@@ -43,6 +43,27 @@ with tune.raised(Needs.of_run(int(sys.argv[1]), None, paced=False), lambda line:
 """
 
 
+# Is killed while it brings a service up, before that has asked to end with it.
+KILLED = """
+import os, signal, time
+from kecho.backends import base as backends
+from kecho.model.config import Config
+from kecho.service.controller import run_background
+from kecho.system import tune
+from kecho.system.limits import Needs
+
+def killed(parent=os.getpid()):
+    os.kill(parent, signal.SIGKILL)
+    while os.getppid() == parent:
+        time.sleep(0.01)
+
+os.setsid = killed  # the first that the service does
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as in kecho-ctl
+with tune.raised(Needs.of_run(20000, None, paced=False), print):
+    run_background(Config(mode="user", name="killed", backlog=128), backends.backend("user")(), dies_with_parent=True)
+"""
+
+
 def within(namespace: str, *command: object) -> list[str]:
     """The command line that runs `command` in that namespace."""
     return ["nsenter", f"--net={NETNS / namespace}", *map(str, command)]
@@ -487,6 +508,18 @@ def test_bench_killed(bench: Bench, namespace: str) -> None:
     assert f"kecho-ctl: {SOMAXCONN}: 5000 → 4096, as it was\n" in done.stderr
     assert snapshot(namespace) == before
     assert not records(namespace)
+
+
+def test_killed_beside_its_service(namespace: str) -> None:
+    """The service, a fork of the killed process, does not restore in its place."""
+    before = snapshot(namespace)
+    done = capture(*within(namespace, sys.executable, "-c", KILLED))
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
+    assert "as it was" not in done.stdout
+    assert read(namespace, SOMAXCONN) == "20000"
+    done = capture(*within(namespace, support.KECHO_CTL, "tune", "--restore"))
+    assert f"{SOMAXCONN}: 20000 → 4096, as it was\n" in done.stdout
+    assert snapshot(namespace) == before
 
 
 def test_bench_warns_of_what_it_does_not_raise(namespace: str) -> None:

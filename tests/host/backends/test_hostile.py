@@ -30,6 +30,8 @@ import support
 from pyroute2 import netns
 from support import assert_same, echo, few, payload, receive
 
+from kecho.kernel import ingress
+
 Up = Callable[..., support.Service]
 
 FULL = os.environ.get("KECHO_TEST_FULL") == "1"
@@ -761,9 +763,17 @@ if support.OWN_MACHINE:
             (memory_group / "memory.max").write_text("0")
             support.wait_for(lambda: not support.session(served.pid), "the end of its processes")
         assert "\noom_kill 0\n" not in (memory_group / "memory.events").read_text()
-        if served.mode != "module":  # that one stays loaded
+
+        def nothing_is_left() -> None:
             left = served.belongings.left
             support.wait_for(lambda: left() == [str(support.RUN / name)], "nothing but the folder is left", 20)
+
+        # The module stays loaded. Filters stay until the next `up`, as what would remove them has ended, too.
+        filters = served.mode == "mirror" and not ingress.has_links()
+        if served.mode != "module" and not filters:
+            nothing_is_left()
         again = service(path=path, name=name, port=port)
         with again.client() as client:
             echo(client, payload(100_000))
+        if filters:
+            nothing_is_left()

@@ -43,7 +43,7 @@ with tune.raised(Needs.of_run(int(sys.argv[1]), None, paced=False), lambda line:
 """
 
 
-# Is killed while it brings a service up, before that has asked to end with it.
+# Is killed while it brings a service up, before the service has asked to end with it.
 KILLED = """
 import os, signal, time
 from kecho.backends import base as backends
@@ -57,7 +57,7 @@ def killed(parent=os.getpid()):
     while os.getppid() == parent:
         time.sleep(0.01)
 
-os.setsid = killed  # the first that the service does
+os.setsid = killed  # what the service does first
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as in kecho-ctl
 with tune.raised(Needs.of_run(20000, None, paced=False), print):
     run_background(Config(mode="user", name="killed", backlog=128), backends.backend("user")(), dies_with_parent=True)

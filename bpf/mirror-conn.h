@@ -39,6 +39,7 @@ struct recent {
 #define UNKNOWN 0
 #define LATE	1 /* a late acknowledgement of everything came, and nothing since */
 #define HOLDS	2 /* data followed at once on its answer: the client waits for our acknowledgements */
+#define DOUBTED 3 /* since then one segment was sent while another was in flight */
 
 /*
  * The shift of a connection seen lately, because its hash takes a fifth of the program's instructions. CPUs write an
@@ -185,13 +186,25 @@ static __always_inline void note_ack_of_all(struct recent *recent, __u32 now_ms)
 	recent->when_ms = now_ms + late_ms - LATE_MS;
 }
 
-/* Called for each segment of data; true if the client waits for our acknowledgement of it. */
-static __always_inline bool holds_back(struct recent *recent, __u32 now_ms)
+/*
+ * Called for each segment of data, @alone if nothing else is in flight; true if the client waits for our acknowledgement
+ * of it. A client that sends one segment after another does not.
+ */
+static __always_inline bool holds_back(struct recent *recent, __u32 now_ms, bool alone)
 {
+	__u32 then_ms = recent->when_ms;
+
+	/* The acknowledgement of one among several is not called late. */
+	recent->when_ms = alone ? now_ms : now_ms - STALE_MS - 1;
+	if (recent->nagle == UNKNOWN)
+		return false;
 	if (recent->nagle == LATE)
-		recent->nagle = (__s32)(now_ms - recent->when_ms) < 0 ? HOLDS : UNKNOWN;
-	recent->when_ms = now_ms;
-	return recent->nagle == HOLDS;
+		recent->nagle = (__s32)(now_ms - then_ms) < 0 ? HOLDS : UNKNOWN;
+	else if (alone)
+		recent->nagle = HOLDS;
+	else
+		recent->nagle = recent->nagle == HOLDS ? DOUBTED : UNKNOWN;
+	return recent->nagle != UNKNOWN;
 }
 
 static __always_inline void count_conn(bool opened, bool aborted)

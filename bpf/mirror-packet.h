@@ -71,7 +71,10 @@ static __always_inline bool replace32(struct __sk_buff *skb, __u32 at, __be32 fr
 	return !bpf_skb_store_bytes(skb, at, &to, sizeof(to), 0);
 }
 
-/* Answers the time stamps of a SYN, which have no echo reply yet, with the client's own time. */
+/*
+ * Answers time stamps with the client's own time. A SYN has no echo reply yet. That of a segment which the client sends
+ * again is of the first time: its TCP would take the whole timeout for a round trip.
+ */
 static __always_inline bool answer_timestamps(struct __sk_buff *skb, __u32 at, __u64 *sum)
 {
 	__be32 stamps[2]; /* value, echo reply */
@@ -112,7 +115,7 @@ static __always_inline bool is_agreed(__u8 kind)
  * option that changes is replaced after the loop, which keeps the paths through it few, for the verifier.
  */
 static __always_inline bool turn_options(struct __sk_buff *skb, __u32 options, __u32 size, bool syn,
-					 __u32 shift, __u32 *said, __u64 *sum)
+					 bool bare, __u32 shift, __u32 *said, __u64 *sum)
 {
 	__u8 nops[MAX_OPTIONS], kind, byte;
 	/*
@@ -159,7 +162,7 @@ static __always_inline bool turn_options(struct __sk_buff *skb, __u32 options, _
 		}
 		done += length;
 	}
-	return (!syn || !stamps || answer_timestamps(skb, options + stamps, sum)) &&
+	return (!bare || !stamps || answer_timestamps(skb, options + stamps, sum)) &&
 	       (!sack || turn_sack(skb, options + sack, sack_size, shift, said, sum));
 }
 
@@ -246,12 +249,12 @@ static __always_inline void swap_addresses(void *data, int kind, bool v6)
 	}
 }
 
-/* Has the segment just time stamps, where most stacks put them? They stay as they are, unless it is a SYN. */
+/* Has the segment just time stamps, where most stacks put them? */
 static __always_inline bool has_usual_options(const struct segment *seg, const struct tcphdr *tcp,
 					      const void *end)
 {
 	return seg->options == 12 && (void *)(tcp + 1) + 12 <= end &&
-	       *(const __u32 *)(tcp + 1) == TCPOPT_WORD_TS && !(seg->flags & TCP_FLAG_SYN);
+	       *(const __u32 *)(tcp + 1) == TCPOPT_WORD_TS;
 }
 
 /* Makes the headers those of the echo. Returns @sum with what changes in the checksum. */

@@ -190,7 +190,7 @@ static __always_inline bool answer_ack(const struct segment *seg, struct segment
 		echo->bare = seg->payload;
 	} else if (seg->payload) {
 		/* A segment that needs GSO is larger than what Nagle's algorithm holds back. */
-		return holds_back(recent, now_ms) && !gso && !fin;
+		return holds_back(recent, now_ms, seg->seq == seen) && !gso && !fin;
 	} else if (!in_flight) {
 		note_ack_of_all(recent, now_ms);
 	} else if (!fin && in_flight > 0) {
@@ -294,9 +294,9 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 		return TC_ACT_UNSPEC;
 	}
 
-	if (seg.options && !has_usual_options(&seg, tcp, end)) {
+	if (seg.options && (echo.bare || !has_usual_options(&seg, tcp, end))) {
 		if (!turn_options(skb, l4 + sizeof(*tcp), seg.options, seg.flags & TCP_FLAG_SYN,
-				  shift, &said, &sum))
+				  echo.bare, shift, &said, &sum))
 			return TC_ACT_UNSPEC;
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;
@@ -304,7 +304,7 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 		if ((void *)(tcp + 1) > end)
 			return SWALLOW;
 	}
-	if (said && repeats(recent, said))
+	if (said && !seg.payload && !fin && repeats(recent, said))
 		return SWALLOW;
 
 	swap_addresses(data, kind, v6);

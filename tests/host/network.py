@@ -110,6 +110,16 @@ def veth(net: int = NET) -> Iterator[Veth]:
             pair.close()
 
 
+def tcp_counter(name: str, netns: str = "") -> int:
+    """What a namespace, or this one, counts by that name: TCPTimeouts, InCsumErrors."""
+    prefix = ["ip", "netns", "exec", netns] if netns else []
+    command = [*prefix, "cat", "/proc/net/snmp", "/proc/net/netstat"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in text.splitlines() if line.startswith(("Tcp:", "TcpExt:"))]
+    (found,) = (dict(zip(*two, strict=True))[name] for two in zip(rows[::2], rows[1::2], strict=True) if name in two[0])
+    return int(found)
+
+
 # include/uapi/linux/if_tun.h
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x400454CA, 1, 0x1000, 0x4000
 

@@ -6,7 +6,8 @@ For root, where the kernel has netem; prints a table:
     scripts/vm 'KECHO_TEST_TIMEOUT_S=900 PYTHONPATH=tests/host .venv/bin/python tests/vm/goodput.py'
 
 A client behind a veth pair sends three streams at once and reads them back (tests/host/stream.c, which compares every
-byte). The rounds of the two services are interleaved.
+byte). Each round has the mirror, epoll, and epoll where every fault is there twice: request and echo have one
+acknowledgement through the mirror, so what befalls either befalls it.
 """
 
 from __future__ import annotations
@@ -15,45 +16,77 @@ import contextlib
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 
 import network
 import support
 
 STREAMS, STREAM_BYTES = 3, 5_000_000
-# What netem does in each direction.
-NETWORKS = {
-    "nothing": [],
-    "0.1 % lost": ["loss", "0.1%"],
-    "1 % lost": ["loss", "1%"],
-    "5 % lost": ["loss", "5%"],
-    "5 % twice": ["duplicate", "5%"],
-    "2 ms, 30 % sooner": ["delay", "2ms", "reorder", "30%", "50%"],
-    "20 ms": ["delay", "20ms"],
+# What netem does in each direction; and what does it twice.
+NETWORKS: dict[str, tuple[list[str], list[str] | None]] = {
+    "nothing": ([], None),
+    "0.1 % lost": (["loss", "0.1%"], ["loss", "0.1999%"]),
+    "1 % lost": (["loss", "1%"], ["loss", "1.99%"]),
+    "5 % lost": (["loss", "5%"], ["loss", "9.75%"]),
+    "5 % twice": (["duplicate", "5%"], ["duplicate", "9.75%"]),
+    "2 ms, 30 % sooner": (["delay", "2ms", "reorder", "30%", "50%"], None),
+    "20 ms": (["delay", "20ms"], ["delay", "40ms"]),
+    "20 ms, 20 Mbit/s": (["delay", "20ms", "rate", "20mbit"], ["delay", "40ms", "rate", "20mbit"]),
 }
 
 
+@dataclass(frozen=True)
+class Transfer:
+    """What the streams took: seconds, and the retransmission timeouts of both ends."""
+
+    took_s: float
+    timeouts: int
+
+
 def main(rounds: int) -> int:
-    print("| network | mirror ÷ epoll, median and range of the rounds | epoll, Mbit/s |\n|---|---|---|", flush=True)
+    print(
+        "| network | mirror ÷ epoll, median and range of the rounds | mirror ÷ epoll with each fault twice "
+        "| timeouts: mirror; epoll; with each fault twice | epoll, Mbit/s |\n|---|---|---|---|---|",
+        flush=True,
+    )
     with network.veth() as pair, contextlib.ExitStack() as stack:
-        services = []
-        for mode in ("user", "mirror"):
-            services.append(support.up(mode=mode, bind=pair.here))
-            stack.callback(services[-1].down)
-        for name, netem in NETWORKS.items():
-            pair.impair(netem)
-            took_s = [[stream_s(service, pair) for service in services] for _ in range(rounds)]
-            ratios = sorted(epoll / mirror for epoll, mirror in took_s)
-            rate = STREAMS * STREAM_BYTES * 8e-6 / statistics.median(epoll for epoll, _ in took_s)
-            middle = statistics.median(ratios)
-            print(f"| {name} | {middle:.2f} ({ratios[0]:.2f} – {ratios[-1]:.2f}) | {rate:.3g} |", flush=True)
+        epoll, mirror = (support.up(mode=mode, bind=pair.here) for mode in ("user", "mirror"))
+        stack.callback(epoll.down)
+        stack.callback(mirror.down)
+        for name, (netem, twice) in NETWORKS.items():
+            found: dict[str, list[Transfer]] = {"epoll": [], "mirror": [], "twice": []}
+            for _ in range(rounds):
+                pair.impair(netem)
+                found["epoll"].append(transfer(epoll, pair))
+                found["mirror"].append(transfer(mirror, pair))
+                if twice:
+                    pair.impair(twice)
+                    found["twice"].append(transfer(epoll, pair))
+            rate = STREAMS * STREAM_BYTES * 8e-6 / statistics.median(one.took_s for one in found["epoll"])
+            cells = [name, ratio(found["epoll"], found["mirror"]), ratio(found["twice"], found["mirror"])]
+            cells.append("; ".join(timeouts(found[of]) for of in ("mirror", "epoll", "twice")))
+            print("|", " | ".join([*cells, f"{rate:.3g}"]), "|", flush=True)
     return 0
 
 
-def stream_s(service: support.Service, pair: network.Veth) -> float:
-    """The time that the streams take."""
-    start_s = time.monotonic()
+def transfer(service: support.Service, pair: network.Veth) -> Transfer:
+    before, start_s = timeouts_here(pair), time.monotonic()
     service.stream(STREAMS, STREAM_BYTES, pair.prefix)
-    return time.monotonic() - start_s
+    return Transfer(time.monotonic() - start_s, timeouts_here(pair) - before)
+
+
+def timeouts_here(pair: network.Veth) -> int:
+    """The timeouts that both ends have counted."""
+    return sum(network.tcp_counter("TCPTimeouts", namespace) for namespace in ("", pair.namespace))
+
+
+def ratio(slower: list[Transfer], mirror: list[Transfer]) -> str:
+    ratios = sorted(one.took_s / other.took_s for one, other in zip(slower, mirror, strict=False))
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} – {ratios[-1]:.2f})" if ratios else "–"
+
+
+def timeouts(transfers: list[Transfer]) -> str:
+    return f"{statistics.median(one.timeouts for one in transfers):g}" if transfers else "–"
 
 
 if __name__ == "__main__":

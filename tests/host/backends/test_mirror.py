@@ -177,10 +177,14 @@ OLD = {
 
 @pytest.mark.parametrize(("at", "size", "flags"), OLD.values(), ids=list(OLD))
 def test_what_is_back_already_is_acknowledged(client: Client, at: int, size: int, flags: str) -> None:
-    """The answer lies in the client's window: its TCP ignores the ACK number of an old segment."""
+    """The answer lies in the client's window: its TCP ignores the ACK number of an old segment.
+
+    With data it has the time of this segment: the client measures no round trip since it sent the data first.
+    """
     (echo,) = client.ask(segment := client.segment(at, flags, support.payload(size), ack=101))
     client.assert_echo(segment, echo, 101, 101, "A")
-    assert bytes(echo.payload) == b""
+    now, before = TS[1]
+    assert bytes(echo.payload) == b"" and dict(options_of(echo)) == {"Timestamp": (now, now if size else before)}
 
 
 def test_partly_new_data_comes_back_whole(client: Client) -> None:
@@ -203,14 +207,24 @@ def test_repeated_acknowledgements_end(client: Client) -> None:
     assert len(client.ask(client.segment(20001, ack=102))) == 1
 
 
+def test_repeated_sack_ends_no_data(client: Client) -> None:
+    """A hole stays for as long as what fills it is lost on the way back, and the client goes on sending it."""
+    hole = ("SAck", tuple((client.number(at) + client.shift) % (1 << 32) for at in (201, 301)))
+    again = client.segment(101, "A", bytes(100), ack=101, options=[*LINUX, ("NOP", None), ("NOP", None), hole])
+    assert [len(client.ask(again)) for _ in range(MOST_REPEATS + 4)] == [1] * (MOST_REPEATS + 4)
+
+
 # ---- clients with Nagle's algorithm ----
 
 SIZE = 100
 
 
-def turn(client: Client, at: int, late_s: float, held_s: float) -> list[Any]:
-    """Sends data, an ACK `late_s` after the echo, and more data `held_s` after the answer. Returns the last echoes."""
-    client.wire.send(client.segment(at, "PA", bytes(SIZE), at))
+def turn(client: Client, at: int, late_s: float, held_s: float, back: int = 0) -> list[Any]:
+    """Sends data, an ACK `late_s` after the echo, and more data `held_s` after the answer. Returns the last echoes.
+
+    The first data acknowledges byte `back`, or all before it.
+    """
+    client.wire.send(client.segment(at, "PA", bytes(SIZE), back or at))
     assert len(client.wire.receive(most=1)) == 1
     time.sleep(late_s)
     client.wire.send(client.segment(at + SIZE, ack=at + SIZE))
@@ -234,6 +248,24 @@ def test_who_holds_back_is_nudged(client: Client) -> None:
 @pytest.mark.parametrize(("late_s", "held_s"), [(0, 0), (0.1, 0.5), (1.2, 0)], ids=["in time", "idle", "stale"])
 def test_others_are_not_nudged(client: Client, late_s: float, held_s: float) -> None:
     assert len(turn(client, 1, late_s, held_s)) == 1
+
+
+def test_a_stream_is_not_nudged(client: Client) -> None:
+    """Who sends while more is in flight does not wait for an acknowledgement, however late those of his own are."""
+    client.ask(client.segment(1, "PA", bytes(SIZE)))
+    assert len(turn(client, 1 + SIZE, late_s=0.4, held_s=0, back=1)) == 1
+
+
+def test_who_turns_to_streaming_is_nudged_no_more(client: Client) -> None:
+    """A second segment behind another may be what Nagle's algorithm lets through; a third is not held back."""
+    turn(client, 1, late_s=0.4, held_s=0)
+    back = 1 + 2 * SIZE
+    at = [back + i * SIZE for i in range(5)]
+    found = []
+    for where, ack in zip(at, [back, back, at[2], at[2], at[2]], strict=True):
+        client.wire.send(client.segment(where, "PA", bytes(SIZE), ack))
+        found.append(len(client.wire.receive()))
+    assert found == [2, 2, 2, 2, 1]
 
 
 def test_who_is_answered_twice_has_proved_itself(client: Client) -> None:

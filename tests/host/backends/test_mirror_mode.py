@@ -230,22 +230,14 @@ def test_no_turn_of_a_client_with_nagle_waits(namespace: str) -> None:
         for parts in ([b"x" * 64], [b"x" * 32, b"y" * 32]):
             with support.connect("127.0.0.1", one.port, support.socket_in(namespace, socket.AF_INET)) as client:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
-                before = delayed_acks(namespace)
+                before = network.tcp_counter("DelayedACKs", namespace)
                 for _ in range(300):
                     for part in parts:
                         client.sendall(part)
                     support.receive(client, 64)
-                assert delayed_acks(namespace) - before < 10
+                assert network.tcp_counter("DelayedACKs", namespace) - before < 10
     finally:
         one.down()
-
-
-def delayed_acks(netns: str) -> int:
-    done = subprocess.run(
-        ["ip", "netns", "exec", netns, "cat", "/proc/net/netstat"], capture_output=True, text=True, check=True
-    )
-    names, values = (line.split() for line in done.stdout.splitlines() if line.startswith("TcpExt:"))
-    return int(values[names.index("DelayedACKs")])
 
 
 # struct tcp_info: options, window scales, advmss

@@ -9,7 +9,6 @@ import os
 import random
 import socket
 import struct
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 
@@ -101,15 +100,6 @@ def set_offloads(sock: socket.socket, device: str, on: bool) -> None:
         fcntl.ioctl(sock, _SIOCETHTOOL, struct.pack("16sP16x", device.encode(), ctypes.addressof(value)))
 
 
-def wrong_checksums(netns: str) -> int:
-    """The TCP segments dropped for a wrong checksum in a namespace."""
-    found = subprocess.run(
-        ["ip", "netns", "exec", netns, "cat", "/proc/net/snmp"], capture_output=True, text=True, check=True
-    )
-    names, values = (line.split() for line in found.stdout.splitlines() if line.startswith("Tcp:"))
-    return int(values[names.index("InCsumErrors")])
-
-
 @pytest.fixture(scope="module")
 def pair() -> Iterator[network.Veth]:
     with network.veth() as found:
@@ -147,7 +137,7 @@ def test_checksums(pair: network.Veth, served: support.Service, ours: bool, thei
             client.send(b"u", socket.MSG_OOB)
             client.shutdown(socket.SHUT_WR)
             assert support.receive_all(client) == b"u"
-    assert wrong_checksums(pair.namespace) == 0
+    assert network.tcp_counter("InCsumErrors", pair.namespace) == 0
 
 
 # ---- exchanges that nobody drives ----

@@ -72,8 +72,8 @@ static __always_inline bool replace32(struct __sk_buff *skb, __u32 at, __be32 fr
 }
 
 /*
- * Answers time stamps with the client's own time. A SYN has no echo reply yet. That of a segment which the client sends
- * again is of the first time: its TCP would take the whole timeout for a round trip.
+ * Answers time stamps with the time at which the client sent this segment. A SYN has no echo reply yet. In data that is sent
+ * again it is older than the timeout, and the client's TCP would take all of that for a round trip.
  */
 static __always_inline bool answer_timestamps(struct __sk_buff *skb, __u32 at, __u64 *sum)
 {

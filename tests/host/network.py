@@ -111,13 +111,15 @@ def veth(net: int = NET) -> Iterator[Veth]:
 
 
 def tcp_counter(name: str, netns: str = "") -> int:
-    """What a namespace, or this one, counts by that name: TCPTimeouts, InCsumErrors."""
+    """TCP's counter of that name, as TCPTimeouts or InCsumErrors, in a namespace or in this one."""
     prefix = ["ip", "netns", "exec", netns] if netns else []
     command = [*prefix, "cat", "/proc/net/snmp", "/proc/net/netstat"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = [line.split() for line in text.splitlines() if line.startswith(("Tcp:", "TcpExt:"))]
-    (found,) = (dict(zip(*two, strict=True))[name] for two in zip(rows[::2], rows[1::2], strict=True) if name in two[0])
-    return int(found)
+    counts: dict[str, str] = {}
+    for names, values in zip(rows[::2], rows[1::2], strict=True):
+        counts.update(zip(names, values, strict=True))
+    return int(counts[name])
 
 
 # include/uapi/linux/if_tun.h

@@ -7,7 +7,7 @@ For root, where the kernel has netem; prints a table:
 
 A client behind a veth pair sends three streams at once and reads them back (tests/host/stream.c, which compares every
 byte). Each round has the mirror, epoll, and epoll where every fault is there twice: request and echo have one
-acknowledgement through the mirror, so what befalls either befalls it.
+acknowledgement through the mirror, so a loss of either is one of both.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import network
 import support
 
 STREAMS, STREAM_BYTES = 3, 5_000_000
-# What netem does in each direction; and what does it twice.
+# What netem does in each direction, and the same done twice; None where netem has no such thing.
 NETWORKS: dict[str, tuple[list[str], list[str] | None]] = {
     "nothing": ([], None),
     "0.1 % lost": (["loss", "0.1%"], ["loss", "0.1999%"]),
     "1 % lost": (["loss", "1%"], ["loss", "1.99%"]),
     "5 % lost": (["loss", "5%"], ["loss", "9.75%"]),
-    "5 % twice": (["duplicate", "5%"], ["duplicate", "9.75%"]),
+    "5 % duplicated": (["duplicate", "5%"], ["duplicate", "9.75%"]),
     "2 ms, 30 % sooner": (["delay", "2ms", "reorder", "30%", "50%"], None),
     "20 ms": (["delay", "20ms"], ["delay", "40ms"]),
     "20 ms, 20 Mbit/s": (["delay", "20ms", "rate", "20mbit"], ["delay", "40ms", "rate", "20mbit"]),
@@ -80,9 +80,12 @@ def timeouts_here(pair: network.Veth) -> int:
     return sum(network.tcp_counter("TCPTimeouts", namespace) for namespace in ("", pair.namespace))
 
 
-def ratio(slower: list[Transfer], mirror: list[Transfer]) -> str:
-    ratios = sorted(one.took_s / other.took_s for one, other in zip(slower, mirror, strict=False))
-    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} – {ratios[-1]:.2f})" if ratios else "–"
+def ratio(epoll: list[Transfer], mirror: list[Transfer]) -> str:
+    """Goodput of the mirror ÷ of epoll in the same rounds: its median and range."""
+    if not epoll:
+        return "–"
+    ratios = sorted(one.took_s / other.took_s for one, other in zip(epoll, mirror, strict=True))
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} – {ratios[-1]:.2f})"
 
 
 def timeouts(transfers: list[Transfer]) -> str:

@@ -10,6 +10,7 @@
 #define SHIFTS_LOG2 14
 /* How many equal acknowledgements in a row are answered. Three make a client retransmit. */
 #define MOST_REPEATS 8
+#define MOST_SCALE   14 /* TCP_MAX_WSCALE, RFC 7323 section 2.3 */
 /* Bounds for the delay of a delayed acknowledgement (TCP_DELACK_MIN is 40 ms, TCP_DELACK_MAX 200 ms). */
 #define LATE_MS	 20
 #define STALE_MS 1000
@@ -26,12 +27,13 @@ struct conn_key {
 
 /* State of a recent connection. */
 struct recent {
-	__u32 shift;   /* of the connection that owns the slot: mirror_shift() */
-	__u32 isn;     /* the client's initial sequence number, until it is open */
-	__u32 said;    /* a digest of its last acknowledgement */
-	__u16 repeats; /* of that acknowledgement */
-	__u8 opening;  /* its SYN was answered */
-	__u8 nagle;    /* whether the client has Nagle's algorithm on: the values below */
+	__u32 shift;  /* of the connection that owns the slot: mirror_shift() */
+	__u32 isn;    /* the client's initial sequence number, until it is open */
+	__u32 said;   /* a digest of its last acknowledgement */
+	__u8 repeats; /* of that acknowledgement */
+	__u8 scale;   /* of the client's window: bits; MOST_SCALE where that is not known */
+	__u8 opening; /* its SYN was answered */
+	__u8 nagle;   /* whether the client has Nagle's algorithm on: the values below */
 	__u32 when_ms; /* of its last data; in state LATE, the time until which data counts as held back */
 };
 
@@ -168,7 +170,10 @@ static __always_inline bool repeats(struct recent *recent, __u32 said)
 		recent->repeats = 0;
 		return false;
 	}
-	return ++recent->repeats > MOST_REPEATS;
+	if (recent->repeats == MOST_REPEATS)
+		return true;
+	recent->repeats++;
+	return false;
 }
 
 /*

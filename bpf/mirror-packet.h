@@ -16,6 +16,7 @@
 #define TCPOPT_SACK_PERM  4
 #define TCPOPT_SACK	  5
 #define TCPOPT_TIMESTAMP  8
+#define TCPOLEN_WINDOW	  3
 #define TCPOLEN_TIMESTAMP 10
 #define MAX_OPTIONS	  40 /* bytes */
 #define MOST_SACK_EDGES	  8
@@ -83,8 +84,9 @@ static __always_inline bool answer_timestamps(struct __sk_buff *skb, __u32 at, _
 	       replace32(skb, at + 4, stamps[1], stamps[0], sum);
 }
 
+/* @sacked becomes a digest of it. */
 static __always_inline bool turn_sack(struct __sk_buff *skb, __u32 at, __u32 size, __u32 shift,
-				      __u32 *said, __u64 *sum)
+				      __u32 *sacked, __u64 *sum)
 {
 	__u32 i;
 
@@ -96,7 +98,7 @@ static __always_inline bool turn_sack(struct __sk_buff *skb, __u32 at, __u32 siz
 			break;
 		if (bpf_skb_load_bytes(skb, at + 4 * i, &edge, sizeof(edge)))
 			return false;
-		*said = *said * 31 + edge;
+		*sacked = *sacked * 31 + edge;
 		if (!replace32(skb, at + 4 * i, edge, bpf_htonl(bpf_ntohl(edge) - shift), sum))
 			return false;
 	}
@@ -112,18 +114,20 @@ static __always_inline bool is_agreed(__u8 kind)
 
 /*
  * Replaces the options of the segment, @size bytes from @options, by those of the echo. False if they are malformed. An
- * option that changes is replaced after the loop, which keeps the paths through it few, for the verifier.
+ * option that changes is replaced after the loop, which keeps the paths through it few, for the verifier. @scale becomes
+ * the window scale of a SYN that offers one.
  */
 static __always_inline bool turn_options(struct __sk_buff *skb, __u32 options, __u32 size, bool syn,
-					 bool bare, __u32 shift, __u32 *said, __u64 *sum)
+					 bool bare, __u32 shift, __u8 *scale, __u32 *sacked,
+					 __u64 *sum)
 {
 	__u8 nops[MAX_OPTIONS], kind, byte;
 	/*
-	 * How far it is, and where it has found timestamps and SACK, from @options on. The verifier
+	 * How far it is, and where it has found what changes or is of use, from @options on. The verifier
 	 * forgets what was stored in a byte, so that one option looks to it like any other, whatever
 	 * came before it.
 	 */
-	volatile __u8 done = 0, stamps = 0, sack = 0, sack_size = 0;
+	volatile __u8 done = 0, stamps = 0, sack = 0, sack_size = 0, window = 0;
 	__u32 i;
 
 	__builtin_memset(nops, TCPOPT_NOP, sizeof(nops));
@@ -159,11 +163,14 @@ static __always_inline bool turn_options(struct __sk_buff *skb, __u32 options, _
 				return false;
 			sack = done + 2;
 			sack_size = length - 2;
+		} else if (syn && kind == TCPOPT_WINDOW && length == TCPOLEN_WINDOW) {
+			window = done + 2;
 		}
 		done += length;
 	}
-	return (!bare || !stamps || answer_timestamps(skb, options + stamps, sum)) &&
-	       (!sack || turn_sack(skb, options + sack, sack_size, shift, said, sum));
+	return (!window || !bpf_skb_load_bytes(skb, options + window, scale, sizeof(*scale))) &&
+	       (!bare || !stamps || answer_timestamps(skb, options + stamps, sum)) &&
+	       (!sack || turn_sack(skb, options + sack, sack_size, shift, sacked, sum));
 }
 
 /*

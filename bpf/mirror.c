@@ -194,11 +194,14 @@ static __always_inline bool answer_ack(const struct segment *seg, struct segment
 	} else if (!in_flight) {
 		note_ack_of_all(recent, now_ms);
 	} else if (!fin && in_flight > 0) {
-		__u32 window = bpf_ntohl(seg->flags) & 0xffff;
+		__u32 window = bpf_ntohl(seg->flags) & 0xffff, room = window << recent->scale;
 
-		/* If the window is closed, what we could still send is new only there. */
-		if (!window)
-			echo->seq = seg->ack;
+		/*
+		 * A client short of memory takes a window back. An answer beyond its end would be
+		 * ignored, and answered in turn.
+		 */
+		if (in_flight > room)
+			echo->seq = seg->ack + room - !!room;
 		*said = seg->seq + seg->ack * 31 + window;
 	}
 	return false;
@@ -231,7 +234,9 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 	struct segment seg, echo;
 	struct conn_key key;
 	struct recent *recent;
-	__u32 shift, slot, size, seen, said = 0, ports, now_ms = start_ns >> 20; /* almost */
+	__u32 shift, slot, size, seen, said = 0, sacked = 0, ports;
+	__u32 now_ms = start_ns >> 20; /* almost */
+	__u8 scale = 0;
 	__s32 in_flight;
 	bool fin, nudge = false;
 
@@ -271,7 +276,7 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 		echo.flags = seg.flags & (TCP_DATA_OFFSET | TCP_WINDOW | TCP_FLAG_ACK |
 					  TCP_FLAG_PSH | TCP_FLAG_FIN);
 		if (recent->shift != shift)
-			*recent = (struct recent){.shift = shift};
+			*recent = (struct recent){.shift = shift, .scale = MOST_SCALE};
 		if (opens(recent, seen)) {
 			key = conn_key(data + l2, tcp, v6);
 			conn_open(&key);
@@ -296,15 +301,17 @@ static __always_inline int turn(struct __sk_buff *skb, int kind, bool v6)
 
 	if (seg.options && (echo.bare || !has_usual_options(&seg, tcp, end))) {
 		if (!turn_options(skb, l4 + sizeof(*tcp), seg.options, seg.flags & TCP_FLAG_SYN,
-				  echo.bare, shift, &said, &sum))
+				  echo.bare, shift, &scale, &sacked, &sum))
 			return TC_ACT_UNSPEC;
+		if (scale)
+			recent->scale = scale < MOST_SCALE ? scale : MOST_SCALE;
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;
 		tcp = data + l4;
 		if ((void *)(tcp + 1) > end)
 			return SWALLOW;
 	}
-	if (said && !seg.payload && !fin && repeats(recent, said))
+	if (said && repeats(recent, said + sacked))
 		return SWALLOW;
 
 	swap_addresses(data, kind, v6);

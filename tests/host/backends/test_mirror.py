@@ -199,6 +199,18 @@ def test_closed_window_with_data_in_flight(client: Client) -> None:
     client.assert_echo(segment, echo, 101, 101, "A")
 
 
+@pytest.mark.parametrize("scale", [0, 3, 14, 255])
+def test_more_in_flight_than_room(wire: Wire, scale: int) -> None:
+    """The answer lies in the window of a client that has taken back a part of it."""
+    client = Client(wire, options=[*LINUX, ("WScale", scale)] if scale else LINUX)
+    client.options = LINUX
+    for window in (1, 5, 10):
+        room = window << min(scale, 14)
+        for size in (room - 1, room, room + 1, 2 * room, 2_000_000):
+            (echo,) = client.ask(segment := client.segment(101 + size, ack=101, window=window))
+            client.assert_echo(segment, echo, 101 + (size if size <= room else room - 1), 101, "A")
+
+
 def test_repeated_acknowledgements_end(client: Client) -> None:
     """There are enough for a fast retransmission, but two ends that answer each other stop."""
     same = client.segment(20001, ack=101)
@@ -212,6 +224,13 @@ def test_repeated_sack_ends_no_data(client: Client) -> None:
     hole = ("SAck", tuple((client.number(at) + client.shift) % (1 << 32) for at in (201, 301)))
     again = client.segment(101, "A", bytes(100), ack=101, options=[*LINUX, ("NOP", None), ("NOP", None), hole])
     assert [len(client.ask(again)) for _ in range(MOST_REPEATS + 4)] == [1] * (MOST_REPEATS + 4)
+
+
+def test_probes_with_sack_are_all_answered(client: Client) -> None:
+    """A client gives up when its probes are not answered."""
+    hole = ("SAck", tuple((client.number(at) + client.shift) % (1 << 32) for at in (201, 301)))
+    probe = client.segment(100, ack=101, window=0, options=[*LINUX, ("NOP", None), ("NOP", None), hole])
+    assert [len(client.ask(probe)) for _ in range(MOST_REPEATS + 4)] == [1] * (MOST_REPEATS + 4)
 
 
 # ---- clients with Nagle's algorithm ----

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import support
@@ -24,12 +23,6 @@ AT_ONCE = 15_000
 FULL = os.environ.get("KECHO_TEST_FULL") == "1"
 KERNEL_PATHS = pytest.mark.parametrize("path", support.KERNEL_PATHS)
 USED_MAPS = {"egress": {"clients", "locals", "peers"}, "ingress": {"clients", "locals"}, "skb": {"servers", "remotes"}}
-
-
-def _most_bytes() -> int:
-    """The largest size of TCP's buffers at both ends."""
-    found = (Path("/proc/sys/net/ipv4", name).read_text().split()[2] for name in ("tcp_rmem", "tcp_wmem"))
-    return 2 * sum(map(int, found))
 
 
 def _socket_memory(port: int) -> int:
@@ -49,7 +42,7 @@ def test_a_client_that_does_not_read(service: Callable[..., support.Service], pa
     """
     served = service(path=path)
     source = random.Random(1).randbytes(1 << 20)
-    most = _most_bytes()
+    most = support.most_buffered()
     with served.client(family) as client:
         echo(client, b"warm")
         client.settimeout(0.5)

@@ -84,7 +84,7 @@ static __always_inline bool answer_timestamps(struct __sk_buff *skb, __u32 at, _
 	       replace32(skb, at + 4, stamps[1], stamps[0], sum);
 }
 
-/* @sacked becomes a digest of it. */
+/* Makes the edges of SACK those of the echo. @sacked becomes a digest of them. */
 static __always_inline bool turn_sack(struct __sk_buff *skb, __u32 at, __u32 size, __u32 shift,
 				      __u32 *sacked, __u64 *sum)
 {

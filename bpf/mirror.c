@@ -197,8 +197,10 @@ static __always_inline bool answer_ack(const struct segment *seg, struct segment
 		__u32 window = bpf_ntohl(seg->flags) & 0xffff, room = window << recent->scale;
 
 		/*
-		 * A client short of memory takes a window back. An answer beyond its end would be
-		 * ignored, and answered in turn.
+		 * A client short of memory has taken back a part of its window. Beyond its end TCP
+		 * would ignore the answer, and answer it in turn. So it has the last number in the
+		 * window, or ack if that is closed. With ack always, this segment's time would be
+		 * the newest to the client, and an echo that it overtook too old (PAWS).
 		 */
 		if (in_flight > room)
 			echo->seq = seg->ack + room - !!room;

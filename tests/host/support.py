@@ -413,7 +413,7 @@ def most_buffered() -> int:
 def fill(sock: socket.socket, seed: int, most: int = 100_000) -> bytes:
     """Sends up to `most` bytes at a time without reading, until it blocks for a while. Returns what was sent."""
     rng, sent = random.Random(seed), bytearray()
-    endless = most_buffered() + (64 << 20)  # path skb has some that is charged to no socket (docs/known-limits.md)
+    endless = max(most_buffered(), 64 << 20)
     sock.setblocking(False)
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
